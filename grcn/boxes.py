@@ -1,0 +1,181 @@
+"""Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
+
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back to the host,
+:func:`first_of_nms` excepted: sizes never depend on data, and masks say which rows count.
+
+Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import nms
+
+BACKGROUND = -1
+IGNORED = -2
+# Largest log-scale change of a decoded box, torchvision's guard: a side grows at most 1000 / 16 times.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Computes the areas ``[...]`` of boxes ``[..., 4]``; empty rows (all zero) have area 0."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Computes the overlap ``[..., G, A]`` of boxes ``[..., G, 4]`` with boxes ``[..., A, 4]``; leading dimensions broadcast.
+
+    Equals ``torchvision.ops.box_iou`` on each pair of lists. Two empty boxes give NaN, as there.
+    """
+    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    sides = (bottom_right - top_left).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection / (areas(first)[..., :, None] + areas(second)[..., None, :] - intersection)
+
+
+def encode(objects: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Expresses objects relative to boxes: the regression targets ``(dx, dy, dw, dh) * weights`` (Ren et al., eq. 2).
+
+    Args:
+        objects: ``[..., 4]``.
+        boxes: ``[..., 4]``, anchors or proposals. Rows with zero area give values that are not finite: mask them.
+        weights: four factors; ``(10, 10, 5, 5)`` is a normalisation by standard deviations ``(.1, .1, .2, .2)``.
+    """
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    object_width, object_height = objects[..., 2] - objects[..., 0], objects[..., 3] - objects[..., 1]
+    dx = (objects[..., 0] + 0.5 * object_width - boxes[..., 0] - 0.5 * width) / width
+    dy = (objects[..., 1] + 0.5 * object_height - boxes[..., 1] - 0.5 * height) / height
+    dw, dh = torch.log(object_width / width), torch.log(object_height / height)
+    return torch.stack([dx * weights[0], dy * weights[1], dw * weights[2], dh * weights[3]], -1)
+
+
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Applies deltas ``[..., 4]`` to boxes ``[..., 4]``: the inverse of :func:`encode`, with bounded growth."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    centre_x = deltas[..., 0] / weights[0] * width + boxes[..., 0] + 0.5 * width
+    centre_y = deltas[..., 1] / weights[1] * height + boxes[..., 1] + 0.5 * height
+    half_width = 0.5 * width * torch.exp((deltas[..., 2] / weights[2]).clamp(max=MAX_LOG_SCALE))
+    half_height = 0.5 * height * torch.exp((deltas[..., 3] / weights[3]).clamp(max=MAX_LOG_SCALE))
+    return torch.stack(
+        [centre_x - half_width, centre_y - half_height, centre_x + half_width, centre_y + half_height], -1
+    )
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Cuts boxes ``[N, A, 4]`` at their image's border; NaN coordinates become 0, so that no operator ever sees one.
+
+    Args:
+        boxes: ``[N, A, 4]``.
+        sizes: ``[N, 2]`` heights and widths.
+    """
+    limit = sizes.flip(-1).repeat(1, 2)[:, None, :]
+    return torch.minimum(boxes.nan_to_num(nan=0.0).clamp(min=0), limit)
+
+
+def match(
+    overlaps: Tensor,
+    valid: Tensor,
+    fg_iou: float,
+    bg_iou: float,
+    low_quality: bool = False,
+    usable: Tensor | None = None,
+    bg_iou_low: float = 0.0,
+) -> Tensor:
+    """Assigns each candidate to an object: its index, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
+
+    Args:
+        overlaps: ``[N, G, A]`` IoU of objects and candidates.
+        valid: ``[N, G]`` bool, False for padding rows.
+        fg_iou: a candidate whose best overlap reaches this is foreground.
+        bg_iou: one whose best overlap is below this is background; between the two it is ignored.
+        low_quality: also take, for each object, every candidate that ties for its best overlap (Ren et al., Sec. 3.1.2).
+            An object that overlaps no usable candidate gets none (torchvision would then take all of them).
+        usable: ``[N, A]`` bool; other candidates are ignored.
+        bg_iou_low: background must also reach this overlap with some object (Fast R-CNN's 0.1); else it is ignored.
+
+    Returns:
+        int64 ``[N, A]``.
+    """
+    mask = valid[:, :, None] if usable is None else valid[:, :, None] & usable[:, None, :]
+    overlaps = torch.where(mask, overlaps, -1.0)
+    best, index = overlaps.max(dim=1)
+    matched = torch.where(best < bg_iou, BACKGROUND, torch.where(best < fg_iou, IGNORED, index))
+    if bg_iou_low > 0:
+        matched = torch.where((best >= 0) & (best < bg_iou_low), IGNORED, matched)
+    if low_quality:
+        top = overlaps.amax(dim=2, keepdim=True)
+        matched = torch.where(((overlaps == top) & (top > 0)).any(dim=1), index, matched)
+    return matched if usable is None else torch.where(usable, matched, IGNORED)
+
+
+def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws a fixed number of candidates per image: at most ``max_foreground`` foreground ones, first, then background.
+
+    The candidates with the largest keys are taken, so uniform random keys give a uniform sample without replacement.
+
+    Args:
+        matched: ``[N, A]`` from :func:`match`.
+        keys: int64 ``[N, A]``, not negative.
+        count: slots per image.
+        max_foreground: limit of foreground slots.
+
+    Returns:
+        ``index`` int64 ``[N, count]`` into the candidates, ``taken`` bool ``[N, count]`` (False where an image has too few),
+        ``foreground`` bool ``[N, count]``, a prefix of each row.
+    """
+    candidates = matched.shape[1]
+    num_fg = (matched >= 0).sum(1, keepdim=True).clamp(max=min(max_foreground, count))
+    num_bg = torch.minimum((matched == BACKGROUND).sum(1, keepdim=True), count - num_fg)
+    fg_slots, bg_slots = min(max_foreground, count, candidates), min(count, candidates)
+    fg = torch.where(matched >= 0, keys, -1).topk(fg_slots, dim=1).indices
+    bg = torch.where(matched == BACKGROUND, keys, -1).topk(bg_slots, dim=1).indices
+    slot = torch.arange(count, device=matched.device)[None]
+    source = torch.where(slot < num_fg, slot, (fg_slots + slot - num_fg).clamp(max=fg_slots + bg_slots - 1))
+    return torch.cat([fg, bg], dim=1).gather(1, source), slot < num_fg + num_bg, slot < num_fg
+
+
+def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
+    """Returns the indices of the first ``count`` boxes that greedy suppression keeps, best score first.
+
+    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU, where each call
+    is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU one call is one wait.
+
+    Args:
+        boxes: ``[A, 4]`` in order of falling score.
+        scores: ``[A]``.
+        threshold: a box that overlaps a kept one by more than this is dropped.
+        count: how many are wanted.
+    """
+    chunk = len(boxes) if boxes.is_cuda else min(len(boxes), max(256, count + count // 2))
+    kept = nms(boxes[:chunk], scores[:chunk], threshold)
+    for start in range(chunk, len(boxes), chunk):
+        if len(kept) >= count:
+            break
+        fresh = torch.arange(start, min(start + chunk, len(boxes)), device=boxes.device)
+        candidates = torch.cat([kept, fresh])
+        kept = candidates[nms(boxes[candidates], scores[candidates], threshold)]
+    return kept[:count]
+
+
+def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stacks the objects of a batch, padded to the next power of two so that few shapes occur.
+
+    Returns:
+        ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G >= 1``.
+    """
+    most = max(len(target["boxes"]) for target in targets)
+    slots = 1 << max(most - 1, 0).bit_length()
+
+    def stack(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([F.pad(t, (0, 0) * (t.dim() - 1) + (0, slots - len(t))) for t in tensors])
+
+    boxes = stack([target["boxes"] for target in targets])
+    labels = stack([target["labels"] for target in targets])
+    valid = stack([torch.ones_like(target["labels"], dtype=torch.bool) for target in targets])
+    return boxes, labels, valid

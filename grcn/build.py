@@ -1,0 +1,138 @@
+"""From a config to what it describes: model, data, optimizer. The only reader of config objects; modules never see one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import Data, FilesData, Model, ShapesData, Train
+from .data import coco, shapes, voc
+from .data.table import Table
+from .data.transforms import FileImages
+from .models.anchors import AnchorGenerator
+from .models.box_heads import TaskHeads
+from .models.context import ContextAttention
+from .models.detector import Detector
+from .models.features import TASKS
+from .models.init import initialise
+from .models.roi_heads import Detecting, RoIHeads, Sampling
+from .models.roi_pool import RoIPool
+from .models.rpn import Proposing, RegionProposalNetwork
+from .models.transform import DetectionTransform
+from .models.vgg import VGG16_BLOCKS, SplitVGG
+from .models.weights import normalisation_of
+
+_READERS = {"voc": voc.load, "coco": coco.load}
+
+
+def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
+    """Builds a detector with initial values from ``seed``; reads neither disk nor network, and builds on the meta device.
+
+    Args:
+        cfg: the ``model`` section.
+        num_classes: including background.
+        seed: of the initial values. Pretrained weights are loaded apart, by ``grcn.models.weights.load_weights``.
+    """
+    last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
+    if cfg.backbone == "tiny":
+        blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)]
+        backbone = SplitVGG(blocks, cfg.split, last_pool, frozen_blocks=0, group_norm=True)
+    else:
+        backbone = SplitVGG(VGG16_BLOCKS, cfg.split, last_pool, frozen_blocks=2)
+    specs = backbone.feature_specs
+
+    rpn = RegionProposalNetwork(
+        specs[cfg.rpn.reads].channels,
+        cfg.rpn.channels,
+        AnchorGenerator(cfg.anchors.sizes, cfg.anchors.ratios, specs[cfg.rpn.reads].stride),
+        train=Proposing(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
+        test=Proposing(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
+        reads=cfg.rpn.reads,
+        batch=cfg.rpn.batch,
+        fg_fraction=cfg.rpn.fg_fraction,
+        fg_iou=cfg.rpn.fg_iou,
+        bg_iou=cfg.rpn.bg_iou,
+        straddling=cfg.rpn.straddling,
+        beta=cfg.rpn.smooth_l1_beta,
+    )
+
+    def pool(task: str, size: int) -> RoIPool:
+        return RoIPool(specs[task].stride, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned)
+
+    in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
+    roi_heads = RoIHeads(
+        pools={task: pool(task, cfg.roi.size) for task in TASKS},
+        heads=TaskHeads(
+            specs["cls"].channels * cfg.roi.size**2, cfg.head.dim, num_classes, cfg.head.dropout, cfg.head.tasks
+        ),
+        shared_map=backbone.shared,
+        context={
+            task: ContextAttention(specs[task].channels, cfg.context.dim, cfg.context.heads, cfg.context.value)
+            for task in in_context
+        },
+        context_pools={task: pool(task, cfg.context.size) for task in in_context},
+        sampling=Sampling(cfg.roi.batch, cfg.roi.fg_fraction, cfg.roi.fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt),
+        detecting=Detecting(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
+        box_weights=cfg.roi.box_weights,
+        beta=cfg.roi.smooth_l1_beta,
+    )
+    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights))
+    model = Detector(transform, backbone, rpn, roi_heads)
+    initialise(model, seed)
+    return model
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one side of a data set: their annotations, and how to read one as uint8 ``[3, H, W]`` by its row."""
+
+    table: Table
+    read_image: Callable[[int], Tensor]
+
+
+def build_train_split(cfg: Data) -> Split:
+    """Reads the annotations to train on."""
+    return _split(cfg, "train", cfg.classes if isinstance(cfg, FilesData) else None)
+
+
+def build_test_split(cfg: Data, classes: tuple[str, ...]) -> Split:
+    """Reads the annotations to evaluate on.
+
+    Args:
+        cfg: the ``data`` section.
+        classes: those of the model: a class that it does not know is an error.
+    """
+    return _split(cfg, "test", classes)
+
+
+def _split(cfg: Data, side: str, classes: tuple[str, ...] | None) -> Split:
+    if isinstance(cfg, ShapesData):
+        count = cfg.train_images if side == "train" else cfg.test_images
+        table = shapes.load(cfg.level, side, count, cfg.size, cfg.seed)
+        return Split(table, shapes.ShapesImages(cfg.level, side, cfg.size, cfg.seed))
+    table = _READERS[cfg.format](cfg.root, getattr(cfg, side), classes)
+    return Split(table, FileImages(table))
+
+
+def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:
+    """Builds SGD with momentum, fused into one pass over the parameters.
+
+    Biases learn at ``bias_lr_factor`` times the rate and do not decay unless told to; scales of norms do not decay.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    biases = [parameter for name, parameter in named if name.endswith("bias")]
+    scales = [parameter for name, parameter in named if not name.endswith("bias") and parameter.dim() == 1]
+    weights = [parameter for name, parameter in named if parameter.dim() > 1]
+    groups = [
+        {"params": weights, "weight_decay": cfg.weight_decay},
+        {"params": scales, "weight_decay": 0.0},
+        {
+            "params": biases,
+            "weight_decay": cfg.weight_decay if cfg.bias_decay else 0.0,
+            "lr_factor": cfg.bias_lr_factor,
+        },
+    ]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=cfg.lr, momentum=cfg.momentum, fused=True)

@@ -1,0 +1,65 @@
+"""The detector: transform, backbone, region proposals, RoI heads. Every model of the paper is this class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .roi_heads import RoIHeads
+from .rpn import RegionProposalNetwork
+from .transform import DetectionTransform
+
+
+class Detector(nn.Module):
+    """A two-stage detector whose classification and localization read ``features["cls"]`` and ``features["loc"]``.
+
+    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which accepts ours too.
+    """
+
+    def __init__(
+        self, transform: DetectionTransform, backbone: nn.Module, rpn: RegionProposalNetwork, roi_heads: RoIHeads
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+
+    def forward(
+        self, images: Sequence[Tensor], targets: list[dict] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Computes losses in training mode and detections in evaluation mode.
+
+        Args:
+            images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
+            targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and ``y1 < y2``, ``labels``
+                int64 ``[n]`` in 1..C; further keys: see ``grcn.data.loading``.
+
+        Returns:
+            Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted scalars whose sum is the
+            total. Evaluation: per image ``boxes`` ``[m, 4]`` in original pixels, ``labels`` ``[m]``, ``scores`` ``[m]``, best first.
+
+        Raises:
+            ValueError: no targets in training; a box without extent (checked where it costs no wait: on the CPU).
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("targets are needed in training mode")
+            _check_boxes(targets)
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        proposals, losses = self.rpn(batch, features, targets)
+        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        if self.training:
+            return {**losses, **roi_losses}
+        original = [(image.shape[-2], image.shape[-1]) for image in images]
+        return self.transform.postprocess(detections, batch.image_sizes, original)
+
+
+def _check_boxes(targets: list[dict]) -> None:
+    for index, target in enumerate(targets):
+        found = target["boxes"]
+        if found.device.type == "cpu" and not (found[:, 2:] > found[:, :2]).all():
+            worst = int((found[:, 2:] > found[:, :2]).all(1).logical_not().nonzero()[0])
+            raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent; drop it or mend it")

@@ -1,0 +1,42 @@
+"""The contract between backbones and what reads them, written down once.
+
+A backbone maps images ``[N, 3, H, W]`` to a dict of two feature maps: ``"cls"``, which classification reads, and ``"loc"``, which
+localization reads. It declares one :class:`FeatureSpec` per map in ``feature_specs`` and builds no map twice: where both tasks
+read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared`` is True.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TASKS = ("cls", "loc")
+
+# Which memory format a part computes in, by device. Measured: on a CPU, convolutions without weight gradients are faster in
+# channels_last and those with them much slower; tensor cores want channels_last throughout.
+MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
+    "cpu": {"frozen": torch.channels_last, "train": torch.contiguous_format, "eval": torch.channels_last},
+    "cuda": {"frozen": torch.channels_last, "train": torch.channels_last, "eval": torch.channels_last},
+}
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is known about a feature map before it is computed.
+
+    Attributes:
+        channels: its channels.
+        stride: input pixels per cell; an input side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared, never inferred
+            from sizes: strides are what the paper is about.
+    """
+
+    channels: int
+    stride: int
+
+
+def in_format(x: Tensor, part: str) -> Tensor:
+    """Lays ``x`` out as :data:`MEMORY_FORMATS` says for ``part`` (``frozen``, ``train`` or ``eval``) on its device."""
+    formats = MEMORY_FORMATS.get(x.device.type)
+    return x if formats is None else x.contiguous(memory_format=formats[part])

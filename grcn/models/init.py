@@ -1,0 +1,55 @@
+"""Initial values: every parameter from a hash of the seed and its layer's name, so that models are paired by seed.
+
+A layer has the same values in every row of a table, wherever its weights stand: parts that exist once per task start as copies of
+each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster R-CNN the same function before training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from grcn import rng
+
+from .weights import layer_name
+
+# Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3; Girshick's code).
+_NEW_LAYERS = {"rpn.": 0.01, "roi_heads.heads.cls_score": 0.01, "roi_heads.heads.bbox_pred": 0.001, "roi_heads.context.": 0.01}
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Sets every parameter of a detector in place; one on the meta device is left alone.
+
+    Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, all other convolutions
+    and linear layers He-normal (fan in), which is what training without pretrained weights needs.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.dim() == 1:
+            parameter.fill_(1)
+        else:
+            # detect-S adds a second head that must differ from the first, or it would stay its twin for ever.
+            own = name if ".second." in name else layer_name(name)
+            parameter.copy_(_draw(name, parameter, rng.hash_int(seed, rng.INIT, _number(own))))
+
+
+def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    fan_in = parameter[0].numel()
+    if ".pool4." in name:
+        fan_out = parameter.numel() // parameter.shape[1]
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        return torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
+    std = next((std for prefix, std in _NEW_LAYERS.items() if name.startswith(prefix)), math.sqrt(2 / fan_in))
+    return torch.randn(parameter.shape, generator=generator) * std
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

@@ -1,0 +1,224 @@
+"""Second stage: samples RoIs, pools each task's map, runs the heads; losses in training, detections in evaluation.
+
+Shapes: ``N`` images, ``P`` proposals of an image, ``R`` sampled RoIs of an image, ``L`` its first RoIs that may be foreground,
+``K`` classes including background. Frames: every box is in pixels of the resized, padded input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from grcn import boxes, rng
+
+from .box_heads import TaskHeads
+from .context import ContextAttention
+from .roi_pool import RoIPool
+from .transform import sizes_tensor
+
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground, foreground first."""
+
+    batch: int = 128
+    fg_fraction: float = 0.25
+    fg_iou: float = 0.5
+    bg_iou_low: float = 0.0
+    add_gt: bool = True
+
+    @property
+    def max_fg(self) -> int:
+        """``L``: slots of an image that may be foreground."""
+        return max(1, int(self.batch * self.fg_fraction))
+
+
+@dataclass(frozen=True)
+class Detecting:
+    """How detections are chosen: class scores above ``score_thresh``, suppression per class, the best ``detections`` of an image."""
+
+    score_thresh: float = 0.05
+    nms: float = 0.3
+    detections: int = 100
+
+
+class RoIHeads(nn.Module):
+    """The paper's second stage, on one map for both tasks or on one each.
+
+    Where nothing sets the tasks apart (one map, no context, shared hidden layers) RoIs are pooled and run once; else the
+    localization pass is its own. The box loss reads foreground RoIs only, so in training that pass runs on the ``L`` slots that can
+    be foreground; losses and gradients are those of running all.
+
+    Args:
+        pools: RoI pooling for each task's map.
+        heads: hidden layers and predictors.
+        shared_map: both tasks read one map.
+        context: attention modules, for the tasks that have one (paper, Sec. 3.3).
+        context_pools: pools the whole image for them, per task.
+        sampling, detecting: choice of RoIs and of detections.
+        box_weights: normalisation of the regression targets.
+        beta: where smooth L1 turns from quadratic to linear.
+    """
+
+    def __init__(
+        self,
+        pools: dict[str, RoIPool],
+        heads: TaskHeads,
+        shared_map: bool,
+        context: dict[str, ContextAttention] | None = None,
+        context_pools: dict[str, RoIPool] | None = None,
+        sampling: Sampling | None = None,
+        detecting: Detecting | None = None,
+        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.pools = nn.ModuleDict(pools)
+        self.context = nn.ModuleDict(context or {})
+        self.context_pools = nn.ModuleDict(context_pools or {})
+        self.heads = heads
+        self.shared_map = shared_map
+        self.sampling = sampling or Sampling()
+        self.detecting = detecting or Detecting()
+        self.box_weights, self.beta = box_weights, beta
+        self.last_stats: dict[str, Tensor] = {}
+
+    @property
+    def parted(self) -> bool:
+        """Whether localization has a pass of its own."""
+        return not self.shared_map or len(self.context) > 0 or self.heads.tasks == "separate"
+
+    def forward(
+        self,
+        features: Features,
+        proposals: Tensor,
+        image_sizes: list[tuple[int, int]],
+        targets: list[dict] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Classifies and refines proposals (torchvision's signature).
+
+        Args:
+            features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
+            proposals: ``[N, P, 4]``; rows of zero area are empty.
+            image_sizes: ``(height, width)`` of each image.
+            targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
+
+        Returns:
+            Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses ``loss_classifier`` and
+            ``loss_box_reg`` (an empty dict in evaluation).
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("targets are needed in training mode")
+            return [], self._losses(features, proposals, image_sizes, targets)
+        return [
+            self._detect({task: map_[i : i + 1] for task, map_ in features.items()}, proposals[i : i + 1], [size])
+            for i, size in enumerate(image_sizes)
+        ], {}
+
+    def _losses(
+        self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
+    ) -> dict[str, Tensor]:
+        keys = rng.image_keys(targets, proposals.device)
+        rois, labels, wanted, taken, foreground = self.sample(proposals, targets, keys)
+        loc = slice(0, self.sampling.max_fg)
+        images, count = rois.shape[:2]
+        cls_in = raw = self._pool("cls", features, rois)
+        cls_in = self._add_context("cls", cls_in, features, image_sizes)
+        if self.parted:
+            loc_rois = rois[:, loc]
+            same = raw.unflatten(0, (images, count))[:, loc].flatten(0, 1) if self.shared_map else None
+            loc_in = self._pool("loc", features, loc_rois) if same is None else same
+            loc_in = self._add_context("loc", loc_in, features, image_sizes)
+            row_keys = self._row_keys(keys, 0, count), self._row_keys(keys, 1, loc_rois.shape[1])
+            cls_hidden, loc_hidden = self.heads.hidden_both(cls_in, loc_in, *row_keys)
+        else:
+            cls_hidden = self.heads.hidden("cls", cls_in, self._row_keys(keys, 0, count))
+            loc_hidden = cls_hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
+        logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
+        deltas = self.heads.bbox_pred(loc_hidden).to(rois.dtype).view(images, -1, logits.shape[1], 4)
+
+        classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
+        own = labels[:, loc, None, None].expand(-1, -1, -1, 4)
+        regression = F.smooth_l1_loss(deltas.gather(2, own)[:, :, 0], wanted[:, loc], beta=self.beta, reduction="none")
+        slots = images * self.sampling.batch
+        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (taken & ~foreground).sum()}
+        return {
+            "loss_classifier": torch.where(taken, classification, 0).sum() / slots,
+            "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots,
+        }
+
+    @torch.no_grad()
+    def sample(
+        self, proposals: Tensor, targets: list[dict], keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Draws the RoIs to train on.
+
+        Returns:
+            ``rois`` ``[N, R, 4]``, ``labels`` int64 ``[N, R]`` (0 background), regression targets ``[N, R, 4]`` (zero where not
+            foreground), ``taken`` and ``foreground`` bool ``[N, R]``.
+        """
+        how = self.sampling
+        objects, object_labels, valid = boxes.pad_objects(targets)
+        objects = objects.to(proposals.dtype)
+        usable = boxes.areas(proposals) > 0
+        if how.add_gt:
+            proposals, usable = torch.cat([proposals, objects], 1), torch.cat([usable, valid], 1)
+        overlaps = boxes.iou(objects, proposals)
+        matched = boxes.match(overlaps, valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
+        candidates = torch.arange(proposals.shape[1], device=proposals.device)
+        draw = rng.hash_tensor(keys[:, None], rng.ROIS, candidates)
+        index, taken, foreground = boxes.sample(matched, draw, how.batch, how.max_fg)
+        rois = proposals.gather(1, index[..., None].expand(-1, -1, 4))
+        owner = matched.gather(1, index).clamp(min=0)
+        labels = torch.where(foreground, object_labels.gather(1, owner), 0)
+        wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
+        return rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground
+
+    def _detect(self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Detects in one image: maps ``[1, C, H, W]``, rois ``[1, P, 4]``."""
+        how = self.detecting
+        raw = self._pool("cls", features, rois)
+        hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
+        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1)
+        scores = torch.where((boxes.areas(rois[0]) > 0)[:, None], scores, 0)[:, 1:]
+        # A RoI without a class above a positive threshold gives no detection whatever its box: no need to localize it. On a GPU
+        # finding them out costs more than it saves.
+        if how.score_thresh > 0 and not rois.is_cuda:
+            rows = (scores > how.score_thresh).any(1).nonzero()[:, 0]
+            rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[rows]
+        if self.parted:
+            loc_in = raw if self.shared_map else self._pool("loc", features, rois)
+            hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
+        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).unflatten(1, (-1, 4))[:, 1:]
+        row, label = (scores > how.score_thresh).nonzero(as_tuple=True)
+        decoded = boxes.decode(deltas[row, label], rois[0, row], self.box_weights)
+        decoded = boxes.clip(decoded[None], sizes_tensor(image_sizes, rois))[0]
+        kept_scores = scores[row, label]
+        big = ((decoded[:, 2:] - decoded[:, :2]) >= 1e-2).all(1).nonzero()[:, 0]
+        decoded, kept_scores, label = decoded[big], kept_scores[big], label[big]
+        kept = batched_nms(decoded, kept_scores, label, how.nms)[: how.detections]
+        return {"boxes": decoded[kept], "labels": label[kept] + 1, "scores": kept_scores[kept]}
+
+    def _pool(self, task: str, features: Features, rois: Tensor) -> Tensor:
+        return self.pools[task](features[task], rois)
+
+    def _add_context(
+        self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        if task not in self.context:
+            return pooled
+        sizes = sizes_tensor(image_sizes, pooled)
+        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=1)[:, None]
+        return self.context[task](pooled, self.context_pools[task](features[task], whole))
+
+    def _row_keys(self, keys: Tensor, pass_: int, slots: int) -> Tensor:
+        """Random keys of the rows of a pass, int64 ``[N * slots]``."""
+        slot = torch.arange(slots, device=keys.device)
+        return rng.hash_tensor(keys[:, None], rng.DROPOUT, pass_, slot).flatten()

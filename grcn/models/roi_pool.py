@@ -1,0 +1,44 @@
+"""RoI pooling from one map of declared stride: a fixed grid of features for every box."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+
+class RoIPool(nn.Module):
+    """Pools every box to ``size x size`` cells of a map whose stride is declared.
+
+    Args:
+        stride: input pixels per cell of the map.
+        size: cells of a side of the result.
+        op: ``"pool"`` (RoIPool: cell borders rounded to the map's grid, maximum) or ``"align"`` (RoIAlign: bilinear samples, mean).
+        sampling_ratio: RoIAlign's samples per cell and side.
+        aligned: RoIAlign's half-cell shift, which puts box and map in the same frame; torchvision's detectors leave it out.
+    """
+
+    def __init__(self, stride: int, size: int, op: str = "pool", sampling_ratio: int = 2, aligned: bool = True) -> None:
+        super().__init__()
+        if op not in ("pool", "align"):
+            raise ValueError(f"unknown RoI operator {op!r}; choose pool or align")
+        self.scale, self.size, self.op = 1.0 / stride, size, op
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
+
+    def forward(self, feature: Tensor, rois: Tensor) -> Tensor:
+        """Pools.
+
+        Args:
+            feature: ``[N, C, H, W]``.
+            rois: ``[N, R, 4]`` in pixels of the network's input, finite.
+
+        Returns:
+            ``[N * R, C, size, size]``, the boxes of image 0 first.
+        """
+        images, count = rois.shape[:2]
+        owner = torch.arange(images, device=rois.device, dtype=rois.dtype).repeat_interleave(count)
+        rows = torch.cat([owner[:, None], rois.reshape(-1, 4)], dim=1)
+        feature = feature.to(rows.dtype)  # half precision would round coordinates to several pixels
+        if self.op == "pool":
+            return roi_pool(feature, rows, self.size, self.scale)
+        return roi_align(feature, rows, self.size, self.scale, self.sampling_ratio, self.aligned)

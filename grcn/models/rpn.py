@@ -1,0 +1,162 @@
+"""Region proposal network on one map of declared stride (Ren et al., Sec. 3.1; paper, Sec. 3.2: it reads the "cls" map).
+
+Shapes: ``N`` images, ``A`` anchors of the whole map, ``P`` proposals of an image, ``G`` objects of an image (padded).
+Frames: every box is in pixels of the resized, padded input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grcn import boxes, rng
+
+from .anchors import AnchorGenerator
+from .transform import ImageBatch, sizes_tensor
+
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Proposing:
+    """How proposals are chosen from scored anchors.
+
+    Attributes:
+        pre_nms: boxes with the best scores that enter suppression.
+        post_nms: proposals of an image, ``P``.
+        nms: overlap above which the lower score is dropped.
+        min_size: smallest side, in *original* pixels.
+    """
+
+    pre_nms: int
+    post_nms: int
+    nms: float = 0.7
+    min_size: float = 16.0
+
+
+class RegionProposalNetwork(nn.Module):
+    """Scores anchors and proposes boxes; in training also returns its two losses.
+
+    The signature is torchvision's, so it fits into ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``.
+
+    Args:
+        in_channels: of the map it reads.
+        channels: of its hidden 3x3 convolution.
+        anchors: boxes of that map.
+        reads: key of the map among the features.
+        train, test: choice of proposals in each mode.
+        batch: anchors sampled per image; also what the losses are divided by, so that a batch may be spread over processes.
+        fg_fraction: largest share of foreground among them.
+        fg_iou, bg_iou: thresholds of matching.
+        straddling: train on anchors that cross the image border (Ren et al. leave them out).
+        beta: where smooth L1 turns from quadratic to linear.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        anchors: AnchorGenerator,
+        train: Proposing,
+        test: Proposing,
+        reads: str = "cls",
+        batch: int = 256,
+        fg_fraction: float = 0.5,
+        fg_iou: float = 0.7,
+        bg_iou: float = 0.3,
+        straddling: bool = False,
+        beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.cls_logits = nn.Conv2d(channels, anchors.per_cell, 1)
+        self.bbox_pred = nn.Conv2d(channels, anchors.per_cell * 4, 1)
+        self.anchors = anchors
+        self.reads = reads
+        self.proposing = {True: train, False: test}
+        self.batch, self.max_fg = batch, int(batch * fg_fraction)
+        self.fg_iou, self.bg_iou, self.straddling, self.beta = fg_iou, bg_iou, straddling, beta
+        self.register_buffer("nowhere", torch.tensor([-2.0, -2.0, -1.0, -1.0]), persistent=False)
+        self.nowhere: Tensor
+        self.last_stats: dict[str, Tensor] = {}
+
+    def forward(
+        self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Proposes boxes.
+
+        Args:
+            images: the batch; torchvision's ``ImageList`` will do.
+            features: maps ``[N, C, H, W]`` by name.
+            targets: with ``boxes`` ``[n, 4]``, in training.
+
+        Returns:
+            ``proposals`` ``[N, P, 4]``, best first, whose empty rows are zero; and the losses ``loss_objectness`` and
+            ``loss_rpn_box_reg`` (an empty dict in evaluation).
+        """
+        feature = features[self.reads]
+        hidden = F.relu(self.conv(feature))
+        anchors = self.anchors(feature)
+        logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(logits), -1, 4)
+        logits, deltas = logits.to(anchors.dtype), deltas.to(anchors.dtype)
+        sizes = sizes_tensor(images.image_sizes, anchors)
+        scales = getattr(images, "scales", None) or [1.0] * len(sizes)
+        proposals = self._propose(logits.detach(), deltas.detach(), anchors, sizes, scales)
+        if not self.training:
+            return proposals, {}
+        if targets is None:
+            raise ValueError("targets are needed in training mode")
+        return proposals, self._losses(logits, deltas, anchors, sizes, targets)
+
+    @torch.no_grad()
+    def _propose(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, scales: list[float]) -> Tensor:
+        how = self.proposing[self.training]
+        scores, index = logits.nan_to_num(nan=-torch.inf).topk(min(how.pre_nms, logits.shape[1]), dim=1)
+        candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
+        candidates = boxes.clip(candidates, sizes)
+        sides = candidates[..., 2:] - candidates[..., :2]
+        proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
+        for i, scale in enumerate(scales):
+            # Torchvision's suppression is the only step that waits for the device. Boxes too small to count are all put in one
+            # place outside the image, last in order: at most one of them survives, and it touches no other.
+            valid = (sides[i] >= max(how.min_size * scale, 1e-3)).all(-1)
+            shown = torch.where(valid[:, None], candidates[i], self.nowhere)
+            kept = boxes.first_of_nms(shown, torch.where(valid, scores[i], -torch.inf), how.nms, how.post_nms)
+            proposals[i, : len(kept)] = torch.where(valid[kept, None], candidates[i][kept], 0)
+        return proposals
+
+    def _losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, targets: list[dict]
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            objects, _, valid = boxes.pad_objects(targets)
+            objects = objects.to(anchors.dtype)
+            usable = None if self.straddling else _inside(anchors, sizes)
+            overlaps = boxes.iou(objects, anchors)
+            matched = boxes.match(overlaps, valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
+            image_keys = rng.image_keys(targets, anchors.device)
+            keys = rng.hash_tensor(image_keys[:, None], rng.ANCHORS, torch.arange(len(anchors), device=anchors.device))
+            index, taken, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
+            owner = matched.gather(1, index).clamp(min=0)[..., None].expand(-1, -1, 4)
+            wanted = boxes.encode(objects.gather(1, owner), anchors[index], BOX_WEIGHTS)
+            wanted = torch.where(foreground[..., None], wanted, 0)
+        logits = logits.gather(1, index)
+        deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        objectness = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), reduction="none")
+        regression = F.smooth_l1_loss(deltas, wanted, beta=self.beta, reduction="none").sum(-1)
+        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (taken & ~foreground).sum()}
+        slots = index.numel()
+        return {
+            "loss_objectness": torch.where(taken, objectness, 0).sum() / slots,
+            "loss_rpn_box_reg": torch.where(foreground, regression, 0).sum() / slots,
+        }
+
+
+def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """Tells which anchors lie inside their image: bool ``[N, A]``."""
+    start, end = anchors[:, :2] >= 0, anchors[None, :, 2:] <= sizes.flip(-1)[:, None]
+    return start.all(-1) & end.all(-1)

@@ -1,0 +1,131 @@
+"""From images of any size to one batch of the network's input, and boxes back to original pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What a set of pretrained weights expects of its input: ``(image - mean) / std`` per channel, in its channel order.
+
+    Attributes:
+        mean, std: per channel of the *given* order, for images in 0-1.
+        bgr: channels are blue, green, red.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    bgr: bool = False
+
+
+@dataclass
+class ImageBatch:
+    """A padded batch; the first two fields are torchvision's ``ImageList``.
+
+    Attributes:
+        tensors: ``[N, 3, H, W]``, each image at the top left, zeros elsewhere.
+        image_sizes: ``(height, width)`` of each image within it.
+        scales: resized over original pixels, per image.
+    """
+
+    tensors: Tensor
+    image_sizes: list[tuple[int, int]]
+    scales: list[float] = field(default_factory=list)
+
+
+class DetectionTransform(nn.Module):
+    """Resizes, normalises and batches images; maps detections back.
+
+    The short side becomes ``short`` unless the long side would pass ``max_size`` (paper, Sec. 4: 600; Ren et al.: 1000). Bilinear,
+    without antialiasing, as torchvision. A single image is not padded.
+
+    Args:
+        short: target of the short side, pixels.
+        max_size: limit of the long side, pixels.
+        normalisation: of the weights in use.
+    """
+
+    def __init__(self, short: int, max_size: int, normalisation: Normalisation | None = None) -> None:
+        super().__init__()
+        self.short, self.max_size = short, max_size
+        normalisation = normalisation or Normalisation()
+        self.bgr = normalisation.bgr
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the resized ``(height, width)`` of an image of ``size``."""
+        scale = min(self.short / min(size), self.max_size / max(size))
+        # Rounded down, as torchvision; the small term keeps a side that is whole in exact arithmetic whole.
+        return max(1, int(size[0] * scale + 1e-6)), max(1, int(size[1] * scale + 1e-6))
+
+    def forward(
+        self, images: Sequence[Tensor], targets: list[dict] | None = None
+    ) -> tuple[ImageBatch, list[dict] | None]:
+        """Prepares a batch.
+
+        Args:
+            images: each ``[3, h, w]``, float in 0-1 or uint8.
+            targets: with ``boxes`` ``[n, 4]`` in original pixels. A target's ``batch_sizes``, a list of ``(h, w)``, names all images of
+                the optimizer step: the batch is padded to the largest of them, so that it does not matter how they are spread
+                over processes.
+
+        Returns:
+            The batch, and copies of the targets with boxes in its pixels.
+        """
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        resized = [self.resized(size) for size in sizes]
+        tensors = [self._prepare(image, size) for image, size in zip(images, resized, strict=True)]
+        canvas = list(resized)
+        if targets is not None:
+            canvas += [self.resized(size) for target in targets for size in target.get("batch_sizes", ())]
+            targets = [
+                {**target, "boxes": _rescale(target["boxes"], old, new)}
+                for target, old, new in zip(targets, sizes, resized, strict=True)
+            ]
+        height, width = max(h for h, _ in canvas), max(w for _, w in canvas)
+        padded = [F.pad(t, (0, width - t.shape[2], 0, height - t.shape[1])) for t in tensors]
+        scales = [min(new[0] / old[0], new[1] / old[1]) for old, new in zip(sizes, resized, strict=True)]
+        return ImageBatch(torch.stack(padded), resized, scales), targets
+
+    def postprocess(
+        self, detections: list[dict[str, Tensor]], image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Maps the boxes of detections from resized to original pixels (torchvision's signature)."""
+        if self.training:
+            return detections
+        return [
+            {**detection, "boxes": _rescale(detection["boxes"], old, new)}
+            for detection, old, new in zip(detections, image_sizes, original_sizes, strict=True)
+        ]
+
+    def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        if not image.is_floating_point():
+            image = image.to(self.mean.dtype) / 255
+        if image.shape[-2:] != size:
+            image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        if self.bgr:
+            image = image.flip(0)
+        return (image - self.mean) / self.std
+
+
+def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Maps boxes ``[n, 4]`` from an image of size ``old`` to one of size ``new``, both ``(height, width)``."""
+    if old == new:
+        return boxes
+    x, y = new[1] / old[1], new[0] / old[0]
+    return torch.stack([boxes[:, 0] * x, boxes[:, 1] * y, boxes[:, 2] * x, boxes[:, 3] * y], dim=1)
+
+
+def sizes_tensor(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """Puts ``[N, 2]`` heights and widths on the device and in the type of ``like``, without waiting for the device."""
+    sizes = torch.tensor(image_sizes, dtype=like.dtype)
+    return sizes.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else sizes.to(like.device)

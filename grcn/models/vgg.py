@@ -1,0 +1,130 @@
+"""VGG-shaped backbones: a shared trunk of convolution blocks, then one branch per task (paper, Sec. 3.2 to 3.4).
+
+Five blocks of 3x3 convolutions with a pooling layer after each of the first four; the fifth pooling gives way to RoI pooling. The
+weights part at a block (``split``): the blocks from there on exist once per task, and all before them once. The *last pooling*, in
+front of block 5, is what the paper edits per task: removing it leaves the layers behind it as they are and halves the stride.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import TASKS, FeatureSpec, in_format
+
+VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}
+# Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
+_STRIDE_BEFORE_LAST_POOL = 8
+_LAST_POOL_STRIDE = {"max": 2, "none": 1, "conv2x2_s2": 2, "max2x2_s1": 1}
+
+
+class SplitVGG(nn.Module):
+    """A VGG-shaped network with one feature map per task.
+
+    Args:
+        blocks: channels of the convolutions of each of the five blocks.
+        split: the block from which the tasks have weights of their own (``"conv3"``, ``"conv4"``, ``"conv5"``) or ``"none"``:
+            one map for both.
+        last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``, ``"conv2x2_s2"`` or
+            ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
+        frozen_blocks: how many leading blocks are not trained; they run without a graph.
+        group_norm: put a GroupNorm behind each convolution, to train from scratch at any batch size.
+
+    Raises:
+        ValueError: ``split="none"`` with two kinds of last pooling, or a split inside the frozen blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Sequence[int]],
+        split: str = "none",
+        last_pool: Mapping[str, str] | None = None,
+        frozen_blocks: int = 0,
+        group_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        last_pool = last_pool or {"cls": "max", "loc": "max"}
+        if split == "none" and last_pool["cls"] != last_pool["loc"]:
+            raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
+        self.shared = split == "none"
+        first = SPLITS.get(split, 5)
+        if frozen_blocks >= first:
+            raise ValueError(f"the split at {split} lies inside the {frozen_blocks} frozen blocks")
+        self.frozen = _chain(blocks, range(1, frozen_blocks + 1), group_norm)
+        self.frozen.requires_grad_(False)
+        self.trunk = _chain(blocks, range(frozen_blocks + 1, first), group_norm)
+        self.cls = _chain(blocks, range(first, 6), group_norm, last_pool["cls"])
+        self.loc = None if self.shared else _chain(blocks, range(first, 6), group_norm, last_pool["loc"])
+        self.feature_specs = {
+            task: FeatureSpec(blocks[4][-1], _STRIDE_BEFORE_LAST_POOL * _LAST_POOL_STRIDE[last_pool[task]])
+            for task in TASKS
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+        with torch.no_grad():
+            x = self.frozen(in_format(x, "frozen"))
+        x = self.trunk(in_format(x, "train" if self.training else "eval"))
+        features = {"cls": self.cls(x)}
+        features["loc"] = features["cls"] if self.loc is None else self.loc(x)
+        return features
+
+
+def _chain(
+    blocks: Sequence[Sequence[int]], indices: range, group_norm: bool, last_pool: str | None = None
+) -> nn.Sequential:
+    """Builds the blocks of ``indices`` (from 1), each behind the pooling that precedes it; block 1 has none.
+
+    Layers carry the paper's names (``conv4_3``, ``pool4``), so that a weight has one name wherever the split lies.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for index in indices:
+        channels = 3 if index == 1 else blocks[index - 2][-1]
+        if index > 1:
+            kind = last_pool if index == 5 and last_pool is not None else "max"
+            layers[f"pool{index - 1}"] = _pool(kind, channels)
+        for number, width in enumerate(blocks[index - 1], start=1):
+            name = f"{index}_{number}"
+            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not group_norm)
+            if group_norm:
+                layers[f"norm{name}"] = nn.GroupNorm(8, width)
+            layers[f"relu{name}"] = nn.ReLU(inplace=True)
+            channels = width
+    return nn.Sequential(layers)
+
+
+def _pool(kind: str, channels: int) -> nn.Module:
+    if kind == "max":
+        return nn.MaxPool2d(2, 2, ceil_mode=True)
+    if kind == "none":
+        return nn.Identity()
+    if kind == "conv2x2_s2":
+        return StridedConv(channels)
+    if kind == "max2x2_s1":
+        return DensePool()
+    raise ValueError(f"unknown last pooling {kind!r}; choose max, none, conv2x2_s2 or max2x2_s1")
+
+
+class StridedConv(nn.Module):
+    """conv(2,2,2): a 2x2 convolution of stride 2 and a ReLU in place of the last pooling (Table 3)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[N, C, H, W]`` to ``[N, C, ceil(H / 2), ceil(W / 2)]``; odd sides are padded by a row of zeros."""
+        return F.relu(self.conv(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))), inplace=True)
+
+
+class DensePool(nn.Module):
+    """pool(2,2,1): 2x2 max pooling at stride 1, padded right and below so that the map keeps its size (Table 3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[N, C, H, W]`` to the same shape; cell ``(i, j)`` is the maximum over ``i, i + 1`` and ``j, j + 1``."""
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)

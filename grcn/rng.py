@@ -1,0 +1,91 @@
+"""Counter-based randomness: every random number is a hash of what it is for, never of what was drawn before.
+
+A number is ``hash(seed, purpose, global sample number, ...)``, so it does not depend on workers, processes, devices or call
+order, and resuming a run needs no generator state, only the step. The hash chains the finaliser of splitmix64 (Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", 2014) over the words; CPU, GPU and Python give the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Purposes: the second word of a hash, so that draws for different ends are independent.
+ORDER, FLIP, ANCHORS, ROIS, DROPOUT, INIT, SHAPES = range(1, 8)
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_MASK64 = (1 << 64) - 1
+_MASK63 = (1 << 63) - 1
+
+
+def hash_int(*words: int) -> int:
+    """Hashes integers to one integer in [0, 2**63). Words are taken modulo 2**64."""
+    state = 0
+    for word in words:
+        state = _step_int(state ^ (word & _MASK64))
+    return state & _MASK63
+
+
+def hash_tensor(*words: int | Tensor) -> Tensor:
+    """Hashes integers and int64 tensors, which broadcast, to an int64 tensor in [0, 2**63).
+
+    ``hash_tensor(a, b)[i] == hash_int(int(a[i]), int(b[i]))``. Leading plain integers cost nothing on the device. At least
+    one word is a tensor; nothing is read back to the host.
+    """
+    state: int | Tensor = 0
+    for word in words:
+        if isinstance(state, int) and isinstance(word, int):
+            state = _step_int(state ^ (word & _MASK64))
+        else:
+            if isinstance(state, int):
+                state = _signed(state)
+            if isinstance(word, int):
+                word = _signed(word & _MASK64)
+            state = _step_tensor(state ^ word)
+    if not isinstance(state, Tensor):
+        raise ValueError("hash_tensor needs at least one tensor; use hash_int for integers alone")
+    return state & _MASK63
+
+
+def uniform(*words: int) -> float:
+    """Hashes integers to a float in [0, 1) with 53 random bits."""
+    return (hash_int(*words) >> 10) * 2.0**-53
+
+
+def permutation(n: int, *words: int) -> np.ndarray:
+    """Returns a random order of ``range(n)`` as int64 ``[n]``: the indices sorted by their hash."""
+    keys = hash_tensor(hash_int(*words), torch.arange(n))
+    return torch.sort(keys, stable=True).indices.numpy()
+
+
+def image_keys(targets: list[dict], device: torch.device) -> Tensor:
+    """Collects the random keys of a batch: int64 ``[N]`` from each target's ``rng_key``.
+
+    Targets that carry none (a caller with a loader of their own) get keys from torch's global generator, so
+    ``torch.manual_seed`` governs them as it governs torchvision's detectors.
+    """
+    if all("rng_key" in target for target in targets):
+        return torch.stack([target["rng_key"] for target in targets]).to(device)
+    return torch.randint(_MASK63, (len(targets),), device=device)
+
+
+def _step_int(state: int) -> int:
+    state = state + _GOLDEN & _MASK64
+    state = (state ^ state >> 30) * _MIX1 & _MASK64
+    state = (state ^ state >> 27) * _MIX2 & _MASK64
+    return state ^ state >> 31
+
+
+def _step_tensor(state: Tensor) -> Tensor:
+    """The same step on int64, whose arithmetic wraps like uint64; ``>>`` needs its sign bits masked off."""
+    state = state + _signed(_GOLDEN)
+    state = (state ^ (state >> 30 & (1 << 34) - 1)) * _signed(_MIX1)
+    state = (state ^ (state >> 27 & (1 << 37) - 1)) * _signed(_MIX2)
+    return state ^ (state >> 31 & (1 << 33) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word

@@ -1,0 +1,169 @@
+"""The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness, learning."""
+
+from collections import Counter
+
+import pytest
+import torch
+from support import OneMap, small_batch, small_detector, torchvision_twin
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from grcn.models.roi_heads import Sampling
+
+GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
+LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
+EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "rng_key": torch.tensor(3)}
+
+
+def backward(losses):
+    assert list(losses) == LOSSES
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("row", [{}, GRCN, {"split": "conv5", "tasks": "separate"}, {"tasks": "ensemble"}])
+def test_images_without_objects_have_finite_losses_and_no_box_loss(row):
+    model = small_detector(**row).train()
+    losses = model([torch.rand(3, 64, 64), torch.rand(3, 40, 90)], [EMPTY, EMPTY])
+    backward(losses)
+    assert losses["loss_rpn_box_reg"] == 0 and losses["loss_box_reg"] == 0 and losses["loss_classifier"] > 0
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("add_gt", [True, False])
+def test_no_proposals(add_gt):
+    model = small_detector(**GRCN, sampling=Sampling(16, add_gt=add_gt))
+    images, targets = small_batch()
+    model.rpn.proposing = {mode: type(how)(80, 40, 0.7, 10_000.0) for mode, how in model.rpn.proposing.items()}
+    losses = model.train()(images, targets)
+    backward(losses)
+    assert (losses["loss_box_reg"] > 0) == (losses["loss_classifier"] > 0) == add_gt
+    assert [len(d["boxes"]) for d in model.eval()(images)] == [0, 0]
+
+
+def test_no_foreground_gives_no_box_loss():
+    model = small_detector(**GRCN, sampling=Sampling(16, fg_iou=1.0, add_gt=False)).train()
+    losses = model(*small_batch())
+    backward(losses)
+    assert losses["loss_box_reg"] == 0 < losses["loss_classifier"]
+
+
+def test_detections_are_in_original_pixels_and_inside():
+    model = small_detector(**GRCN, short=128).eval()
+    for height, width in ((37, 61), (64, 64), (90, 40)):
+        detection = model([torch.rand(3, height, width)])[0]
+        found = detection["boxes"]
+        assert len(found) and found.min() >= 0
+        assert found[:, 2].max() <= width + 1e-4 and found[:, 3].max() <= height + 1e-4
+        assert (detection["scores"].diff() <= 0).all()
+        assert detection["labels"].dtype == torch.int64
+
+
+def test_bytes_and_floats_are_the_same_image():
+    model = small_detector().eval()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert_close(model([image]), model([image / 255]))
+
+
+def test_mistakes_are_named():
+    model = small_detector().train()
+    images, targets = small_batch()
+    with pytest.raises(ValueError, match="targets are needed"):
+        model(images)
+    targets[1]["boxes"][0, 2] = targets[1]["boxes"][0, 0]
+    with pytest.raises(ValueError, match="target 1: box 0 .* has no extent"):
+        model(images, targets)
+
+
+def test_numbers_that_are_not_finite_do_not_reach_the_pooling():
+    """A NaN coordinate would kill the process in torchvision's RoIAlign on the CPU."""
+    model = small_detector(**{**GRCN, "op": "align"})
+    images, targets = small_batch()
+    with torch.no_grad():
+        model.rpn.bbox_pred.weight.fill_(float("nan"))
+    assert not all(torch.isfinite(loss) for loss in model.train()(images, targets).values())
+    model.eval()(images)
+
+
+def test_our_parts_in_torchvisions_detector():
+    model = small_detector(**GRCN)
+    theirs = GeneralizedRCNN(model.backbone, model.rpn, model.roi_heads, model.transform)
+    images, targets = small_batch()
+    losses = theirs.train()(images, targets)
+    assert_close(losses, dict(model.train()(images, targets)), check_dtype=True)
+    sum(losses.values()).backward()
+    assert_close(theirs.eval()(images), model.eval()(images))
+
+
+def test_our_backbone_and_transform_among_torchvisions_parts():
+    model = small_detector()
+    twin = torchvision_twin(model)
+    mixed = GeneralizedRCNN(OneMap(model.backbone), twin.rpn, twin.roi_heads, model.transform)
+    images, targets = small_batch()
+    sum(mixed.train()(images, targets).values()).backward()
+    assert len(mixed.eval()(images)[0]["boxes"])
+
+
+def test_the_rpn_of_a_split_model_does_not_train_the_localization_branch():
+    model = small_detector(**GRCN).train()
+    losses = model(*small_batch())
+    (losses["loss_objectness"] + losses["loss_rpn_box_reg"]).backward()
+    assert all(p.grad is None for p in model.backbone.loc.parameters())
+    assert all(p.grad is not None for p in model.backbone.cls.parameters())
+
+
+def test_an_image_draws_the_same_sample_alone_and_in_a_batch():
+    """Losses of a batch are the means of its images' losses: how a batch is spread over processes does not matter."""
+    model = small_detector(**GRCN, dropout=0.5).double().train()
+    images, targets = small_batch(torch.float64)
+    images[1] = torch.rand(3, 64, 96, dtype=torch.float64)  # of one size: GroupNorm sees the padding of a smaller one
+    together = model(images, targets)
+    alone = [model([image], [target]) for image, target in zip(images, targets, strict=True)]
+    for name in LOSSES:
+        assert_close(together[name], (alone[0][name] + alone[1][name]) / 2, rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_of_a_batch_is_padded_to_the_whole():
+    model = small_detector(**GRCN).double().train()
+    images, targets = small_batch(torch.float64)
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    together = model(images, targets)
+    alone = [
+        model([image], [{**target, "batch_sizes": sizes}]) for image, target in zip(images, targets, strict=True)
+    ]
+    for name in LOSSES:
+        assert_close(together[name], (alone[0][name] + alone[1][name]) / 2, rtol=1e-12, atol=1e-12)
+
+
+# Operators whose output size or Python value depends on data: on a GPU the host waits for them.
+WAITS = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero", "nms", "item"}
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts the operators of :data:`WAITS`, and indexing by masks, in forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        masks = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if name in WAITS or masks:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("row", [{}, GRCN])
+def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
+    model = small_detector(**row, straddling=False, dropout=0.5).train()
+    images, targets = small_batch()
+    monkeypatch.setattr("grcn.models.detector._check_boxes", lambda targets: None)  # skipped on a GPU
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=True)
+    with WaitCounter() as counter:
+        sum(model(images, targets).values()).backward()
+        optimizer.step()
+    assert counter.found == {"nms": len(images)}

@@ -1,0 +1,162 @@
+"""Every saving of the model against the plain form it replaces: losses, gradients and detections must not change."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import small_batch, small_detector
+from torch.testing import assert_close
+from torchvision.ops import nms
+
+from grcn import boxes, rng
+from grcn.models.context import ContextAttention
+from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+
+TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
+PARTED = {
+    "detect_f": {"split": "conv5"},
+    "detect_rf": {"split": "conv5", "tasks": "separate"},
+    "context_cls": {"context": ("cls",)},
+    "context_loc": {"context": ("loc",)},
+    "grcn": {"split": "conv5", "loc_pool": "none", "context": ("cls",)},
+}
+
+
+def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
+    """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
+    keys = rng.image_keys(targets, proposals.device)
+    rois, labels, wanted, taken, foreground = heads.sample(proposals, targets, keys)
+    hidden = {}
+    for number, task in enumerate(("cls", "loc")):
+        x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
+        hidden[task] = heads.heads.hidden(task, x, heads._row_keys(keys, number, rois.shape[1]))
+    logits = heads.heads.cls_score(hidden["cls"])
+    deltas = heads.heads.bbox_pred(hidden["loc"]).view(len(logits), -1, 4)
+    slots, labels, fg = labels.numel(), labels.flatten(), foreground.flatten()
+    return {
+        "loss_classifier": F.cross_entropy(logits[taken.flatten()], labels[taken.flatten()], reduction="sum") / slots,
+        "loss_box_reg": F.smooth_l1_loss(
+            deltas[fg, labels[fg]], wanted.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
+        ) / slots,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("row", PARTED)
+def test_foreground_slots_give_the_losses_and_gradients_of_all_rois(row, dtype):
+    model = small_detector(**PARTED[row], dropout=0.5, sampling=Sampling(24, 0.5)).to(dtype).train()
+    images, targets = small_batch(dtype)
+    batch, targets = model.transform(images, targets)
+
+    def run(losses_of):
+        model.zero_grad()
+        features = model.backbone(batch.tensors)
+        proposals, _ = model.rpn(batch, features, targets)
+        losses = losses_of(features, proposals, batch.image_sizes, targets)
+        sum(losses.values()).backward()
+        return losses, [p.grad for p in model.parameters() if p.grad is not None]
+
+    fast = run(lambda *inputs: model.roi_heads(*inputs)[1])
+    assert 3 < model.roi_heads.last_stats["num_fg"]
+    plain = run(lambda *inputs: plain_losses(model.roi_heads, *inputs))
+    assert fast[0]["loss_box_reg"] > 0
+    assert_close(fast[0], plain[0], **TOLERANCE[dtype])
+    assert_close(fast[1], plain[1], **TOLERANCE[dtype])
+
+
+def naive_context(module, roi_features, image_features, per_image):
+    """Eq. 1 as printed, RoI by RoI, with row vectors and one projection each."""
+    out = []
+    for index, roi in enumerate(roi_features):
+        p = roi.flatten(1).t()
+        v = image_features[index // per_image].flatten(1).t()
+        q, k = module.query(p), module.key(v)
+        values = v if module.value is None else module.value(v)
+        heads = [
+            torch.softmax(qh @ kh.t() / kh.shape[1] ** 0.5, dim=1) @ vh
+            for qh, kh, vh in zip(*(t.chunk(module.heads, dim=1) for t in (q, k, values)), strict=True)
+        ]
+        out.append((p + torch.cat(heads, 1)).t().view_as(roi))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dim, heads, value", [(None, 1, False), (6, 1, True), (8, 4, False)])
+def test_folded_context_is_equation_1(dim, heads, value, dtype):
+    torch.manual_seed(0)
+    module = ContextAttention(16, dim, heads, value).to(dtype)
+    rois = torch.randn(6, 16, 3, 3, dtype=dtype, requires_grad=True)
+    whole = torch.randn(2, 16, 5, 5, dtype=dtype, requires_grad=True)
+    inputs = (rois, whole, *module.parameters())
+    fast, plain = module(rois, whole), naive_context(module, rois, whole, 3)
+    assert_close(fast, plain, **TOLERANCE[dtype])
+    weights = torch.randn_like(fast)
+    assert_close(
+        torch.autograd.grad((fast * weights).sum(), inputs),
+        torch.autograd.grad((plain * weights).sum(), inputs),
+        **TOLERANCE[dtype],
+    )
+
+
+def test_context_attends_to_a_set():
+    torch.manual_seed(0)
+    module = ContextAttention(8).double()
+    rois, whole = torch.randn(2, 8, 2, 2).double(), torch.randn(1, 8, 3, 3).double()
+    shuffled = whole.flatten(2)[..., torch.randperm(9)].view_as(whole)
+    assert_close(module(rois, whole), module(rois, shuffled))
+    torch.nn.init.zeros_(module.query.weight)
+    assert_close(module(rois, whole), rois + whole.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("row", ["detect_f", "detect_rf"])
+@torch.no_grad()
+def test_before_training_the_split_changes_nothing(row):
+    images, _ = small_batch()
+    split, baseline = small_detector(**PARTED[row]).eval(), small_detector().eval()
+    for image in images:
+        ours, theirs = split([image])[0], baseline([image])[0]
+        assert len(ours["boxes"]) > 5
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("row", PARTED)
+@torch.no_grad()
+def test_localizing_only_rois_above_the_threshold_gives_the_same_detections(row, monkeypatch):
+    images, _ = small_batch(torch.float64)
+    model = small_detector(**PARTED[row], detecting=Detecting(0.3, 0.5, 100)).double().eval()
+    fast = model(images)
+    # A threshold of zero switches the selection off; what it adds scores below the real threshold and is cut here.
+    model.roi_heads.detecting = Detecting(0.0, 0.5, 10**6)
+    for ours, everything in zip(fast, model(images), strict=True):
+        assert 0 < len(ours["boxes"]) < len(everything["boxes"])
+        keep = everything["scores"] > 0.3
+        assert_close(ours, {key: value[keep] for key, value in everything.items()})
+
+
+def test_frozen_blocks_run_without_a_graph_and_change_nothing():
+    torch.manual_seed(0)
+    narrow = [[max(8, width // 16) for width in widths] for widths in VGG16_BLOCKS]
+    frozen, trained = SplitVGG(narrow, frozen_blocks=2), SplitVGG(narrow)
+    values = list(frozen.parameters())
+    for ours, theirs in zip(trained.parameters(), values, strict=True):
+        ours.data.copy_(theirs)
+    x = torch.rand(1, 3, 64, 80, requires_grad=True)
+    out = frozen(x)["cls"]
+    assert_close(out, trained(x)["cls"])
+    out.sum().backward()
+    trained(x.detach())["cls"].sum().backward()
+    assert x.grad is None
+    assert all(p.grad is None for p in frozen.frozen.parameters())
+    for ours, theirs in zip(list(trained.parameters())[8:], values[8:], strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
+def test_suppression_may_stop_at_the_first_kept():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(3000, 2, generator=generator) * 60
+    candidates = torch.cat([corner, corner + 5 + 40 * torch.rand(3000, 2, generator=generator)], 1)
+    scores = torch.rand(3000, generator=generator).sort(descending=True).values
+    everything = nms(candidates, scores, 0.7)
+    assert len(everything) > 700
+    for count in (1, 50, 300, 700, 5000):
+        assert torch.equal(boxes.first_of_nms(candidates, scores, 0.7, count), everything[:count])

@@ -1,0 +1,89 @@
+"""The whole detector against torchvision's FasterRCNN with the same weights, sampling everything."""
+
+import pytest
+import torch
+from support import RATIOS, SIZES, CLASSES, small_batch, small_detector, torchvision_twin
+from torch.testing import assert_close
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
+from torchvision.models.detection.image_list import ImageList
+
+from grcn.models.anchors import AnchorGenerator
+from grcn.models.roi_heads import Sampling
+
+TAKE_ALL = Sampling(batch=200, fg_fraction=0.5)
+RPN_ALL = 1000
+TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
+
+
+def pair(dtype):
+    model = small_detector(sampling=TAKE_ALL, rpn_batch=RPN_ALL).to(dtype)
+    return model, torchvision_twin(model)
+
+
+def rescaled_losses(model, images, targets):
+    """Ours divide by the slots of the batch, theirs by what was sampled."""
+    losses = model(images, targets)
+    for part, name, slots in (("rpn", "rpn", RPN_ALL), ("roi_heads", "roi", TAKE_ALL.batch)):
+        stats = getattr(model, part).last_stats
+        factor = slots * len(images) / int(stats["num_fg"] + stats["num_bg"])
+        for loss in ("loss_objectness", "loss_rpn_box_reg") if name == "rpn" else ("loss_classifier", "loss_box_reg"):
+            losses[loss] = losses[loss] * factor
+    return losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_and_gradients_equal_torchvisions(dtype):
+    model, twin = pair(dtype)
+    images, targets = small_batch(dtype)
+    theirs = twin.train()(images, targets)
+    sum(theirs.values()).backward()
+    expected = {id(ours): parameter.grad for theirs_, ours in twin.pairs.items()
+                for parameter, ours in zip(theirs_.parameters(), ours.parameters(), strict=True)}
+    backbone = [p.grad.clone() for p in model.backbone.parameters()]
+    model.zero_grad()
+
+    losses = rescaled_losses(model.train(), images, targets)
+    assert model.roi_heads.last_stats["num_fg"] > 4
+    assert list(losses) == ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
+    total = list(losses.values())
+    # Torchvision's objectness loss is float32 whatever the model: its labels are, and so is its value.
+    assert_close(losses.pop("loss_objectness").float(), theirs.pop("loss_objectness"))
+    assert_close(losses, theirs, **TOLERANCE[dtype])
+    sum(total).backward()
+    for parameter in model.parameters():
+        if id(parameter) in expected:
+            assert_close(parameter.grad, expected[id(parameter)], **TOLERANCE[dtype])
+    assert_close([p.grad for p in model.backbone.parameters()], backbone, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@torch.no_grad()
+def test_proposals_and_detections_equal_torchvisions(dtype):
+    model, twin = (m.eval() for m in pair(dtype))
+    images, _ = small_batch(dtype)
+    images = images + [torch.rand(3, 48, 72, dtype=dtype)]  # one that is resized
+    for image in images:
+        batch, _ = model.transform([image])
+        assert_close(batch.tensors, twin.transform([image])[0].tensors, **TOLERANCE[dtype])
+        feature = model.backbone(batch.tensors)
+        ours, _ = model.rpn(batch, feature)
+        theirs, _ = twin.rpn(ImageList(batch.tensors, batch.image_sizes), {"0": feature["cls"]})
+        count = len(theirs[0])
+        assert_close(ours[0, :count], theirs[0], **TOLERANCE[dtype])
+        assert not ours[0, count:].any()
+    for ours, theirs in ((model([image])[0], twin([image])[0]) for image in images):
+        assert len(ours["boxes"]) > 10
+        assert_close(ours, theirs, **TOLERANCE[dtype])
+        assert set(ours["labels"].tolist()) <= set(range(1, CLASSES))
+
+
+def test_anchors_equal_torchvisions():
+    feature = torch.zeros(1, 8, 5, 7)
+    theirs = TorchvisionAnchors((SIZES,), (RATIOS,))(ImageList(torch.zeros(1, 3, 80, 112), [(80, 112)]), [feature])[0]
+    assert_close(AnchorGenerator(SIZES, RATIOS, 16, offset=0)(feature), theirs)
+    assert_close(AnchorGenerator(SIZES, RATIOS, 16)(feature), theirs + 8)
+
+
+def test_anchors_are_not_rounded():
+    anchors = AnchorGenerator((32,), (0.5,), 16)(torch.zeros(1, 8, 1, 1))
+    assert_close((anchors[0, 2] - anchors[0, 0]) * (anchors[0, 3] - anchors[0, 1]), torch.tensor(1024.0))

@@ -1,0 +1,136 @@
+"""What several tests need: a small detector, a batch for it, and the same detector made of torchvision's parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import TwoMLPHead as TorchvisionHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from grcn.models.anchors import AnchorGenerator
+from grcn.models.box_heads import TaskHeads
+from grcn.models.context import ContextAttention
+from grcn.models.detector import Detector
+from grcn.models.init import initialise
+from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.roi_pool import RoIPool
+from grcn.models.rpn import Proposing, RegionProposalNetwork
+from grcn.models.transform import DetectionTransform, Normalisation
+from grcn.models.vgg import SplitVGG
+
+BLOCKS = ((8,), (8, 8), (16,), (16, 16), (16,))
+CLASSES = 5
+PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+# Corners of these anchors are whole pixels, so torchvision's rounding of them changes nothing.
+SIZES, RATIOS = (16, 32), (0.25, 1, 4)
+
+
+def small_detector(
+    split: str = "none",
+    loc_pool: str = "max",
+    context: tuple[str, ...] = (),
+    tasks: str = "shared",
+    sampling: Sampling | None = None,
+    rpn_batch: int = 32,
+    op: str = "align",
+    dropout: float = 0.0,
+    straddling: bool = True,
+    anchor_offset: float = 0.0,
+    beta: float = 1 / 9,
+    seed: int = 0,
+    short: int = 64,
+    detecting: Detecting | None = None,
+) -> Detector:
+    """Builds a detector of 8 to 16 channels on images of about 64 pixels, by default with torchvision's conventions."""
+    backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, group_norm=True)
+    specs = backbone.feature_specs
+    rpn = RegionProposalNetwork(
+        16,
+        16,
+        AnchorGenerator(SIZES, RATIOS, specs["cls"].stride, anchor_offset),
+        train=Proposing(80, 40, 0.7, 0.0),
+        test=Proposing(60, 20, 0.7, 0.0),
+        batch=rpn_batch,
+        straddling=straddling,
+    )
+    heads = RoIHeads(
+        {task: RoIPool(specs[task].stride, 4, op, aligned=False) for task in specs},
+        TaskHeads(16 * 16, 32, CLASSES, dropout, tasks),
+        backbone.shared,
+        {task: ContextAttention(16) for task in context},
+        {task: RoIPool(specs[task].stride, 6, op, aligned=False) for task in context},
+        sampling or Sampling(16),
+        detecting or Detecting(0.05, 0.5, 100),
+        beta=beta,
+    )
+    model = Detector(DetectionTransform(short, 2 * short, PLAIN), backbone, rpn, heads)
+    initialise(model, seed)
+    with torch.no_grad():  # new layers start so small that every score would be the same
+        for layer in (rpn.cls_logits, rpn.bbox_pred, heads.heads.cls_score, heads.heads.bbox_pred):
+            layer.weight.mul_(30)
+    return model
+
+
+def small_batch(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[list[Tensor], list[dict]]:
+    """Makes two images of different sizes with three objects and one."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, *size, generator=generator, dtype=dtype) for size in ((64, 96), (64, 64))]
+    boxes = ([[4, 5, 30, 44], [40, 8, 75, 40], [50, 30, 90, 60]], [[10, 12, 52, 50]])
+    labels = ([1, 3, 4], [2])
+    targets = [
+        {"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k), "rng_key": torch.tensor(7 + i)}
+        for i, (b, k) in enumerate(zip(boxes, labels, strict=True))
+    ]
+    return images, targets
+
+
+class OneMap(nn.Module):
+    """A grcn backbone as torchvision's detectors want it: one tensor and ``out_channels``."""
+
+    def __init__(self, backbone: SplitVGG) -> None:
+        super().__init__()
+        self.body = backbone
+        self.out_channels = backbone.feature_specs["cls"].channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the map of the classification branch."""
+        return self.body(x)["cls"]
+
+
+def torchvision_twin(model: Detector) -> FasterRCNN:
+    """Builds torchvision's FasterRCNN around the backbone of ``model``, with its weights, sampling everything."""
+    head = model.roi_heads.heads
+    twin = FasterRCNN(
+        OneMap(model.backbone),
+        min_size=model.transform.short,
+        max_size=model.transform.max_size,
+        image_mean=PLAIN.mean,
+        image_std=PLAIN.std,
+        rpn_anchor_generator=TorchvisionAnchors((SIZES,), (RATIOS,)),
+        rpn_pre_nms_top_n_train=80,
+        rpn_post_nms_top_n_train=40,
+        rpn_pre_nms_top_n_test=60,
+        rpn_post_nms_top_n_test=20,
+        rpn_batch_size_per_image=10**6,
+        box_batch_size_per_image=10**6,
+        box_roi_pool=MultiScaleRoIAlign(["0"], 4, 2),
+        box_head=TorchvisionHead(256, 32),
+        box_predictor=FastRCNNPredictor(32, CLASSES),
+    ).to(model.rpn.conv.weight.dtype)
+    twin.transform.size_divisible = 1
+    pairs = {
+        twin.rpn.head.conv[0][0]: model.rpn.conv,
+        twin.rpn.head.cls_logits: model.rpn.cls_logits,
+        twin.rpn.head.bbox_pred: model.rpn.bbox_pred,
+        twin.roi_heads.box_head.fc6: head.cls.fc6,
+        twin.roi_heads.box_head.fc7: head.cls.fc7,
+        twin.roi_heads.box_predictor.cls_score: head.cls_score,
+        twin.roi_heads.box_predictor.bbox_pred: head.bbox_pred,
+    }
+    for theirs, ours in pairs.items():
+        theirs.load_state_dict(ours.state_dict())
+    twin.pairs = pairs
+    return twin
