@@ -1,0 +1,41 @@
+# make demo    train and compare Faster R-CNN and G-RCN on the built-in data
+# make test    run the tests
+# make check   ruff and mypy
+# make schema  write configs/schema.json anew, after a change of grcn/config.py
+# make venv    only make .venv, which the others do first
+#
+# PYTHON is the interpreter that .venv is made from. What it can import, torch above all, is reused
+# where its version will do. After choosing another PYTHON, remove .venv.
+
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+.PHONY: venv demo test check schema
+.DELETE_ON_ERROR:
+venv: .venv/installed
+
+.venv/installed: pyproject.toml | $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot]'
+	touch $@
+
+# A venv sees the packages of the interpreter behind PYTHON, but not those of a venv that PYTHON is in;
+# the .pth file adds them, after .venv's own.
+$(VENV_PYTHON):
+	$(PYTHON) -m venv --system-site-packages .venv
+	$(PYTHON) -c "import sys, sysconfig; sys.prefix == sys.base_prefix or \
+	    print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	    > "$$($@ -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/reuse.pth"
+
+demo: venv
+	@$(VENV_PYTHON) tools/demo.py
+
+test: venv
+	$(VENV_PYTHON) -m pytest
+
+check: venv
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy grcn tools
+
+schema: venv
+	@$(VENV_PYTHON) -c "from grcn.configfile import schema; print(schema(), end='')" > configs/schema.json

@@ -1,0 +1,135 @@
+"""Says what is wrong with a config in its writer's words: the place, the key, what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from grcn.config import Config, Section
+from grcn.yamlfile import Node, Problem
+
+Keys = tuple[str, ...]
+Path = tuple[str | int, ...]
+
+# What pydantic's kinds of error expect; the braces take the error's context.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "text",
+    "string_too_short": "text",
+    "tuple_type": "a list",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "{expected_tags}",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} in the list",
+    "too_long": "at most {max_length} in the list",
+}
+
+
+def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
+    """Yields place and explanation of everything that pydantic found wrong in a tree."""
+    for item in error.errors(include_url=False):
+        kind, context, loc = item["type"], item.get("ctx", {}), item["loc"]
+        path = _as_written(loc)
+        if kind.startswith("union_tag"):
+            path = (*path, "format")
+        node, found = tree.find(path)
+        key = _dotted(path)
+        if kind == "contradiction":
+            for inner, message in context["problems"]:
+                setting, _ = node.find(inner.split("."))
+                yield setting.place, f"{_dotted((*path, inner))}: {message}"
+        elif kind == "extra_forbidden":
+            yield node.key_place, f"unknown key {key!r}; {_suggestion(loc)}"
+        elif not found:
+            yield node.key_place, f"missing {key!r}; add it"
+        elif kind == "too_short" and len(item["input"]) >= context["min_length"]:
+            continue  # its entries are wrong, and each is reported for itself
+        elif node.readable:
+            text = _mismatch(kind, context, item["msg"], node.plain())
+            yield node.place, f"{key}: {text}" if key else text
+
+
+def show(value: object) -> str:
+    """Writes what the user gave, for a message."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return clip(f"[{', '.join(show(item) for item in value)}]", 60)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return clip(repr(value), 60)
+
+
+def clip(text: str, length: int) -> str:
+    """Shortens a text to a length, with an ellipsis where something is left out."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _mismatch(kind: str, context: dict[str, Any], message: str, got: object) -> str:
+    """Says what was expected and, where the choices are listed, which of them is close."""
+    numbers = {key: f"{value:g}" for key, value in context.items() if isinstance(value, float)}
+    template = _EXPECTED.get(kind)
+    expected = message if template is None else template.format_map(context | numbers)
+    close = difflib.get_close_matches(str(got), expected.split("'")[1::2], n=1)
+    remedy = f"; did you mean {close[0]!r}?" if close else ""
+    return f"expected {expected} (got {show(got)}){remedy}"
+
+
+def _suggestion(loc: Path) -> str:
+    """Says what an unknown key may mean: a neighbour, a key elsewhere, or else lists the keys."""
+    sections = dict(_sections(Config))
+    section, key = tuple(step for step in loc[:-1] if isinstance(step, str)), str(loc[-1])
+    close = difflib.get_close_matches(key, sections[section], n=1)
+    if close and difflib.SequenceMatcher(None, key, close[0]).ratio() >= 0.8:
+        return f"did you mean {close[0]!r}?"
+    owners = [path for path, keys in sections.items() if key in keys]
+    formats = [path[1] for path in owners if path[:1] == section[:1] == ("data",)]
+    if formats:
+        return f"only format {' and '.join(formats)} has it"
+    if owners:
+        meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
+        return f"did you mean {' or '.join(meant)}?"
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sections[section])}"
+
+
+def _sections(kind: type[Section], path: Keys = ()) -> Iterator[tuple[Keys, list[str]]]:
+    """Yields pydantic's path and the keys of a section and of those in it."""
+    yield path, list(kind.model_fields)
+    for name, field in kind.model_fields.items():
+        for inner in _section_kinds(field.annotation):
+            if field.discriminator is None:
+                yield from _sections(inner, (*path, name))
+            else:
+                for tag in get_args(inner.model_fields[str(field.discriminator)].annotation):
+                    yield from _sections(inner, (*path, name, tag))
+
+
+def _section_kinds(annotation: Any) -> list[type[Section]]:
+    """Returns the sections named in a type such as ``A | B`` or ``tuple[A, ...]``."""
+    if parts := get_args(annotation):
+        return [kind for part in parts for kind in _section_kinds(part)]
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return []
+
+
+def _as_written(loc: Path) -> Path:
+    """Turns pydantic's path, ("data", "voc", "root"), into the file's, ("data", "root")."""
+    return (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] == "data" else loc
+
+
+def _dotted(path: Path) -> str:
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(steps).lstrip(".")

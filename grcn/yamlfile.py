@@ -1,0 +1,245 @@
+"""Strict YAML with places: every value knows the file, line and column where it stands.
+
+Plain scalars follow the core schema of YAML 1.2: ``3e-4`` is a number and ``on`` a word. Repeated
+keys, aliases, tags and several documents in one file are problems.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grcn.errors import ConfigError
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where something was written: a position in a file, or (without a line) an override."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+    @property
+    def source(self) -> str:
+        """The place as provenance: ``file:line`` or ``command line``."""
+        return f"{self.file}:{self.line}" if self.line else "command line"
+
+
+Problem = tuple[Place, str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with the places of itself and of its key; mappings and lists hold nodes.
+
+    What cannot be read is reported as a problem and leaves a node that is not ``readable``.
+    """
+
+    value: dict[str, Node] | list[Node] | str | int | float | bool | None
+    place: Place
+    key_place: Place
+    readable: bool = True
+
+    def plain(self) -> Any:
+        """Returns the value without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def find(self, path: Iterable[str | int]) -> tuple[Node, bool]:
+        """Follows keys and indices as far as they lead.
+
+        Returns:
+            The last node reached, and whether that is the end of the path.
+        """
+        node = self
+        for step in path:
+            if isinstance(node.value, dict) and isinstance(step, str) and step in node.value:
+                node = node.value[step]
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+            else:
+                return node, False
+        return node, True
+
+
+def merge(parent: Node, child: Node) -> Node:
+    """Mappings merge key by key, anything else replaces.
+
+    A merged mapping stands where the child does, unless the child is an override, which has no
+    position of its own.
+    """
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
+        return child
+    entries = dict(parent.value)
+    for key, node in child.value.items():
+        entries[key] = merge(entries[key], node) if key in entries else node
+    at = child if child.place.line else parent
+    return Node(entries, at.place, at.key_place)
+
+
+def read_file(path: str, problems: list[Problem]) -> Node:
+    """Reads a YAML file.
+
+    Args:
+        path: the file; it is named in problems as given.
+        problems: receives what the file may not contain.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this file ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    return read_text(text, path, problems)
+
+
+def read_text(text: str, name: str, problems: list[Problem]) -> Node:
+    """Reads YAML; no text is an empty mapping.
+
+    Args:
+        text: the contents of a file.
+        name: what problems call it.
+        problems: receives what the text may not contain.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    start = Place(name, 1, 1)
+    root = _compose(text, start)
+    return Node({}, start, start) if root is None else _Converter(start, problems).node(root, "", start)
+
+
+def read_value(text: str, key: str, place: Place, problems: list[Problem]) -> Node:
+    """Reads the YAML value of an override; an empty text is null.
+
+    Args:
+        text: the value.
+        key: the dotted key it belongs to, for messages.
+        place: the override, which is the place of all it holds.
+        problems: receives what the value may not contain.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    root = _compose(text, place)
+    if root is None:
+        return Node(None, place, place)
+    return _Converter(place, problems).node(root, key, place)
+
+
+def is_plain_word(text: str) -> bool:
+    """Whether a text without quotes, even inside a flow list, is read back as the same text."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text):
+        return False
+    return not any(form.match(text) for tag, (form, _) in _SCALARS.items() if tag != _TAG + "str")
+
+
+def _boolean(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _integer(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _float(text: str) -> float:
+    return float(re.sub(r"\.(?=[a-zA-Z])", "", text))  # .inf and .nan lose their point, 1.e3 too
+
+
+# The scalars of YAML 1.2, section 10.3.2: tag, form and meaning; the first form that fits decides.
+# Python refuses to convert integers of thousands of digits, so the longest are left to be floats.
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = (
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    _TAG + "null": (re.compile(r"(null|Null|NULL|~|)\Z"), lambda text: None),
+    _TAG + "bool": (re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), _boolean),
+    _TAG + "int": (re.compile(r"([-+]?[0-9]{1,99}|0o[0-7]{1,99}|0x[0-9a-fA-F]{1,99})\Z"), _integer),
+    _TAG + "float": (re.compile(rf"({_FLOAT})\Z"), _float),
+    _TAG + "str": (re.compile(r"(?s:.*)\Z"), str),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's parser, which follows YAML 1.1, with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers = {None: [(tag, form) for tag, (form, _) in _SCALARS.items()]}
+
+
+def _compose(text: str, place: Place) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        if mark is not None and place.line:
+            place = Place(place.file, mark.line + 1, mark.column + 1)
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{place}: nested too deeply to be a config") from error
+
+
+class _Converter:
+    """Turns the nodes of one document into :class:`Node`."""
+
+    def __init__(self, start: Place, problems: list[Problem]) -> None:
+        self.start = start
+        self.problems = problems
+        self.seen: set[int] = set()
+
+    def node(self, node: yaml.Node, path: str, key_place: Place) -> Node:
+        place = self._place(node)
+        if id(node) in self.seen:
+            return self._reject(key_place, path, "aliases (*name) are not read; write the value out")
+        self.seen.add(id(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return Node(self._entries(node, path), place, key_place)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return Node([self.node(item, path, self._place(item)) for item in node.value], place, key_place)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            form, meaning = _SCALARS[node.tag]
+            if form.match(node.value):
+                return Node(meaning(node.value), place, key_place)
+        tag = node.tag.replace(_TAG, "!!")
+        return self._reject(place, path, f"tags are not read (got {tag}); remove it")
+
+    def _entries(self, mapping: yaml.MappingNode, path: str) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        for key, value in mapping.value:
+            place = self._place(key)
+            if not isinstance(key, yaml.ScalarNode):
+                self._reject(place, path, "expected a word as the key; write key: value")
+                continue
+            dotted = f"{path}.{key.value}" if path else key.value
+            if key.value in entries:
+                first = entries[key.value].key_place
+                self._reject(place, dotted, f"this key is repeated (first at {first}); remove one")
+            entries[key.value] = self.node(value, dotted, place)
+        return entries
+
+    def _place(self, node: yaml.Node) -> Place:
+        if not self.start.line:
+            return self.start
+        return Place(self.start.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def _reject(self, place: Place, path: str, text: str) -> Node:
+        self.problems.append((place, f"{path}: {text}" if path else text))
+        return Node(None, place, place, readable=False)

@@ -1,0 +1,185 @@
+"""The settings: documented, strict, by default the paper's, and free of contradictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from grcn.config import Config, FilesData, Model, Section, ShapesData, Train
+
+MINIMAL: dict[str, Any] = {"data": {"format": "shapes"}, "train": {"steps": 10}}
+
+
+def section_kinds(annotation: Any) -> list[type[Section]]:
+    if parts := get_args(annotation):
+        return [kind for part in parts for kind in section_kinds(part)]
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return [annotation] if is_section else []
+
+
+def settings(kind: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        inner = section_kinds(field.annotation)
+        if name == "paper" or not inner:
+            yield prefix + name, field
+        for section in inner:
+            yield from settings(section, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize(("key", "field"), list(settings()))
+def test_every_setting_has_a_sentence_and_a_source(key: str, field: FieldInfo) -> None:
+    assert field.description and ("." in field.description or "]" in field.description)
+    if not field.is_required() and key != "paper":
+        assert re.search(r"\[[SRCO](:|;|\])", field.description), f"{key}: whose value is the default?"
+
+
+def test_defaults_are_the_papers() -> None:
+    model, train = Model(), Train(steps=180000)
+    assert (model.backbone, model.split, model.context.on) == ("vgg16", "none", "none")
+    assert (model.image.short, model.rpn.batch, model.roi.batch) == (600, 256, 128)
+    assert (model.rpn.post_nms_train, model.rpn.post_nms_test) == (2000, 300)
+    assert (model.roi.op, model.roi.size, model.roi.nms) == ("pool", 7, 0.3)
+    assert (model.context.size, model.context.value) == (14, False)
+    assert len(model.anchors.sizes) == len(model.anchors.ratios) == 3
+    assert (train.lr, train.momentum, train.batch, train.accumulate) == (0.001, 0.9, 1, 1)
+    assert (train.schedule, train.gamma, train.warmup) == ("step", 0.1, 0)
+
+
+def test_a_config_is_frozen_hashable_and_comparable() -> None:
+    config = Config.model_validate(MINIMAL)
+    again = Config.model_validate(MINIMAL | {"run": {"seed": 0}})
+    assert config == again and hash(config) == hash(again)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.steps = 20
+
+
+def test_the_format_decides_the_kind_of_data() -> None:
+    files = {"root": "r", "train": ["a"], "test": ["b"]}
+    voc = Config.model_validate(MINIMAL | {"data": files | {"format": "voc"}})
+    assert isinstance(voc.data, FilesData) and voc.data.train == ("a",)
+    assert isinstance(Config.model_validate(MINIMAL).data, ShapesData)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "steps", "10"),
+        ("train", "steps", 10.0),
+        ("train", "steps", True),
+        ("train", "steps", 0),
+        ("train", "lr", "0.1"),
+        ("train", "lr", float("nan")),
+        ("train", "lr", float("inf")),
+        ("train", "lr", 0),
+        ("train", "momentum", 1),
+        ("train", "bias_decay", 1),
+        ("train", "lr_steps", 5),
+        ("train", "lr_steps", [5.0]),
+        ("eval", "voc_iou", []),
+        ("eval", "protocols", ["pascal"]),
+        ("run", "amp", "fp16"),
+        ("model", "anchors", {"sizes": [0]}),
+        ("model", "roi", {"box_weights": [1, 1, 1]}),
+        ("model", "num_classes", 21),
+    ],
+)
+def test_wrong_types_and_values_are_refused(section: str, key: str, value: object) -> None:
+    document = MINIMAL | {section: MINIMAL.get(section, {}) | {key: value}}
+    with pytest.raises(ValidationError):
+        Config.model_validate(document)
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    assert Train(steps=1, lr=1).lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (
+            {"model": {"loc": {"last_pool": "none"}}},
+            "loc.last_pool: with split: none both tasks read one map, so it must equal "
+            "cls.last_pool = max (got none); set split: conv5",
+        ),
+        (
+            {"model": {"split": "conv5", "head": {"tasks": "ensemble"}}},
+            "head.tasks: ensemble joins the tasks, so they cannot part before it "
+            "(got split: conv5, context.on: none); set both to none",
+        ),
+        (
+            {"model": {"width": 8}},
+            "width: only backbone tiny has one (got 8 with vgg16); remove it",
+        ),
+        (
+            {"model": {"weights": "vgg.pt"}},
+            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_FEATURES, torchvision:FILE, caffe:FILE (got 'vgg.pt')",
+        ),
+        (
+            {"model": {"backbone": "tiny", "weights": "IMAGENET1K_V1"}},
+            "weights: backbone tiny has no pretrained weights (got 'IMAGENET1K_V1'); set null",
+        ),
+        (
+            {"model": {"context": {"dim": 10, "heads": 4}}},
+            "heads: must divide context.dim = 10 (got 4)",
+        ),
+        (
+            {"model": {"image": {"short": 600, "max": 500}}},
+            "max: must be at least image.short = 600 (got 500)",
+        ),
+        (
+            {"model": {"rpn": {"bg_iou": 0.8}}},
+            "bg_iou: must not exceed rpn.fg_iou = 0.7 (got 0.8)",
+        ),
+        (
+            {"model": {"roi": {"bg_iou_low": 0.6}}},
+            "bg_iou_low: must not exceed roi.fg_iou = 0.5 (got 0.6)",
+        ),
+        (
+            {"train": {"steps": 1, "batch": 4, "accumulate": 3}},
+            "accumulate: must divide train.batch = 4 (got 3)",
+        ),
+        ({"train": {"steps": 1, "lr_steps": [5, 5]}}, "lr_steps: must rise (got [5, 5])"),
+        ({"eval": {"protocols": ["voc", "voc"]}}, "protocols: names 'voc' twice; remove one"),
+        (
+            {"eval": {"voc_iou": [0.505]}},
+            "voc_iou: expected whole percents between 0 and 1, as 0.75 (got 0.505)",
+        ),
+        (
+            {"run": {"device": "cuda:one"}},
+            "device: expected auto, cpu, cuda or cuda:N (got 'cuda:one')",
+        ),
+        (
+            {"data": {"format": "voc", "root": "r", "train": ["a", "a"], "test": ["b"]}},
+            "train: names 'a' twice; remove one",
+        ),
+    ],
+)
+def test_contradictions_are_refused(document: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate(MINIMAL | document)
+    assert [error["msg"] for error in caught.value.errors()] == [problem]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"split": "none", "cls": {"last_pool": "none"}, "loc": {"last_pool": "none"}},
+        {"split": "conv5", "loc": {"last_pool": "none"}, "context": {"on": "cls"}},
+        {"head": {"tasks": "ensemble"}},
+        {"head": {"tasks": "separate"}},
+        {"backbone": "tiny", "width": 8},
+        {"weights": "caffe:weights/vgg16.npz"},
+        {"weights": "torchvision:vgg16.pt"},
+    ],
+)
+def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
+    Config.model_validate(MINIMAL | {"model": model})
+
+
+def test_lr_steps_past_the_end_are_legal() -> None:
+    assert Train(steps=10, lr_steps=(100,)).lr_steps == (100,)
