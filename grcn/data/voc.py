@@ -1,0 +1,299 @@
+"""Reads data sets in the layout of PASCAL VOC, and the devkit's detection files.
+
+A split ``VOC2007/test`` below ``root`` is::
+
+    VOC2007/ImageSets/Main/test.txt    one image per line
+    VOC2007/Annotations/000001.xml     its objects
+    VOC2007/JPEGImages/000001.jpg
+
+VOC counts pixels from 1 and both corners belong to the box. :func:`to_continuous` and its inverse
+:func:`to_devkit` translate, here and nowhere else; plain IoU of the continuous boxes equals the
+devkit's IoU, which adds 1 to widths and heights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from xml.parsers.expat import ErrorString
+
+import numpy as np
+
+from grcn.data.table import (
+    Table,
+    concatenate,
+    is_contained,
+    pack,
+    pack_detections,
+    read_bytes,
+    shown,
+)
+from grcn.errors import DataError
+
+logger = logging.getLogger("grcn")
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+@dataclass
+class _Split:
+    """What one split's files say; the lists of the second group have one entry per object."""
+
+    name: str
+    stems: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    rows: list[int] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+
+
+def load(root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> Table:
+    """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
+
+    Objects marked ``difficult`` are kept and flagged. Images need not exist yet.
+
+    Args:
+        classes: the class names, in the order of their labels. Left out, they are the 20 of VOC if
+            every name in the splits is one of them, otherwise the names found, sorted: load the
+            training splits so, and pass their classes on for the test splits.
+
+    Raises:
+        DataError: a list or annotation is missing or broken, or an object's class is not listed.
+    """
+    read = [_read_split(Path(root), split) for split in splits]
+    if classes is None:
+        found = {name for split in read for name in split.names}
+        classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
+    return concatenate([_pack_split(split, str(root), classes) for split in read])
+
+
+def to_continuous(boxes: np.ndarray) -> np.ndarray:
+    """Turns boxes [M, 4] of VOC (1-based, corners inclusive) into continuous 0-based pixels."""
+    return boxes - np.array([1.0, 1.0, 0.0, 0.0])
+
+
+def to_devkit(boxes: np.ndarray) -> np.ndarray:
+    """Turns boxes [M, 4] in continuous 0-based pixels into VOC's (1-based, corners inclusive)."""
+    return boxes + np.array([1.0, 1.0, 0.0, 0.0])
+
+
+def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
+    """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
+
+    Every line is ``image score xmin ymin xmax ymax``. A class without a file has no detections,
+    which is said in a warning.
+
+    Returns:
+        packed detections of the images of ``table``: rows, boxes, scores, labels.
+
+    Raises:
+        DataError: no such file, files of two splits, an unknown image or class, a broken line.
+    """
+    row_of = {name: row for row, name in enumerate(map(str, table.result_ids()))}
+    files = _result_files(Path(folder), table)
+    rows: list[int] = []
+    numbers: list[list[float]] = []
+    labels: list[int] = []
+    places: list[str] = []
+    for label, path in files.items():
+        for line, text in enumerate(_lines(path), start=1):
+            if not text.strip():
+                continue
+            image, *values = text.split()
+            if image not in row_of:
+                raise DataError(f"{path}:{line}: image is not in {table.name} (got {shown(image)}); remove it")
+            try:
+                score, xmin, ymin, xmax, ymax = map(float, values)
+            except ValueError:
+                raise DataError(
+                    f"{path}:{line}: broken line (got {shown(text)}); write 'image score xmin ymin xmax ymax'"
+                ) from None
+            rows.append(row_of[image])
+            numbers.append([score, xmin, ymin, xmax, ymax])
+            labels.append(label)
+            places.append(f"{path}:{line}")
+    columns = np.array(numbers, np.float64).reshape(-1, 5)
+    boxes = to_continuous(columns[:, 1:])
+    return pack_detections(rows, boxes, columns[:, 0], labels, places.__getitem__)
+
+
+def write_detections(folder: str | Path, split: str, table: Table, detections: Mapping[str, np.ndarray]) -> None:
+    """Writes packed detections as the devkit's result files, one per class, empty ones too.
+
+    Numbers are written in full, so that reading them back gives the same boxes and scores.
+
+    Args:
+        folder: made when it does not exist.
+        split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
+    """
+    folder = Path(folder)
+    for name in table.classes:
+        if not is_contained(name) or "/" in name:
+            raise DataError(f"{folder}: class cannot be in a file name (got {shown(name)}); rename")
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [str(image) for image in table.result_ids()]
+    boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
+    scores = np.asarray(detections["scores"], np.float64).tolist()
+    rows = detections["rows"].tolist()
+    for label, name in enumerate(table.classes, start=1):
+        lines = [
+            " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
+            for k in np.flatnonzero(detections["labels"] == label)
+        ]
+        path = folder / f"comp4_det_{split}_{name}.txt"
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _read_split(root: Path, name: str) -> _Split:
+    folder = root / PurePosixPath(name).parent
+    split = _Split(name)
+    for row, stem in enumerate(_read_list(folder, PurePosixPath(name).name)):
+        path = folder / "Annotations" / f"{stem}.xml"
+        annotation = _read_xml(path)
+        suffixes = [s for s in _IMAGE_SUFFIXES if (folder / "JPEGImages" / (stem + s)).is_file()]
+        image = folder / "JPEGImages" / (stem + (suffixes[0] if suffixes else ".jpg"))
+        split.stems.append(stem)
+        split.files.append(str(image.relative_to(root)))
+        height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
+        if not (height >= 1 and height.is_integer() and width >= 1 and width.is_integer()):
+            raise DataError(f"{path}: <size> is no image size (got {width} x {height}); fix it")
+        split.sizes.append((int(height), int(width)))
+        for number, element in enumerate(annotation.findall("object"), start=1):
+            place = f"{path}: object {number}"
+            corners = ("xmin", "ymin", "xmax", "ymax")
+            split.rows.append(row)
+            split.boxes.append([_number(element, f"bndbox/{tag}", place) for tag in corners])
+            split.names.append(_text(element, "name", place))
+            split.difficult.append(_difficult(element, place))
+            split.places.append(place)
+    return split
+
+
+def _read_list(folder: Path, name: str) -> list[str]:
+    """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
+    path = folder / "ImageSets" / "Main" / f"{name}.txt"
+    stems: dict[str, int] = {}
+    for line, text in enumerate(_lines(path), start=1):
+        if not text.strip():
+            continue
+        stem, *flag = text.split()
+        if not is_contained(stem) or flag not in ([], ["1"], ["0"], ["-1"]):
+            raise DataError(f"{path}:{line}: not an image name (got {shown(text)}); fix the line")
+        if stem in stems:
+            raise DataError(f"{path}:{line}: listed before (got {shown(stem)} as in line {stems[stem]}); remove")
+        stems[stem] = line
+    if not stems:
+        raise DataError(f"{path}: the list names no image; add images or use another split")
+    return list(stems)
+
+
+def _lines(path: Path) -> list[str]:
+    data = read_bytes(path, "set data.root and the splits to what exists")
+    try:
+        return data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text; convert the file") from None
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    """Builds the tree of a document without a DOCTYPE, so that entities cannot be defined."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise DataError("DOCTYPE is not allowed; remove it")
+
+
+def _read_xml(path: Path) -> ElementTree.Element:
+    data = read_bytes(path, "add the annotation or remove the image from the list")
+    try:
+        parser = ElementTree.XMLParser(target=_TreeBuilder())
+        return ElementTree.fromstring(data, parser)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except ElementTree.ParseError as error:
+        what = ErrorString(error.code)
+        raise DataError(f"{path}:{error.position[0]}: broken XML (got {what}); fix it") from None
+    except (LookupError, ValueError) as error:
+        raise DataError(f"{path}: unknown encoding (got {shown(str(error))}); use UTF-8") from None
+
+
+def _text(element: ElementTree.Element, tag: str, place: str | Path) -> str:
+    text = (element.findtext(tag) or "").strip()
+    if not text:
+        raise DataError(f"{place}: <{tag}> is missing or empty; add it")
+    return text
+
+
+def _number(element: ElementTree.Element, tag: str, place: str | Path) -> float:
+    text = _text(element, tag, place)
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"{place}: <{tag}> is no number (got {shown(text)}); fix it") from None
+
+
+def _difficult(element: ElementTree.Element, place: str) -> bool:
+    text = (element.findtext("difficult") or "0").strip()
+    if text not in ("0", "1"):
+        raise DataError(f"{place}: <difficult> is neither 0 nor 1 (got {shown(text)}); fix it")
+    return text == "1"
+
+
+def _pack_split(split: _Split, root: str, classes: Sequence[str]) -> Table:
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+    for name, place in zip(split.names, split.places, strict=True):
+        if name not in label_of:
+            near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
+            raise DataError(
+                f"{place}: unknown class (got {shown(name)}, nearest is {shown(near[0])}); "
+                "rename it or set data.classes"
+            )
+    return pack(
+        split.name,
+        classes,
+        image_ids=split.stems,
+        files=split.files,
+        root=root,
+        sizes=split.sizes,
+        rows=split.rows,
+        boxes=to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4)),
+        labels=[label_of[name] for name in split.names],
+        difficult=split.difficult,
+        describe=split.places.__getitem__,
+    )
+
+
+def _result_files(folder: Path, table: Table) -> dict[int, Path]:
+    """Returns the result file of each label that has one."""
+    files: dict[int, Path] = {}
+    splits = set()
+    for path in sorted(folder.glob("comp4_det_*.txt")):
+        rest = path.stem.removeprefix("comp4_det_")
+        named = [name for name in table.classes if rest.endswith(f"_{name}")]
+        if not named:
+            raise DataError(f"{path}: its name ends in no class of {table.name}; remove or rename")
+        name = max(named, key=len)
+        files[table.classes.index(name) + 1] = path
+        splits.add(rest.removesuffix(f"_{name}"))
+    if not files:
+        raise DataError(f"{folder}: no file comp4_det_<split>_<class>.txt; use another folder")
+    if len(splits) > 1:
+        raise DataError(f"{folder}: files of several splits (got {shown(sorted(splits))}); use one")
+    for label, name in enumerate(table.classes, start=1):
+        if label not in files:
+            logger.warning("%s: no file of class %s, counted as no detections", folder, name)
+    return files

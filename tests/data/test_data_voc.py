@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grcn.data import voc
+from grcn.errors import DataError
+
+OBJECT = """
+  <object>
+    <name>{name}</name>
+    <difficult>{difficult}</difficult>
+    <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
+    <part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>
+  </object>"""
+
+
+def write_image(
+    root: Path,
+    stem: str,
+    *objects: tuple[str, tuple[float, ...]],
+    difficult: str = "0",
+    suffix: str = ".jpg",
+) -> Path:
+    """Writes an image of 40 x 30 pixels with its annotation; returns the annotation's path."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / "VOC2007" / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(root / "VOC2007/JPEGImages" / (stem + suffix))
+    body = "".join(OBJECT.format(*box, name=name, difficult=difficult) for name, box in objects)
+    size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+    path = root / "VOC2007/Annotations" / f"{stem}.xml"
+    path.write_text(f"<annotation>\n{size}{body}\n</annotation>\n")
+    return path
+
+
+def write_list(root: Path, split: str, text: str) -> None:
+    (root / "VOC2007/ImageSets/Main" / f"{split}.txt").write_text(text, newline="")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_image(tmp_path, "a", ("dog", (1, 1, 40, 30)), ("cat", (3, 4, 5, 6)))
+    write_image(tmp_path, "b", ("person", (2.5, 3, 10, 12)), difficult="1", suffix=".png")
+    write_image(tmp_path, "c")
+    write_list(tmp_path, "trainval", "a\nb\n")
+    write_list(tmp_path, "test", "c\r\n\r\na  \r\n")
+    return tmp_path
+
+
+def test_reads_a_split(root):
+    table = voc.load(root, ["VOC2007/trainval"])
+    assert table.name == "VOC2007/trainval"
+    assert table.classes == voc.VOC_CLASSES
+    assert table.image_ids.tolist() == [b"a", b"b"]
+    assert table.files.tolist() == [b"VOC2007/JPEGImages/a.jpg", b"VOC2007/JPEGImages/b.png"]
+    assert Path(table.path(1)).is_file()
+    assert table.sizes.tolist() == [[30, 40], [30, 40]]
+    assert table.boxes.tolist() == [[0, 0, 40, 30], [2, 3, 5, 6], [1.5, 2, 10, 12]]
+    assert [table.classes[label - 1] for label in table.labels] == ["dog", "cat", "person"]
+    assert table.area.tolist() == [1200, 9, 85]
+    assert table.difficult.tolist() == [False, False, True]
+    assert table.category_ids.tolist() == list(range(1, 21))
+
+
+def test_several_splits_are_joined_and_images_without_objects_stay(root):
+    write_list(root, "rest", "c\n")
+    table = voc.load(root, ["VOC2007/trainval", "VOC2007/rest"])
+    assert table.name == "VOC2007/trainval+VOC2007/rest"
+    assert table.offsets.tolist() == [0, 2, 3, 3]
+    with pytest.raises(DataError, match="an image is listed twice"):
+        voc.load(root, ["VOC2007/trainval", "VOC2007/test"])
+
+
+def test_the_twenty_classes_are_the_official_ones_in_order():
+    assert len(voc.VOC_CLASSES) == 20
+    assert sorted(voc.VOC_CLASSES) == list(voc.VOC_CLASSES)
+
+
+def test_classes_are_those_found_unless_all_are_of_voc(root):
+    write_image(root, "d", ("zebra", (1, 1, 5, 5)), ("ant", (1, 1, 5, 5)))
+    write_list(root, "own", "d\nb\n")
+    assert voc.load(root, ["VOC2007/own"]).classes == ("ant", "person", "zebra")
+    given = voc.load(root, ["VOC2007/own"], ["zebra", "person", "ant"])
+    assert given.labels.tolist() == [1, 3, 2]
+
+
+def test_an_unknown_class_names_file_and_class(root):
+    write_image(root, "d", ("Person", (1, 1, 5, 5)))
+    write_list(root, "own", "d\n")
+    with pytest.raises(DataError, match=r"d\.xml: object 1: unknown class \(got 'Person', .*'person"):
+        voc.load(root, ["VOC2007/own"], voc.VOC_CLASSES)
+
+
+def test_lists_per_class_have_a_second_column(root):
+    write_list(root, "dog_train", "a  1\nb -1\nc  0\n")
+    assert voc.load(root, ["VOC2007/dog_train"]).image_ids.tolist() == [b"a", b"b", b"c"]
+
+
+def test_images_of_one_stem_in_two_folders(root):
+    (root / "VOC2008").symlink_to("VOC2007")
+    table = voc.load(root, ["VOC2007/trainval", "VOC2008/trainval"])
+    assert len(table) == 4
+    with pytest.raises(DataError, match="listed twice"):
+        table.result_ids()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no image"),
+        ("a\nb 2\n", r"trainval\.txt:2: not an image name"),
+        ("a\n\na\n", r"trainval\.txt:3: listed before \(got 'a' as in line 1\)"),
+        ("../a\n", r"trainval\.txt:1: not an image name"),
+        ("/etc/passwd\n", r"trainval\.txt:1: not an image name"),
+        ("a\nmissing\n", r"missing\.xml: no such file"),
+    ],
+)
+def test_broken_lists(root, text, message):
+    write_list(root, "trainval", text)
+    with pytest.raises(DataError, match=message):
+        voc.load(root, ["VOC2007/trainval"])
+
+
+def test_a_missing_list_is_named(root):
+    with pytest.raises(DataError, match=r"VOC2007/ImageSets/Main/val\.txt: no such file; set "):
+        voc.load(root, ["VOC2007/val"])
+
+
+def test_a_list_that_is_no_text(root):
+    (root / "VOC2007/ImageSets/Main/trainval.txt").write_bytes(b"a\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"trainval\.txt:2: not UTF-8"):
+        voc.load(root, ["VOC2007/trainval"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("</annotation>", "", r"a\.xml:1[0-9]: broken XML \(got no element found\)"),
+        ("<part>", "<x>", r"a\.xml:7: broken XML \(got mismatched tag\)"),
+        ("<annotation>", "<!DOCTYPE a><annotation>", r"a\.xml: DOCTYPE is not allowed"),
+        ("<annotation>", "<?xml version='1.0' encoding='none'?><annotation>", "unknown encoding"),
+        ("<width>40</width>", "", "<size/width> is missing"),
+        ("<width>40</width>", "<width>0</width>", "<size> is no image size"),
+        ("<width>40</width>", "<width>4.5</width>", r"size \(got 4.5 x 30.0\)"),
+        ("<width>40</width>", "<width>nan</width>", "<size> is no image size"),
+        ("<name>dog</name>", "", "object 1: <name> is missing"),
+        ("<ymin>4</ymin>", "", "object 2: <bndbox/ymin> is missing"),
+        ("<ymin>4</ymin>", "<ymin>four</ymin>", r"<bndbox/ymin> is no number \(got 'four'\)"),
+        ("<ymin>4</ymin>", "<ymin>inf</ymin>", "object 2: box is not finite"),
+        ("<ymin>4</ymin>", "<ymin>9</ymin>", "object 2: box is reversed"),
+        ("<xmin>3</xmin>", "<xmin>300</xmin>", "object 2: box is reversed"),
+        ("<difficult>0", "<difficult>maybe", r"<difficult> is neither 0 nor 1 \(got 'maybe'\)"),
+    ],
+)
+def test_broken_annotations_are_one_line(root, old, new, message):
+    path = root / "VOC2007/Annotations/a.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=message) as error:
+        voc.load(root, ["VOC2007/trainval"])
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unset_difficult_spaces_and_encodings(root):
+    path = root / "VOC2007/Annotations/a.xml"
+    text = path.read_text().replace("<difficult>0</difficult>", "")
+    text = text.replace("<xmin>3</xmin>", "<xmin>\n 3.0 </xmin>")
+    expected = voc.load(root, ["VOC2007/trainval"]).fingerprint()
+    latin = "<?xml version='1.0' encoding='ISO-8859-1'?><!-- é -->" + text
+    for data in (text.encode(), text.encode("utf-8-sig"), latin.encode("latin-1")):
+        path.write_bytes(data)
+        assert voc.load(root, ["VOC2007/trainval"]).fingerprint() == expected
+
+
+def test_entities_are_refused_before_they_grow(root):
+    lines = [f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 12)]
+    bomb = f'<!DOCTYPE a [<!ENTITY e0 "ha">{"".join(lines)}]><a>&e11;</a>'
+    for data in (bomb.encode(), bomb.encode("utf-16")):
+        (root / "VOC2007/Annotations/a.xml").write_bytes(data)
+        start = time.perf_counter()
+        with pytest.raises(DataError, match="DOCTYPE is not allowed"):
+            voc.load(root, ["VOC2007/trainval"])
+        assert time.perf_counter() - start < 1
+
+
+def test_counting_from_zero_is_clipped_and_said(root, caplog):
+    write_image(root, "d", ("dog", (0, 0, 39, 29)))
+    write_list(root, "own", "d\n")
+    assert voc.load(root, ["VOC2007/own"]).boxes.tolist() == [[0, 0, 39, 29]]
+    assert "stick out of their image, clipped" in caplog.text
+
+
+def test_coordinate_functions_are_inverse_and_keep_the_devkits_areas():
+    devkit = np.array([[1, 1, 1, 1], [10, 20, 30, 44], [3.25, 1, 500, 375]], float)
+    continuous = voc.to_continuous(devkit)
+    assert np.array_equal(voc.to_devkit(continuous), devkit)
+    assert np.array_equal(voc.to_continuous(voc.to_devkit(continuous)), continuous)
+    sides = continuous[:, 2:] - continuous[:, :2]
+    assert np.array_equal(sides, devkit[:, 2:] - devkit[:, :2] + 1)
+
+
+def detections(count: int, dtype: type) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    corner, side = random.uniform(0, 20, (2, count, 2))
+    return {
+        "rows": random.integers(0, 2, count),
+        "boxes": np.concatenate([corner, corner + side], 1).astype(dtype),
+        "scores": random.uniform(0, 1, count).astype(dtype),
+        "labels": random.integers(1, 21, count),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_result_files_survive_a_round_trip(root, tmp_path, dtype):
+    table = voc.load(root, ["VOC2007/trainval"])
+    written = detections(300, dtype)
+    voc.write_detections(tmp_path / "results", "trainval", table, written)
+    read = voc.read_detections(tmp_path / "results", table)
+    order = np.argsort(written["labels"], kind="stable")
+    for key in ("rows", "labels", "scores"):
+        assert np.array_equal(read[key], written[key][order])
+    assert np.abs(read["boxes"] - written["boxes"][order]).max() < 1e-14
+    if dtype == np.float32:
+        assert np.array_equal(read["boxes"].astype(dtype), written["boxes"][order])
+
+
+def test_result_files_are_the_devkits(root, tmp_path):
+    table = voc.load(root, ["VOC2007/trainval"])
+    one = {
+        "rows": np.array([1]),
+        "boxes": np.array([[0, 4, 10.5, 30]], np.float32),
+        "scores": np.array([0.75], np.float32),
+        "labels": np.array([12]),
+    }
+    voc.write_detections(tmp_path / "results", "trainval", table, one)
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {f"comp4_det_trainval_{name}.txt" for name in voc.VOC_CLASSES}
+    dog = (tmp_path / "results/comp4_det_trainval_dog.txt").read_text()
+    assert dog == "b 0.75 1.0 5.0 10.5 30.0\n"
+    assert (tmp_path / "results/comp4_det_trainval_cat.txt").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("comp4_det_test_dog.txt", "a 0.5 1 1 5 5\nz 0.5 1 1 5 5\n", r"dog\.txt:2: image is not"),
+        ("comp4_det_test_dog.txt", "a 0.5 1 1 5\n", r"dog\.txt:1: broken line"),
+        ("comp4_det_test_dog.txt", "\na 0.5 1 1 5 x\n", r"dog\.txt:2: broken line"),
+        ("comp4_det_test_dog.txt", "a nan 1 1 5 5\n", r"dog\.txt:1: not a box and a score"),
+        ("comp4_det_test_dog.txt", "a 0.5 9 1 5 5\n", r"dog\.txt:1: not a box and a score"),
+        ("comp4_det_test_dragon.txt", "", "ends in no class"),
+        ("comp4_det_val_dog.txt", "", "several splits"),
+        ("results.txt", "", None),
+    ],
+)
+def test_broken_result_files(root, tmp_path, name, text, message):
+    table = voc.load(root, ["VOC2007/trainval"])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    with pytest.raises(DataError, match="no file comp4_det_"):
+        voc.read_detections(folder, table)
+    (folder / "comp4_det_test_cat.txt").write_text("b 0.5 1 1 5 5\n")
+    (folder / name).write_text(text)
+    if message is None:
+        assert voc.read_detections(folder, table)["rows"].tolist() == [1]
+        return
+    with pytest.raises(DataError, match=message):
+        voc.read_detections(folder, table)
+
+
+def test_a_class_without_a_result_file_is_said(root, tmp_path, caplog):
+    (tmp_path / "comp4_det_test_big_cat.txt").write_text("a 0.5 1 1 5 5\n")
+    table = voc.load(root, ["VOC2007/test"], ["cat", "big_cat", "dog", "person"])
+    read = voc.read_detections(tmp_path, table)
+    assert read["labels"].tolist() == [2]
+    assert read["boxes"].tolist() == [[0, 0, 5, 5]]
+    assert "no file of class cat" in caplog.text
+    assert "no file of class big_cat" not in caplog.text
