@@ -1,7 +1,7 @@
 """Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
-Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back to the host,
-:func:`first_of_nms` excepted: sizes never depend on data, and masks say which rows count.
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back
+to the host, :func:`first_of_nms` excepted: sizes never depend on data, and masks say which rows count.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """
@@ -28,7 +28,8 @@ def areas(boxes: Tensor) -> Tensor:
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Computes the overlap ``[..., G, A]`` of boxes ``[..., G, 4]`` with boxes ``[..., A, 4]``; leading dimensions broadcast.
+    """Computes the overlap ``[..., G, A]`` of boxes ``[..., G, 4]`` with boxes ``[..., A, 4]``; leading dimensions
+    broadcast.
 
     Equals ``torchvision.ops.box_iou`` on each pair of lists. Two empty boxes give NaN, as there.
     """
@@ -94,7 +95,8 @@ def match(
         valid: ``[N, G]`` bool, False for padding rows.
         fg_iou: a candidate whose best overlap reaches this is foreground.
         bg_iou: one whose best overlap is below this is background; between the two it is ignored.
-        low_quality: also take, for each object, every candidate that ties for its best overlap (Ren et al., Sec. 3.1.2).
+        low_quality: also take, for each object, every candidate that ties for its best overlap (Ren et al., Sec.
+            3.1.2).
             An object that overlaps no usable candidate gets none (torchvision would then take all of them).
         usable: ``[N, A]`` bool; other candidates are ignored.
         bg_iou_low: background must also reach this overlap with some object (Fast R-CNN's 0.1); else it is ignored.
@@ -126,8 +128,8 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
         max_foreground: limit of foreground slots.
 
     Returns:
-        ``index`` int64 ``[N, count]`` into the candidates, ``taken`` bool ``[N, count]`` (False where an image has too few),
-        ``foreground`` bool ``[N, count]``, a prefix of each row.
+        ``index`` int64 ``[N, count]`` into the candidates, ``taken`` bool ``[N, count]`` (False where an image has
+        too few), ``foreground`` bool ``[N, count]``, a prefix of each row.
     """
     candidates = matched.shape[1]
     num_fg = (matched >= 0).sum(1, keepdim=True).clamp(max=min(max_foreground, count))
@@ -143,8 +145,9 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
 def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
     """Returns the indices of the first ``count`` boxes that greedy suppression keeps, best score first.
 
-    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU, where each call
-    is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU one call is one wait.
+    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU,
+    where each call is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU one call is
+    one wait.
 
     Args:
         boxes: ``[A, 4]`` in order of falling score.
@@ -167,7 +170,8 @@ def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks the objects of a batch, padded to the next power of two so that few shapes occur.
 
     Returns:
-        ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G >= 1``.
+        ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G
+        >= 1``.
     """
     most = max(len(target["boxes"]) for target in targets)
     slots = 1 << max(most - 1, 0).bit_length()

@@ -2,8 +2,9 @@
 
 Every tool ends with one of these codes::
 
-    0 ok · 1 unexpected · 2 config or arguments · 3 data · 4 checkpoint · 5 environment (disk, permission, device, memory)
-    6 non-finite loss or gradient · 75 stopped by a signal, checkpoint saved · 130 interrupted, checkpoint saved
+    0 ok · 1 unexpected · 2 config or arguments · 3 data · 4 checkpoint
+    5 environment (disk, permission, device, memory) · 6 non-finite loss or gradient
+    75 stopped by a signal, checkpoint saved · 130 interrupted, checkpoint saved
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Counter-based randomness: every random number is a hash of what it is for, never of what was drawn before.
 
-A number is ``hash(seed, purpose, global sample number, ...)``, so it does not depend on workers, processes, devices or call
-order, and resuming a run needs no generator state, only the step. The hash chains the finaliser of splitmix64 (Steele, Lea
-and Flood, "Fast splittable pseudorandom number generators", 2014) over the words; CPU, GPU and Python give the same bits.
+A number is ``hash(seed, purpose, global sample number, ...)``, so it does not depend on workers, processes, devices
+or call order, and resuming a run needs no generator state, only the step. The hash chains the finaliser of splitmix64
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) over the words; CPU, GPU and Python
+give the same bits.
 """
 
 from __future__ import annotations
@@ -32,19 +33,17 @@ def hash_int(*words: int) -> int:
 def hash_tensor(*words: int | Tensor) -> Tensor:
     """Hashes integers and int64 tensors, which broadcast, to an int64 tensor in [0, 2**63).
 
-    ``hash_tensor(a, b)[i] == hash_int(int(a[i]), int(b[i]))``. Leading plain integers cost nothing on the device. At least
-    one word is a tensor; nothing is read back to the host.
+    ``hash_tensor(a, b)[i] == hash_int(int(a[i]), int(b[i]))``. Leading plain integers cost nothing on the device. At
+    least one word is a tensor; nothing is read back to the host.
     """
     state: int | Tensor = 0
     for word in words:
-        if isinstance(state, int) and isinstance(word, int):
-            state = _step_int(state ^ (word & _MASK64))
+        if isinstance(state, Tensor):
+            state = _step_tensor(state ^ (_signed(word & _MASK64) if isinstance(word, int) else word))
+        elif isinstance(word, Tensor):
+            state = _step_tensor(word ^ _signed(state))
         else:
-            if isinstance(state, int):
-                state = _signed(state)
-            if isinstance(word, int):
-                word = _signed(word & _MASK64)
-            state = _step_tensor(state ^ word)
+            state = _step_int(state ^ (word & _MASK64))
     if not isinstance(state, Tensor):
         raise ValueError("hash_tensor needs at least one tensor; use hash_int for integers alone")
     return state & _MASK63

@@ -68,13 +68,22 @@ def test_coding_equals_torchvisions_and_inverts(count, seed):
 
 def test_clipping_equals_torchvisions_and_removes_nan():
     found = random_boxes(20, 3) - 20
-    assert torch.equal(boxes.clip(found[None], torch.tensor([[40.0, 50.0]]).double())[0], clip_boxes_to_image(found, (40, 50)))
+    assert torch.equal(
+        boxes.clip(found[None], torch.tensor([[40.0, 50.0]]).double())[0], clip_boxes_to_image(found, (40, 50))
+    )
     wild = torch.tensor([[[float("nan"), 0, float("inf"), 5], [-float("inf"), 0, 3, float("nan")]]])
     assert boxes.clip(wild, torch.tensor([[40.0, 50.0]])).tolist() == [[[0, 0, 50, 5], [0, 0, 3, 0]]]
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 20), st.integers(0, 60), st.integers(0, 20), st.integers(1, 40), st.integers(1, 40), st.integers(0, 9**9))
+@given(
+    st.integers(0, 20),
+    st.integers(0, 60),
+    st.integers(0, 20),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 9**9),
+)
 def test_sampling_takes_what_torchvisions_sampler_would(fg, bg, ignored, count, max_fg, seed):
     if fg + bg + ignored == 0:
         return

@@ -1,0 +1,1 @@
+"""The parts of the detectors: backbones, proposals, RoI heads, and the detector that joins them."""

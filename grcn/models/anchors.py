@@ -15,7 +15,8 @@ class AnchorGenerator(nn.Module):
         sizes: square roots of the anchor areas, in pixels of the network's input.
         ratios: heights over widths.
         stride: input pixels per cell of the map.
-        offset: where in its cell an anchor is centred, in cells: 0.5 is the middle, as in the code the paper builds on; 0 is the
+        offset: where in its cell an anchor is centred, in cells: 0.5 is the middle, as in the code the paper builds
+            on; 0 is the
             corner, as in torchvision (which also rounds the corners of its anchors to whole pixels; we do not).
     """
 
@@ -30,7 +31,8 @@ class AnchorGenerator(nn.Module):
         return len(self.sizes) * len(self.ratios)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Returns the anchors ``[H * W * per_cell, 4]`` of a map ``[N, C, H, W]``: rows, then columns, then ratios and sizes.
+        """Returns the anchors ``[H * W * per_cell, 4]`` of a map ``[N, C, H, W]``: rows, then columns, then ratios
+        and sizes.
 
         Every map of one shape shares one tensor, in float32 at least; treat it as read-only.
         """

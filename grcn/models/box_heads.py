@@ -1,4 +1,5 @@
-"""The heads behind RoI pooling: hidden layers ``R``, classifier ``S`` and box regressor ``B`` (paper, Sec. 3.2, Fig. 1).
+"""The heads behind RoI pooling: hidden layers ``R``, classifier ``S`` and box regressor ``B`` (paper, Sec. 3.2, Fig.
+1).
 
 Shapes: ``R`` RoIs of the batch as rows, ``L`` rows of the localization pass, ``K`` classes including background.
 """
@@ -22,7 +23,8 @@ class TwoMLPHead(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in training."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in
+        training."""
         for layer, linear in enumerate((self.fc6, self.fc7)):
             x = F.relu(linear(x.flatten(1)), inplace=True)
             if self.training and self.dropout > 0:
@@ -33,7 +35,8 @@ class TwoMLPHead(nn.Module):
 
 
 def drop(x: Tensor, probability: float, keys: Tensor) -> Tensor:
-    """Zeroes each unit of ``x`` ``[R, D]`` with a probability and scales the rest; the mask is a hash of ``keys`` ``[R]`` and unit.
+    """Zeroes each unit of ``x`` ``[R, D]`` with a probability and scales the rest; the mask is a hash of ``keys``
+    ``[R]`` and unit.
 
     So a RoI's mask depends on its sample, pass and slot only, not on the other RoIs of the batch or on the device.
     """
@@ -50,11 +53,14 @@ class TaskHeads(nn.Module):
         dim: width of the hidden layers.
         num_classes: ``K``, background included.
         dropout: probability behind each hidden layer.
-        tasks: ``"shared"``: one set of hidden layers for both tasks; ``"separate"``: one each (detect-RF); ``"ensemble"``: two sets whose
+        tasks: ``"shared"``: one set of hidden layers for both tasks; ``"separate"``: one each (detect-RF);
+            ``"ensemble"``: two sets whose
             outputs are joined for both predictors, without parting the tasks (detect-S).
     """
 
-    def __init__(self, in_features: int, dim: int, num_classes: int, dropout: float = 0.5, tasks: str = "shared") -> None:
+    def __init__(
+        self, in_features: int, dim: int, num_classes: int, dropout: float = 0.5, tasks: str = "shared"
+    ) -> None:
         super().__init__()
         self.tasks = tasks
         self.cls = TwoMLPHead(in_features, dim, dropout)

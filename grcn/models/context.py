@@ -1,6 +1,7 @@
 """Context attention: each RoI's features look at the whole image (paper, Sec. 3.3, eq. 1).
 
-Shapes: ``N`` images, ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` cells of the pooled image.
+Shapes: ``N`` images, ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` cells of the pooled
+    image.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 class ContextAttention(nn.Module):
     """Adds to every cell of every RoI what attention finds in its image: ``P + softmax(P W_P (V W_K)^T / sqrt(k)) V``.
 
-    ``P`` are the cells of a RoI and ``V`` those of the image, both as rows. As ``P W_P (V W_K)^T = P (V W_K W_P^T)^T``, both
-    projections are folded into the image's ``t * t`` keys once per image, and no RoI is ever projected. With several heads, each
-    attends with its own slice of the projections and fills its own slice of the channels.
+    ``P`` are the cells of a RoI and ``V`` those of the image, both as rows. As ``P W_P (V W_K)^T = P (V W_K
+    W_P^T)^T``, both projections are folded into the image's ``t * t`` keys once per image, and no RoI is ever
+    projected. With several heads, each attends with its own slice of the projections and fills its own slice of the
+    channels.
 
     Args:
         channels: ``C`` of the RoI and image features.

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork
 from .transform import DetectionTransform
+from .vgg import SplitVGG
 
 
 class Detector(nn.Module):
     """A two-stage detector whose classification and localization read ``features["cls"]`` and ``features["loc"]``.
 
-    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which accepts ours too.
+    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which accepts ours
+    too.
     """
 
     def __init__(
-        self, transform: DetectionTransform, backbone: nn.Module, rpn: RegionProposalNetwork, roi_heads: RoIHeads
+        self, transform: DetectionTransform, backbone: SplitVGG, rpn: RegionProposalNetwork, roi_heads: RoIHeads
     ) -> None:
         super().__init__()
         self.transform = transform
@@ -33,12 +35,14 @@ class Detector(nn.Module):
 
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
-            targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and ``y1 < y2``, ``labels``
+            targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
+                ``y1 < y2``, ``labels``
                 int64 ``[n]`` in 1..C; further keys: see ``grcn.data.loading``.
 
         Returns:
-            Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted scalars whose sum is the
-            total. Evaluation: per image ``boxes`` ``[m, 4]`` in original pixels, ``labels`` ``[m]``, ``scores`` ``[m]``, best first.
+            Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted
+            scalars whose sum is the total. Evaluation: per image ``boxes`` ``[m, 4]`` in original pixels, ``labels``
+            ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
             ValueError: no targets in training; a box without extent (checked where it costs no wait: on the CPU).

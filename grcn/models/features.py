@@ -1,8 +1,9 @@
 """The contract between backbones and what reads them, written down once.
 
-A backbone maps images ``[N, 3, H, W]`` to a dict of two feature maps: ``"cls"``, which classification reads, and ``"loc"``, which
-localization reads. It declares one :class:`FeatureSpec` per map in ``feature_specs`` and builds no map twice: where both tasks
-read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared`` is True.
+A backbone maps images ``[N, 3, H, W]`` to a dict of two feature maps: ``"cls"``, which classification reads, and
+``"loc"``, which localization reads. It declares one :class:`FeatureSpec` per map in ``feature_specs`` and builds no
+map twice: where both tasks read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared``
+    is True.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 
 TASKS = ("cls", "loc")
 
-# Which memory format a part computes in, by device. Measured: on a CPU, convolutions without weight gradients are faster in
-# channels_last and those with them much slower; tensor cores want channels_last throughout.
+# Which memory format a part computes in, by device. Measured: on a CPU, convolutions without weight gradients are
+# faster in # channels_last and those with them much slower; tensor cores want channels_last throughout.
 MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
     "cpu": {"frozen": torch.channels_last, "train": torch.contiguous_format, "eval": torch.channels_last},
     "cuda": {"frozen": torch.channels_last, "train": torch.channels_last, "eval": torch.channels_last},
@@ -28,7 +29,8 @@ class FeatureSpec:
 
     Attributes:
         channels: its channels.
-        stride: input pixels per cell; an input side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared, never inferred
+        stride: input pixels per cell; an input side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared,
+            never inferred
             from sizes: strides are what the paper is about.
     """
 

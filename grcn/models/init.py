@@ -1,7 +1,8 @@
 """Initial values: every parameter from a hash of the seed and its layer's name, so that models are paired by seed.
 
-A layer has the same values in every row of a table, wherever its weights stand: parts that exist once per task start as copies of
-each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster R-CNN the same function before training.
+A layer has the same values in every row of a table, wherever its weights stand: parts that exist once per task start
+as copies of each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster R-CNN the same function before
+training.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from grcn import rng
 
 from .weights import layer_name
 
-# Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3; Girshick's code).
-_NEW_LAYERS = {"rpn.": 0.01, "roi_heads.heads.cls_score": 0.01, "roi_heads.heads.bbox_pred": 0.001, "roi_heads.context.": 0.01}
+# Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3;
+# Girshick's code).
+_NEW_LAYERS = {
+    "rpn.": 0.01,
+    "roi_heads.heads.cls_score": 0.01,
+    "roi_heads.heads.bbox_pred": 0.001,
+    "roi_heads.context.": 0.01,
+}
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
-    Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, all other convolutions
-    and linear layers He-normal (fan in), which is what training without pretrained weights needs.
+    Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, all
+    other convolutions and linear layers He-normal (fan in), which is what training without pretrained weights needs.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:

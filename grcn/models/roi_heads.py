@@ -1,7 +1,7 @@
 """Second stage: samples RoIs, pools each task's map, runs the heads; losses in training, detections in evaluation.
 
-Shapes: ``N`` images, ``P`` proposals of an image, ``R`` sampled RoIs of an image, ``L`` its first RoIs that may be foreground,
-``K`` classes including background. Frames: every box is in pixels of the resized, padded input.
+Shapes: ``N`` images, ``P`` proposals of an image, ``R`` sampled RoIs of an image, ``L`` its first RoIs that may be
+foreground, ``K`` classes including background. Frames: every box is in pixels of the resized, padded input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground, foreground first."""
+    """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground."""
 
     batch: int = 128
     fg_fraction: float = 0.25
@@ -41,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Detecting:
-    """How detections are chosen: class scores above ``score_thresh``, suppression per class, the best ``detections`` of an image."""
+    """How detections are chosen: scores above ``score_thresh``, suppression per class, the best ``detections``."""
 
     score_thresh: float = 0.05
     nms: float = 0.3
@@ -51,9 +51,9 @@ class Detecting:
 class RoIHeads(nn.Module):
     """The paper's second stage, on one map for both tasks or on one each.
 
-    Where nothing sets the tasks apart (one map, no context, shared hidden layers) RoIs are pooled and run once; else the
-    localization pass is its own. The box loss reads foreground RoIs only, so in training that pass runs on the ``L`` slots that can
-    be foreground; losses and gradients are those of running all.
+    Where nothing sets the tasks apart (one map, no context, shared hidden layers) RoIs are pooled and run once; else
+    the localization pass is its own. The box loss reads foreground RoIs only, so in training that pass runs on the
+    ``L`` slots that can be foreground; losses and gradients are those of running all.
 
     Args:
         pools: RoI pooling for each task's map.
@@ -110,8 +110,8 @@ class RoIHeads(nn.Module):
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
 
         Returns:
-            Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses ``loss_classifier`` and
-            ``loss_box_reg`` (an empty dict in evaluation).
+            Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses
+            ``loss_classifier`` and ``loss_box_reg`` (an empty dict in evaluation).
         """
         if self.training:
             if targets is None:
@@ -161,8 +161,8 @@ class RoIHeads(nn.Module):
         """Draws the RoIs to train on.
 
         Returns:
-            ``rois`` ``[N, R, 4]``, ``labels`` int64 ``[N, R]`` (0 background), regression targets ``[N, R, 4]`` (zero where not
-            foreground), ``taken`` and ``foreground`` bool ``[N, R]``.
+            ``rois`` ``[N, R, 4]``, ``labels`` int64 ``[N, R]`` (0 background), regression targets ``[N, R, 4]``
+            (zero where not foreground), ``taken`` and ``foreground`` bool ``[N, R]``.
         """
         how = self.sampling
         objects, object_labels, valid = boxes.pad_objects(targets)
@@ -188,8 +188,8 @@ class RoIHeads(nn.Module):
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
         scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1)
         scores = torch.where((boxes.areas(rois[0]) > 0)[:, None], scores, 0)[:, 1:]
-        # A RoI without a class above a positive threshold gives no detection whatever its box: no need to localize it. On a GPU
-        # finding them out costs more than it saves.
+        # A RoI without a class above a positive threshold gives no detection whatever its box: no need to localize
+        # it. On a GPU finding out which costs more than it saves.
         if how.score_thresh > 0 and not rois.is_cuda:
             rows = (scores > how.score_thresh).any(1).nonzero()[:, 0]
             rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[rows]
@@ -209,9 +209,7 @@ class RoIHeads(nn.Module):
     def _pool(self, task: str, features: Features, rois: Tensor) -> Tensor:
         return self.pools[task](features[task], rois)
 
-    def _add_context(
-        self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]
-    ) -> Tensor:
+    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
         if task not in self.context:
             return pooled
         sizes = sizes_tensor(image_sizes, pooled)

@@ -13,9 +13,11 @@ class RoIPool(nn.Module):
     Args:
         stride: input pixels per cell of the map.
         size: cells of a side of the result.
-        op: ``"pool"`` (RoIPool: cell borders rounded to the map's grid, maximum) or ``"align"`` (RoIAlign: bilinear samples, mean).
+        op: ``"pool"`` (RoIPool: cell borders rounded to the map's grid, maximum) or ``"align"`` (RoIAlign: bilinear
+            samples, mean).
         sampling_ratio: RoIAlign's samples per cell and side.
-        aligned: RoIAlign's half-cell shift, which puts box and map in the same frame; torchvision's detectors leave it out.
+        aligned: RoIAlign's half-cell shift, which puts box and map in the same frame; torchvision's detectors leave
+            it out.
     """
 
     def __init__(self, stride: int, size: int, op: str = "pool", sampling_ratio: int = 2, aligned: bool = True) -> None:

@@ -1,4 +1,5 @@
-"""Region proposal network on one map of declared stride (Ren et al., Sec. 3.1; paper, Sec. 3.2: it reads the "cls" map).
+"""Region proposal network on one map of declared stride (Ren et al., Sec. 3.1; paper, Sec. 3.2: it reads the "cls"
+map).
 
 Shapes: ``N`` images, ``A`` anchors of the whole map, ``P`` proposals of an image, ``G`` objects of an image (padded).
 Frames: every box is in pixels of the resized, padded input.
@@ -48,7 +49,8 @@ class RegionProposalNetwork(nn.Module):
         anchors: boxes of that map.
         reads: key of the map among the features.
         train, test: choice of proposals in each mode.
-        batch: anchors sampled per image; also what the losses are divided by, so that a batch may be spread over processes.
+        batch: anchors sampled per image; also what the losses are divided by, so that a batch may be spread over
+            processes.
         fg_fraction: largest share of foreground among them.
         fg_iou, bg_iou: thresholds of matching.
         straddling: train on anchors that cross the image border (Ren et al. leave them out).
@@ -121,8 +123,9 @@ class RegionProposalNetwork(nn.Module):
         sides = candidates[..., 2:] - candidates[..., :2]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i, scale in enumerate(scales):
-            # Torchvision's suppression is the only step that waits for the device. Boxes too small to count are all put in one
-            # place outside the image, last in order: at most one of them survives, and it touches no other.
+            # Torchvision's suppression is the only step that waits for the device. Boxes too small to count are all
+            # put in one # place outside the image, last in order: at most one of them survives, and it touches no
+            # other.
             valid = (sides[i] >= max(how.min_size * scale, 1e-3)).all(-1)
             shown = torch.where(valid[:, None], candidates[i], self.nowhere)
             kept = boxes.first_of_nms(shown, torch.where(valid, scores[i], -torch.inf), how.nms, how.post_nms)

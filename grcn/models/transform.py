@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a set of pretrained weights expects of its input: ``(image - mean) / std`` per channel, in its channel order.
+    """What a set of pretrained weights expects of its input: ``(image - mean) / std`` per channel, in its channel
+    order.
 
     Attributes:
         mean, std: per channel of the *given* order, for images in 0-1.
@@ -42,8 +43,8 @@ class ImageBatch:
 class DetectionTransform(nn.Module):
     """Resizes, normalises and batches images; maps detections back.
 
-    The short side becomes ``short`` unless the long side would pass ``max_size`` (paper, Sec. 4: 600; Ren et al.: 1000). Bilinear,
-    without antialiasing, as torchvision. A single image is not padded.
+    The short side becomes ``short`` unless the long side would pass ``max_size`` (paper, Sec. 4: 600; Ren et al.:
+    1000). Bilinear, without antialiasing, as torchvision. A single image is not padded.
 
     Args:
         short: target of the short side, pixels.
@@ -74,9 +75,10 @@ class DetectionTransform(nn.Module):
 
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8.
-            targets: with ``boxes`` ``[n, 4]`` in original pixels. A target's ``batch_sizes``, a list of ``(h, w)``, names all images of
-                the optimizer step: the batch is padded to the largest of them, so that it does not matter how they are spread
-                over processes.
+            targets: with ``boxes`` ``[n, 4]`` in original pixels. A target's ``batch_sizes``, a list of ``(h, w)``,
+                names all images of
+                the optimizer step: the batch is padded to the largest of them, so that it does not matter how they
+                are spread over processes.
 
         Returns:
             The batch, and copies of the targets with boxes in its pixels.
@@ -97,7 +99,10 @@ class DetectionTransform(nn.Module):
         return ImageBatch(torch.stack(padded), resized, scales), targets
 
     def postprocess(
-        self, detections: list[dict[str, Tensor]], image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
+        self,
+        detections: list[dict[str, Tensor]],
+        image_sizes: list[tuple[int, int]],
+        original_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Maps the boxes of detections from resized to original pixels (torchvision's signature)."""
         if self.training:

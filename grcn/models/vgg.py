@@ -1,8 +1,10 @@
 """VGG-shaped backbones: a shared trunk of convolution blocks, then one branch per task (paper, Sec. 3.2 to 3.4).
 
-Five blocks of 3x3 convolutions with a pooling layer after each of the first four; the fifth pooling gives way to RoI pooling. The
-weights part at a block (``split``): the blocks from there on exist once per task, and all before them once. The *last pooling*, in
-front of block 5, is what the paper edits per task: removing it leaves the layers behind it as they are and halves the stride.
+Five blocks of 3x3 convolutions with a pooling layer after each of the first four; the fifth pooling gives way to RoI
+pooling. The weights part at a block (``split``): the blocks from there on exist once per task, and all before them
+once. The *last pooling*, in
+front of block 5, is what the paper edits per task: removing it leaves the layers behind it as they are and halves
+    the stride.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ class SplitVGG(nn.Module):
 
     Args:
         blocks: channels of the convolutions of each of the five blocks.
-        split: the block from which the tasks have weights of their own (``"conv3"``, ``"conv4"``, ``"conv5"``) or ``"none"``:
+        split: the block from which the tasks have weights of their own (``"conv3"``, ``"conv4"``, ``"conv5"``) or
+            ``"none"``:
             one map for both.
-        last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``, ``"conv2x2_s2"`` or
+        last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``,
+            ``"conv2x2_s2"`` or
             ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
         frozen_blocks: how many leading blocks are not trained; they run without a graph.
         group_norm: put a GroupNorm behind each convolution, to train from scratch at any batch size.
@@ -66,7 +70,8 @@ class SplitVGG(nn.Module):
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
+        stride)]``."""
         with torch.no_grad():
             x = self.frozen(in_format(x, "frozen"))
         x = self.trunk(in_format(x, "train" if self.training else "eval"))
@@ -126,5 +131,6 @@ class DensePool(nn.Module):
     """pool(2,2,1): 2x2 max pooling at stride 1, padded right and below so that the map keeps its size (Table 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[N, C, H, W]`` to the same shape; cell ``(i, j)`` is the maximum over ``i, i + 1`` and ``j, j + 1``."""
+        """Maps ``[N, C, H, W]`` to the same shape; cell ``(i, j)`` is the maximum over ``i, i + 1`` and ``j, j +
+        1``."""
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)

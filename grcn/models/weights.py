@@ -1,7 +1,8 @@
 """Pretrained ImageNet weights: named entries that own their normalisation and coverage, loaded strictly.
 
-An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or ``.npz`` file behind the name
-of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's key names (``features.N.weight``); they differ in what
+An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or
+``.npz`` file behind the name of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
+key names (``features.N.weight``); they differ in what
 the first layer expects: RGB in 0-1 with ImageNet's mean and deviation, or BGR in 0-255 minus the channel means.
 """
 
@@ -23,9 +24,7 @@ from .transform import Normalisation
 from .vgg import VGG16_BLOCKS
 
 TORCHVISION = Normalisation()
-CAFFE = Normalisation(
-    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True
-)
+CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True)
 # The convolutions of the Caffe release as torchvision ships them: converted to RGB in 0-1, so the deviation is 1/255.
 CAFFE_RGB = Normalisation(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
 
@@ -70,7 +69,8 @@ def load_weights(model: nn.Module, entry: str) -> LoadReport:
         entry: see the head of this file.
 
     Raises:
-        CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a parameter inside the
+        CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a parameter
+            inside the
             entry's coverage (the 13 convolutions, and fc6 and fc7 where the file has them) is missing.
     """
     normalisation_of(entry)
@@ -104,7 +104,7 @@ def load_weights(model: nn.Module, entry: str) -> LoadReport:
 
 
 def layer_name(parameter: str) -> str:
-    """Returns the name of a parameter without the place of its layer: ``backbone.loc.conv5_1.weight`` -> ``conv5_1.weight``.
+    """Returns a parameter's name without its place: ``conv5_1.weight`` for ``backbone.loc.conv5_1.weight``.
 
     Copies of one layer in several branches, and one layer in models that split at different places, share it.
     """
@@ -128,7 +128,9 @@ def _read(entry: str) -> tuple[dict[str, Tensor], str]:
         url = VGG16_Weights[entry].url
         place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
         try:
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True), entry
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            ), entry
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{entry}: cannot load {url} ({_short(error)}); put the file at {place}") from error
     path = Path(entry.partition(":")[2])

@@ -1,4 +1,5 @@
-"""The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness, learning."""
+"""The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness,
+learning."""
 
 from collections import Counter
 
@@ -129,15 +130,23 @@ def test_a_part_of_a_batch_is_padded_to_the_whole():
     images, targets = small_batch(torch.float64)
     sizes = [tuple(image.shape[-2:]) for image in images]
     together = model(images, targets)
-    alone = [
-        model([image], [{**target, "batch_sizes": sizes}]) for image, target in zip(images, targets, strict=True)
-    ]
+    alone = [model([image], [{**target, "batch_sizes": sizes}]) for image, target in zip(images, targets, strict=True)]
     for name in LOSSES:
         assert_close(together[name], (alone[0][name] + alone[1][name]) / 2, rtol=1e-12, atol=1e-12)
 
 
 # Operators whose output size or Python value depends on data: on a GPU the host waits for them.
-WAITS = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero", "nms", "item"}
+WAITS = {
+    "nonzero",
+    "_local_scalar_dense",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "equal",
+    "is_nonzero",
+    "nms",
+    "item",
+}
 
 
 class WaitCounter(TorchDispatchMode):

@@ -37,7 +37,8 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
         "loss_classifier": F.cross_entropy(logits[taken.flatten()], labels[taken.flatten()], reduction="sum") / slots,
         "loss_box_reg": F.smooth_l1_loss(
             deltas[fg, labels[fg]], wanted.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
-        ) / slots,
+        )
+        / slots,
     }
 
 

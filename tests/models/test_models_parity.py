@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import RATIOS, SIZES, CLASSES, small_batch, small_detector, torchvision_twin
+from support import CLASSES, RATIOS, SIZES, small_batch, small_detector, torchvision_twin
 from torch.testing import assert_close
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
@@ -37,8 +37,11 @@ def test_losses_and_gradients_equal_torchvisions(dtype):
     images, targets = small_batch(dtype)
     theirs = twin.train()(images, targets)
     sum(theirs.values()).backward()
-    expected = {id(ours): parameter.grad for theirs_, ours in twin.pairs.items()
-                for parameter, ours in zip(theirs_.parameters(), ours.parameters(), strict=True)}
+    expected = {
+        id(ours): parameter.grad
+        for theirs_, ours in twin.pairs.items()
+        for parameter, ours in zip(theirs_.parameters(), ours.parameters(), strict=True)
+    }
     backbone = [p.grad.clone() for p in model.backbone.parameters()]
     model.zero_grad()
 
