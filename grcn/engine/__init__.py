@@ -1,0 +1,1 @@
+"""Training and evaluation of any detector with torchvision's contract; knows no model or config."""

@@ -1,0 +1,261 @@
+"""Checkpoints that are never half written, nor damaged unnoticed, and save to the same bytes.
+
+A checkpoint is ``step_NNNNNNNN-<start of its SHA-256>.pt``: one atomic rename publishes contents
+and digest together. ``torch.load`` notices few flipped bits, so the digest is verified before
+anything is unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import pickle
+import re
+import shutil
+import socket
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, EnvironmentFault
+
+FORMAT = 1
+
+logger = logging.getLogger("grcn")
+
+_NAME = re.compile(r"step_\d{8,}-[0-9a-f]{16}\.pt")
+_REQUIRED = ("format", "step", "model", "optimizer", "losses")
+
+
+def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
+    """Writes a checkpoint durably and removes all but the newest ``keep`` up to its step.
+
+    Equal states give equal bytes, whether or not one of them has been through a checkpoint before.
+
+    Args:
+        folder: made if missing. Checkpoints of later steps in it are left alone.
+        state: tensors and plain types in dicts, lists and tuples; ``step`` is in it.
+        keep: at least 1.
+
+    Raises:
+        EnvironmentFault: it cannot be written (disk full, no permission). What was there is
+            untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state), buffer)
+    contents = buffer.getbuffer()
+    path = folder / f"step_{state['step']:08d}-{_digest(contents)}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(path, contents)
+    except OSError as error:
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        need = f"{len(contents) >> 20} MiB needed, {free >> 20} MiB free"
+        raise EnvironmentFault(
+            f"{path}: cannot save (got {error.strerror}; {need}); "
+            "free space or fix access, then run again with --resume"
+        ) from error
+    _prune(folder, path, keep)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU, after verifying it.
+
+    A file whose name ends in its digest is verified by that; another one by the checksums of its
+    zip archive.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a checkpoint of ours.
+    """
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read ({error.strerror}); pass an existing checkpoint") from error
+    _verify(path, contents)
+    try:
+        state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        cause = ascii(str(error).partition("\n")[0])[:120]
+        raise CheckpointError(f"{path}: not a checkpoint of plain tensors (got {cause}); use one of grcn") from error
+    missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: not a checkpoint of grcn (no {', '.join(missing)} in it); use one of grcn")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path}: written in another format (got {state['format']}, need {FORMAT}); update grcn")
+    return state
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the newest checkpoint that verifies, or None where there are no checkpoints.
+
+    Each one that does not verify is named in a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is usable.
+    """
+    paths = _checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            logger.warning("skipped: %s", error)
+    if paths:
+        raise CheckpointError(f"{folder}: no usable checkpoint among {len(paths)}; restore one or use a new folder")
+    return None
+
+
+def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Loads a checkpoint's weights, and the state of its optimizer, into objects built alike.
+
+    The optimizer keeps its own settings: momentum, weight decay and the like are not state.
+
+    Raises:
+        CheckpointError: they were built otherwise.
+    """
+    where = f"checkpoint of step {state['step']}"
+    theirs, ours = state["model"], model.state_dict()
+    missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    for kind, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            raise CheckpointError(
+                f"{where}: another model: {len(missing)} weights missing, {len(unexpected)} "
+                f"unexpected (first {kind}: {', '.join(names[:3])[:80]}); use its own config"
+            )
+    for name, tensor in ours.items():
+        got, need = list(theirs[name].shape), list(tensor.shape)
+        if got != need:
+            raise CheckpointError(
+                f"{where}: {name} has another shape (got {got}, need {need}); "
+                "use the config and the classes it was trained with"
+            )
+    model.load_state_dict(theirs)
+    if optimizer is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        saved = [group["params"] for group in state["optimizer"]["param_groups"]]
+        if saved != [group["params"] for group in groups]:
+            got, need = (
+                [len(params) for params in saved],
+                [len(group["params"]) for group in groups],
+            )
+            raise CheckpointError(
+                f"{where}: another optimizer (got groups of {got} weights, need {need}); "
+                "use the config it was trained with"
+            )
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+
+
+def write_durably(path: Path, contents: bytes | memoryview) -> None:
+    """Replaces a file; after a crash at any moment the old one or the new one is there, whole."""
+    temporary = path.parent / f".tmp-{path.name}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process from writing to a run's folder, for as long as the context is open.
+
+    A POSIX record lock: it vanishes with the process however that ends, and forked workers do not
+    inherit it (``flock`` would outlive a killed trainer in its workers). Nothing else may open the
+    file: closing it anywhere in the process releases the lock.
+
+    Raises:
+        EnvironmentFault: another process holds it, or the file system has no locks.
+    """
+    path = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise EnvironmentFault(f"{path}: cannot lock ({error.strerror}); use another file system") from error
+            holder = os.read(descriptor, 300).decode(errors="replace").strip() or "another process"
+            raise EnvironmentFault(f"{folder}: in use by {holder}; stop that run or choose another folder") from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Lists checkpoints by step, oldest first; clocks are not asked."""
+    paths = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: (int(path.name[5:].partition("-")[0]), path.name))
+
+
+def _prune(folder: Path, saved: Path, keep: int) -> None:
+    paths = _checkpoints(folder)
+    until = paths.index(saved)
+    for path in [*paths[: max(0, until + 1 - keep)], *folder.glob(".tmp-*")]:
+        path.unlink(missing_ok=True)
+
+
+def _digest(contents: bytes | memoryview) -> str:
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
+# What zipfile raises for bytes that are not a zip archive, or no longer one.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+
+
+def _verify(path: Path, contents: bytes) -> None:
+    """Raises a CheckpointError for a file that differs from what was written."""
+    if match := re.search(r"-([0-9a-f]{16})\.pt$", path.name):
+        if (digest := _digest(contents)) != match[1]:
+            raise CheckpointError(f"{path}: damaged: its SHA-256 is not that in its name (got {digest}); use another")
+        return
+    try:
+        broken = zipfile.ZipFile(io.BytesIO(contents)).testzip()
+    except _ZIP_ERRORS as error:
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint (starts with {contents[:8]!r}); use another"
+        ) from error
+    if broken is not None:
+        raise CheckpointError(f"{path}: damaged (wrong checksum of {broken!r:.60}); use another")
+
+
+def _plain(value: Any) -> Any:
+    """Copies a state into plain containers with tensors on the CPU.
+
+    Pickle writes a string that it has met as the same object as a reference, so equal strings must
+    be one object for equal states to give equal bytes: they are interned.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return sys.intern(value)
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain types only (got {type(value).__name__})")

@@ -1,0 +1,163 @@
+"""Several processes, started by torchrun: how they share work and agree. One alone may call all.
+
+Tensors on a GPU travel by NCCL, everything on the host by gloo, so an agreement among the hosts
+never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import EnvironmentFault, UserError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[torch.device]:
+    """Joins the processes that torchrun started, until it is left; yields the device of this one.
+
+    Args:
+        device: ``cpu``, ``cuda`` (the one of this process), ``cuda:1``, or ``auto``: CUDA where
+            there is any.
+        timeout: seconds after which waiting for another process is an error. It must cover the
+            longest time that one process works alone: scoring the detections of the whole test set.
+
+    Raises:
+        EnvironmentFault: the device is missing, or torchrun's variables contradict each other.
+    """
+    rank, world, local_rank = (_variable(name, default) for name, default in _TORCHRUN)
+    if not 0 <= rank < world:
+        raise EnvironmentFault(f"RANK is not below WORLD_SIZE (got {rank} of {world}); use torchrun")
+    chosen = _device(device, local_rank, world)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        yield chosen
+        return
+
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except (dist.DistError, ValueError) as error:
+        cause = str(error).partition("\n")[0][:150]
+        raise EnvironmentFault(
+            f"process {rank} of {world} cannot meet the others (got {cause}); "
+            "check --master-addr and --master-port of torchrun"
+        ) from error
+    try:
+        yield chosen
+    except SystemExit:  # all have agreed to stop; after another error some may never answer
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+_TORCHRUN = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise EnvironmentFault(f"{name} is not a whole number (got {text!r}); start the processes with torchrun")
+    return int(text)
+
+
+def _device(name: str, local_rank: int, world: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentFault(f"no such device (got {name!r}); use auto, cpu, cuda or cuda:<number>") from error
+    if device.type != "cuda":
+        return device
+    if device.index is not None and world > 1:
+        raise EnvironmentFault(f"{world} processes cannot share one device (got {name}); use cuda")
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise EnvironmentFault(f"device cuda:{index} is missing (got {count} CUDA devices); use cpu or fewer processes")
+    return torch.device("cuda", index)
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Tells whether this process is the one that writes files and messages."""
+    return rank() == 0
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Returns the module to call in training, which averages gradients over processes.
+
+    Unused parameters are not searched for: each trained one takes part in the losses of every step,
+    times zero if need be (an image without boxes). Frozen ones are left alone.
+    """
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def mean(values: Tensor) -> Tensor:
+    """Averages a tensor over the processes. On a GPU nothing waits."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def maximum(value: int) -> int:
+    """Returns the largest of the processes' values to all of them, without waiting for a GPU."""
+    if world_size() == 1:
+        return value
+    agreed = torch.tensor(value)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return int(agreed)
+
+
+def gather(value: T) -> list[T]:
+    """Collects one picklable value per process, in order of rank, for all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Calls a function in the main process; its result, or its error, comes to all processes.
+
+    For what must happen once, such as reading or writing a file: the others wait, and none goes on
+    after a failure.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]  # result, error
+    if is_main():
+        try:
+            outcome[0] = function()
+        except (UserError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -1,0 +1,260 @@
+"""The training loop. ``step`` counts the updates done and is the only clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from tqdm import tqdm
+
+from .. import rng
+from ..errors import CheckpointError
+from . import checkpoint, distributed
+from .evaluate import move_images
+from .log import MetricsLog, RecentLosses, logger
+from .signals import Stopped, StopSignals
+
+Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    lr_at: Callable[[int], float],
+    device: torch.device,
+    folder: Path,
+    state: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    accumulate: int = 1,
+    amp: torch.dtype | None = None,
+    clip_grad_norm: float | None = None,
+    log_every: int = 20,
+    checkpoint_every: int = 1000,
+    keep: int = 3,
+    evaluate: Callable[[int], Mapping[str, float | None]] | None = None,
+    eval_every: int = 0,
+    stop: StopSignals | None = None,
+    progress: bool = True,
+) -> dict[str, float | None]:
+    """Trains a detector up to ``steps`` updates, and returns its last evaluation.
+
+    A run that was killed and continued from its newest checkpoint ends with the same bytes as one
+    that never stopped, as far as the device computes deterministically. Under torchrun every
+    process calls this with its share of the batches.
+
+    Args:
+        model: on ``device``; in training mode ``model(images, targets)`` returns a dict of scalar
+            losses, whose sum is minimised. torchvision's detectors are such models.
+        batches: of images, uint8 or float ``[3, H, W]``, and their targets: ``accumulate`` per
+            update, positioned at the step to continue from. Tensors in targets are moved to the
+            device, other entries passed on.
+        optimizer: any of torch's built with ``fused=True``: the fused ones can skip an update
+            without the host looking.
+        lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
+            that have one.
+        folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
+        record: what else each checkpoint holds: plain types.
+        seed: of torch's global generator, set at each step for models that draw from it.
+        amp: ``torch.bfloat16`` for autocast.
+        clip_grad_norm: largest norm of the whole gradient.
+        log_every: steps between lines of ``metrics.jsonl``; the host waits for the device at these,
+            and to save, only.
+        checkpoint_every: steps between checkpoints; there is one before each evaluation as well.
+        keep: how many checkpoints to keep.
+        evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
+            all processes; returns metrics. It may leave the model in evaluation mode.
+        stop: signals to obey: the step in progress is finished and saved.
+
+    Raises:
+        NonFiniteError: a loss or gradient was not finite. The weights are those before that step,
+            in all processes.
+        Stopped: a signal came to one of the processes; the checkpoint is saved.
+    """
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        raise ValueError("this optimizer cannot skip a non-finite update; build it with fused=True")
+    start = 0 if state is None else state["step"]
+    losses = RecentLosses([] if state is None else state["losses"])
+    if state is not None:
+        if start > steps:
+            raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
+        checkpoint.restore(state, model, optimizer)
+    metrics = MetricsLog(folder / "metrics.jsonl", start)
+    groups = optimizer.param_groups
+    weights = [weight for group in groups for weight in group["params"] if weight.requires_grad]
+    replica = distributed.wrap(model).train()
+    failed = torch.zeros((), device=device)  # 1 from the first non-finite step on: no more updates
+
+    def save(step: int) -> None:
+        losses.fetch(step)
+        metrics.sync()
+        contents = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "losses": losses.fetched,
+            **(record or {}),
+        }
+        distributed.on_main(lambda: checkpoint.save(folder / "checkpoints", contents, keep))
+
+    def is_evaluated(step: int) -> bool:
+        return evaluate is not None and (step == steps or eval_every > 0 and step % eval_every == 0)
+
+    def evaluation(step: int) -> dict[str, float | None]:
+        # An interrupted run may have got this far.
+        result = distributed.on_main(lambda: metrics.evaluation(step))
+        if result is None and evaluate is not None:
+            result = metrics.write_evaluation(step, evaluate(step))
+            metrics.sync()
+            replica.train()
+        return result or {}
+
+    show = progress and distributed.is_main()
+    with (
+        metrics,
+        tqdm(total=steps, desc="train", initial=start, disable=not show, dynamic_ncols=True) as bar,
+    ):
+        if 0 < start < steps and is_evaluated(start):
+            evaluation(start)
+        for step in range(start + 1, steps + 1):
+            lr = _set_lr(optimizer, lr_at(step - 1))
+            _seed(device, rng.hash_int(seed, step, distributed.rank()))
+            names, values, image_ids = _backward(replica, batches, accumulate, device, amp)
+            norm = get_total_norm(_gradients(weights, model))
+            if clip_grad_norm is not None:
+                clip_grads_with_norm_(weights, clip_grad_norm, norm)
+            row = losses.add(names, values, norm, image_ids)
+            failed = torch.maximum(failed, (~row.isfinite()).any().to(failed))
+            _update(optimizer, failed)
+            bar.update()
+
+            if step % log_every == 0 or step == steps:
+                averages = losses.average(step)
+                metrics.write(step, {"lr": lr, **averages})
+                shown = {name: f"{value:.3g}" for name, value in averages.items()}
+                bar.set_postfix(shown, refresh=False)
+            code = distributed.maximum(0 if stop is None else stop.code)
+            if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
+                save(step)
+            if code:
+                logger.info("stopped by a signal; step %d is saved, run again with --resume", step)
+                raise Stopped(code)
+            if is_evaluated(step) and step < steps:
+                evaluation(step)
+        return evaluation(steps)
+
+
+def learning_rate(
+    step: int,
+    *,
+    lr: float,
+    steps: int,
+    schedule: Literal["step", "cosine"] = "step",
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+    warmup: int = 0,
+    warmup_factor: float = 0.001,
+) -> float:
+    """Returns the learning rate of update ``step``, counted from 0. There is no state to save.
+
+    Args:
+        lr: the rate at full height.
+        schedule: ``step`` multiplies it by ``gamma`` at each milestone (those past the end do
+            nothing); ``cosine`` takes it along half a cosine to zero at ``steps``.
+        warmup: updates over which the rate rises linearly from ``warmup_factor`` times itself, on
+            top of the schedule.
+    """
+    if schedule == "cosine":
+        lr *= 0.5 * (1 + math.cos(math.pi * step / steps))
+    else:
+        lr *= gamma ** sum(step >= milestone for milestone in milestones)
+    if step < warmup:
+        lr *= warmup_factor + (1 - warmup_factor) * step / warmup
+    return lr
+
+
+def _backward(
+    replica: nn.Module,
+    batches: Iterator[Batch],
+    accumulate: int,
+    device: torch.device,
+    amp: torch.dtype | None,
+) -> tuple[list[str], Tensor, list[object]]:
+    """Computes the gradient of a step; returns its losses' names, values ``[L]`` and image ids."""
+    total: Tensor | float = 0.0
+    image_ids: list[object] = []
+    for index in range(accumulate):
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError("the batches ended before the steps; hand over an endless iterator")
+        images = move_images(batch[0], device)
+        targets = [_move(target, device) for target in batch[1]]
+        image_ids += [target.get("image_id") for target in batch[1]]
+        with _gradients_kept_here(replica, index < accumulate - 1):
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                losses = replica(images, targets)
+            values = torch.stack(list(losses.values())) / accumulate
+            values.sum().backward()
+        total = values.detach() + total
+    assert isinstance(total, Tensor)
+    return list(losses), total, image_ids
+
+
+def _gradients(weights: list[nn.Parameter], model: nn.Module) -> list[Tensor]:
+    """Returns all gradients; a missing one would make fused SGD and DDP fail obscurely."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if len(gradients) < len(weights):
+        missing = {weight for weight in weights if weight.grad is None}
+        names = [name for name, weight in model.named_parameters() if weight in missing]
+        raise ValueError(
+            f"{len(missing)} trained weights have no gradient (first: {', '.join(names[:3])}); "
+            "the losses must depend on all, times zero if need be; freeze those that are not used"
+        )
+    return gradients
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seeds the global generators that a step may draw from; torch.manual_seed takes 1 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _gradients_kept_here(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Holds back the averaging over processes until the last micro-batch."""
+    if wanted and isinstance(replica, DistributedDataParallel):
+        return replica.no_sync()
+    return nullcontext()
+
+
+def _move(target: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in target.items()
+    }
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+    return lr
+
+
+def _update(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Does an update unless ``skip`` is 1, which only the device reads, as for a GradScaler."""
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import random
+import resource
+import signal
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from grcn.engine import checkpoint
+from grcn.errors import CheckpointError, EnvironmentFault
+
+
+def state_of(step: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "format": checkpoint.FORMAT,
+        "step": step,
+        "model": {"a.weight": torch.randn(5, 7, generator=generator), "a.bias": torch.arange(3)},
+        "optimizer": {"state": {}, "param_groups": []},
+        "losses": [[0.5, 1.5]],
+        "config": {"lr": 0.1, "k": [1, None, (2,)]},
+    }
+
+
+def assert_one_line(error: BaseException) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) <= 300
+    assert str(error).isprintable()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "new" / "folder", state_of(12), keep=2)
+    assert path.name.startswith("step_00000012-")
+    found = checkpoint.newest(path.parent)
+    assert found is not None and found[0] == path
+    torch.testing.assert_close(found[1], state_of(12), rtol=0, atol=0)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
+    """Pickle tells one string from an equal one; a run that was continued has both."""
+    new = {**state_of(3), "schedule": "lr", "model": OrderedDict(state_of(3)["model"])}
+    loaded = checkpoint.load(checkpoint.save(tmp_path / "a", new, keep=1))
+    mixed = {**new, "schedule": loaded["schedule"], "model": loaded["model"]}
+    names = [checkpoint.save(tmp_path / "b", state, keep=1).name for state in (new, loaded, mixed)]
+    assert len(set(names)) == 1
+
+    plain = [io.BytesIO(), io.BytesIO()]
+    torch.save({**new, "model": loaded["model"]}, plain[0])
+    torch.save(mixed, plain[1])
+    assert plain[0].getvalue() != plain[1].getvalue(), "torch.save alone tells them apart"
+
+
+def test_views_are_saved_and_only_plain_types(tmp_path: Path) -> None:
+    column = torch.arange(12.0).reshape(3, 4)[:, 1]
+    loaded = checkpoint.load(checkpoint.save(tmp_path, {**state_of(1), "column": column}, keep=1))
+    assert loaded["column"].tolist() == [1, 5, 9]
+    with pytest.raises(TypeError, match="PosixPath"):
+        checkpoint.save(tmp_path, {**state_of(2), "path": tmp_path}, keep=1)
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1-step_00000001-0123456789abcdef.pt").write_bytes(b"left by a killed run")
+    (tmp_path / "notes.txt").write_text("mine")
+    later = checkpoint.save(tmp_path, state_of(900), keep=2)
+    for step in (10, 9, 11, 100):
+        path = checkpoint.save(tmp_path, state_of(step), keep=2)
+        os.utime(path, (2e9 - step, 2e9 - step))  # clocks lie; steps do not
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert [name[:13] for name in names] == [
+        "notes.txt",
+        "step_00000011",
+        "step_00000100",
+        "step_00000900",
+    ]
+    assert later.exists(), "a checkpoint of a later step is not this run's to remove"
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["digest in name", "renamed"])
+def test_damage_is_never_accepted(tmp_path: Path, renamed: bool) -> None:
+    path = checkpoint.save(tmp_path, state_of(5), keep=1)
+    good = path.read_bytes()
+    if renamed:
+        path = path.rename(tmp_path / "model.pt")
+        assert checkpoint.load(path)["step"] == 5
+    random_ = random.Random(1)
+    damaged = [good[: random_.randrange(len(good))] for _ in range(50)]
+    damaged += [b"", bytes(len(good)), b"<html>404</html>", good[:100] + bytes(200) + good[300:]]
+    accepted = 0
+    for contents in damaged:
+        path.write_bytes(contents)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(path)
+        assert_one_line(caught.value)
+    for _ in range(150):
+        flipped = bytearray(good)
+        flipped[random_.randrange(len(good))] ^= 1 << random_.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            assert_one_line(error)
+        else:  # without a digest a flip in the padding between records passes, and harms nothing
+            accepted += 1
+            assert renamed
+            torch.testing.assert_close(state, state_of(5), rtol=0, atol=0)
+    assert accepted < 75
+
+
+def test_torch_alone_would_accept_damage(tmp_path: Path) -> None:
+    """Why there is a digest: torch.load returns other weights for most flipped bits."""
+    path = checkpoint.save(tmp_path, state_of(5), keep=1)
+    contents = bytearray(path.read_bytes())
+    place = contents.index(state_of(5)["model"]["a.weight"].numpy().tobytes())
+    contents[place] ^= 1
+    path.write_bytes(contents)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        checkpoint.load(path)
+
+
+def test_older_one_is_used_and_each_damaged_one_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [checkpoint.save(tmp_path, state_of(step), keep=5) for step in (1, 2, 3)]
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING, "grcn"):
+        found = checkpoint.newest(tmp_path)
+    assert found is not None and found[0] == paths[0] and found[1]["step"] == 1
+    assert [str(path) in record.getMessage() for path, record in zip(paths[:0:-1], caplog.records, strict=True)] == [
+        True,
+        True,
+    ]
+
+    paths[0].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no usable checkpoint among 3") as caught:
+        checkpoint.newest(tmp_path)
+    assert_one_line(caught.value)
+
+
+class Bomb:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.canary}",)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    torch.save({"model": Bomb(canary)}, tmp_path / "bomb.pt")
+    torch.save({"epoch": 1}, tmp_path / "theirs.pt")
+    torch.save({**state_of(1), "format": 99}, tmp_path / "future.pt")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    (tmp_path / "folder").mkdir()
+    for name in ("bomb.pt", "theirs.pt", "future.pt", "photo.jpg", "folder", "missing.pt"):
+        with pytest.raises(CheckpointError, match=name) as caught:
+            checkpoint.load(tmp_path / name)
+        assert_one_line(caught.value)
+    assert not canary.exists()
+
+
+def test_full_disk_leaves_the_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = checkpoint.save(tmp_path, state_of(1), keep=1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # every file is full at 1,000 bytes
+        with pytest.raises(EnvironmentFault, match="MiB free") as caught:
+            checkpoint.save(tmp_path, state_of(2), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.strerror(errno.EFBIG) in str(caught.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert old.exists()
+
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(EnvironmentFault):
+        checkpoint.save(tmp_path / "file" / "checkpoints", state_of(2), keep=1)
+
+
+def test_order_of_writing_survives_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contents reach the disk before the name, the name before an older file is removed."""
+    checkpoint.save(tmp_path, state_of(1), keep=1)
+    events: list[str] = []
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.append(name)
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", watched("fsync", os.fsync))
+    monkeypatch.setattr(Path, "replace", watched("replace", Path.replace))
+    monkeypatch.setattr(Path, "unlink", watched("unlink", Path.unlink))
+    checkpoint.save(tmp_path, state_of(2), keep=1)
+    assert events == ["fsync", "replace", "fsync", "unlink"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: weights.pop("0.bias"),
+            "1 weights missing, 0 unexpected .first missing: 0.bias",
+        ),
+        (lambda weights: weights.update(other=torch.zeros(1)), "0 weights missing, 1 unexpected"),
+        (
+            lambda weights: weights.update({"0.weight": torch.zeros(2, 4)}),
+            r"0.weight .* \(got \[2, 4\], need \[2, 3\]\)",
+        ),
+    ],
+)
+def test_weights_of_another_model(change: Any, message: str) -> None:
+    layer = nn.Linear(3, 2)
+    model = nn.Sequential(layer)
+    weights = dict(nn.Sequential(nn.Linear(3, 2)).state_dict())
+    change(weights)
+    before = layer.weight.clone()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.restore({"step": 3, "model": weights}, model)
+    assert_one_line(caught.value)
+    torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
+
+
+def test_another_optimizer() -> None:
+    layer = nn.Linear(3, 2)
+    groups: list[dict[str, Any]] = [{"params": layer.weight}, {"params": layer.bias}]
+    theirs = torch.optim.SGD(groups, lr=0.1)
+    state = {"step": 3, "model": layer.state_dict(), "optimizer": theirs.state_dict()}
+    with pytest.raises(CheckpointError, match=r"got groups of \[1, 1\] weights, need \[2\]") as caught:
+        checkpoint.restore(state, layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+    assert_one_line(caught.value)
+
+
+def test_optimizer_keeps_its_own_settings() -> None:
+    """Who continues a run with another weight decay, and says so, gets it."""
+    layer = nn.Linear(3, 2)
+    theirs = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5, fused=True)
+    layer(torch.ones(3)).sum().backward()
+    theirs.step()
+    state = {"step": 3, "model": layer.state_dict(), "optimizer": theirs.state_dict()}
+    ours = torch.optim.SGD(layer.parameters(), lr=0.2, momentum=0.8, fused=True)
+    checkpoint.restore(state, layer, ours)
+    assert (ours.param_groups[0]["weight_decay"], ours.param_groups[0]["momentum"]) == (0.0, 0.8)
+    for mine, other in zip(ours.state.values(), theirs.state.values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
+    assert len(ours.state) == 2
