@@ -1,4 +1,4 @@
-"""From a config to what it describes: model, data, optimizer. The only reader of config objects; modules never see one."""
+"""From a config to what it describes: model, data, optimizer. The only reader of config objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _READERS = {"voc": voc.load, "coco": coco.load}
 
 
 def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
-    """Builds a detector with initial values from ``seed``; reads neither disk nor network, and builds on the meta device.
+    """Builds a detector with initial values from ``seed``; reads neither disk nor network.
+
+    On the meta device it builds too, without values.
 
     Args:
         cfg: the ``model`` section.
@@ -87,7 +89,7 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one side of a data set: their annotations, and how to read one as uint8 ``[3, H, W]`` by its row."""
+    """One side of a data set: its annotations, and how to read the image of a row as uint8 ``[3, H, W]``."""
 
     table: Table
     read_image: Callable[[int], Tensor]
@@ -98,12 +100,19 @@ def build_train_split(cfg: Data) -> Split:
     return _split(cfg, "train", cfg.classes if isinstance(cfg, FilesData) else None)
 
 
-def build_test_split(cfg: Data, classes: tuple[str, ...]) -> Split:
+def class_names(cfg: Data) -> tuple[str, ...] | None:
+    """Returns the classes of a model trained on this data; None where the test split names them all itself."""
+    if isinstance(cfg, ShapesData):
+        return None
+    return voc.load(cfg.root, cfg.train, cfg.classes).classes if cfg.format == "voc" else cfg.classes
+
+
+def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
     """Reads the annotations to evaluate on.
 
     Args:
         cfg: the ``data`` section.
-        classes: those of the model: a class that it does not know is an error.
+        classes: those of the model: a class that it does not know is an error. None takes them from the split.
     """
     return _split(cfg, "test", classes)
 

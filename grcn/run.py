@@ -1,0 +1,340 @@
+"""One run: from a config to a run folder with weights, metrics and pictures. What ``tools/train.py`` and
+``tools/eval.py`` call."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import build
+from .config import Config
+from .configfile import difference, dump_config, parse_config
+from .data import coco as coco_files
+from .data import voc as voc_files
+from .data.loading import eval_batches, train_batches
+from .data.table import Table
+from .draw import contact_sheet, detection_grid, pr_curves
+from .engine import checkpoint, distributed
+from .engine.evaluate import detect
+from .engine.log import start_logging, write_environment
+from .engine.signals import StopSignals
+from .engine.train import learning_rate
+from .engine.train import train as train_loop
+from .errors import CheckpointError, ConfigError, EnvironmentFault
+from .evaluation import coco, voc
+from .evaluation.diagnosis import diagnose
+from .models.detector import Detector
+from .models.features import MEMORY_FORMATS, TASKS
+from .models.weights import load_weights
+
+logger = logging.getLogger("grcn")
+
+Metrics = dict[str, float | None]
+AMP = {"none": None, "bf16": torch.bfloat16}
+# Settings that do not change what is computed, only how fast, how often and where it is written.
+HARMLESS = ("run.workers", "run.threads", "run.device", "train.log_every", "train.checkpoint_every", "train.keep",
+            "train.eval_every", "eval.", "paper")  # fmt: skip
+
+
+def default_folder(path: str | Path, cfg: Config) -> Path:
+    """Returns ``runs/<data>/<config>/seed<k>`` for a config file."""
+    path = Path(path)
+    return Path("runs") / path.resolve().parent.name / path.stem / f"seed{cfg.run.seed}"
+
+
+def train(
+    cfg: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    resume_from: Path | None = None,
+    init: Path | None = None,
+    allow_changes: bool = False,
+    dry_run: bool = False,
+) -> Metrics:
+    """Trains a detector, evaluates it and returns its last metrics.
+
+    Under torchrun every process calls this; the first one writes.
+
+    Args:
+        folder: of the run; must be empty unless the run is resumed.
+        resume: continue from the newest checkpoint in ``folder``, from the start if there is none.
+        resume_from: continue from this checkpoint.
+        init: start from the weights of this checkpoint, at step 0, instead of ``model.weights``.
+        allow_changes: resume although settings that change the result differ from those of the checkpoint.
+        dry_run: do one step on the first batch, describe it, and write nothing.
+
+    Raises:
+        UserError: whatever is wrong with config, data, checkpoint or machine.
+        Stopped: a signal came; the checkpoint is saved.
+    """
+    with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
+        start_logging()
+        _prepare(cfg)
+        writes = distributed.is_main() and not dry_run
+        with checkpoint.run_lock(folder) if writes else nullcontext():
+            if not dry_run:
+                distributed.on_main(lambda: _check_folder(folder, resume or resume_from is not None))
+            data = build.build_train_split(cfg.data)
+            test = build.build_test_split(cfg.data, data.table.classes)
+            model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
+            state = _state(cfg, folder, resume, resume_from, data.table, allow_changes)
+            if state is None:
+                _load_initial(model, cfg, init)
+            model = _to_device(model, device)
+            optimizer = build.build_optimizer(cfg.train, model)
+            stop.check()
+
+            def batches(start: int) -> Any:
+                return train_batches(
+                    data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
+                    start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(),
+                    world=distributed.world_size(), workers=0 if dry_run else cfg.run.workers, flip=cfg.data.flip,
+                    drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda",
+                )  # fmt: skip
+
+            if dry_run:
+                return _try_one_step(model, cfg, data.table, test.table, next(batches(0)), device)
+            if writes:
+                _write_facts(folder, cfg, model, device)
+
+            def evaluate_now(step: int) -> Metrics:
+                return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
+
+            return train_loop(
+                model, batches(0 if state is None else state["step"]), optimizer, steps=cfg.train.steps,
+                lr_at=lambda step: learning_rate(
+                    step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
+                    milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
+                    warmup_factor=cfg.train.warmup_factor,
+                ),
+                device=device, folder=folder, state=state, record=_record(cfg, data.table), seed=cfg.run.seed,
+                accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
+                log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
+                evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
+            )  # fmt: skip
+
+
+def evaluate(cfg: Config, folder: Path, *, weights: Path | None = None, detections: Path | None = None) -> Metrics:
+    """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
+
+    Args:
+        weights: a checkpoint.
+        detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
+    """
+    with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
+        start_logging()
+        _prepare(cfg)
+        if weights is not None:
+            state = checkpoint.load(weights)
+            classes = tuple(state["classes"])
+            test = build.build_test_split(cfg.data, classes)
+            model = build.build_model(cfg.model, len(classes) + 1)
+            checkpoint.restore(state, model)
+            return _evaluate_model(_to_device(model, device), cfg, test, folder, device, stop, devkit=True)
+        if detections is None:
+            raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
+        test = build.build_test_split(cfg.data, build.class_names(cfg.data))
+        read = voc_files.read_detections if detections.is_dir() else coco_files.read_detections
+        found, table = read(detections, test.table), _limited(cfg, test.table)
+        known = found["rows"] < len(table)
+        found = {key: values[known] for key, values in found.items()}
+        return _score(cfg, table, test, found, folder, devkit=True)
+
+
+def _limited(cfg: Config, table: Table) -> Table:
+    return table if cfg.eval.limit is None else table.first(cfg.eval.limit)
+
+
+def _prepare(cfg: Config) -> None:
+    if cfg.run.threads is not None:
+        torch.set_num_threads(cfg.run.threads)
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """Refuses a folder that holds another run, unless that is to be continued."""
+    found = sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
+    if found and not resume:
+        raise ConfigError(
+            f"{folder}: not empty (got {', '.join(found[:3])}); continue with --resume, or choose another --output-dir"
+        )
+
+
+def _state(
+    cfg: Config, folder: Path, resume: bool, resume_from: Path | None, table: Table, allow_changes: bool
+) -> dict[str, Any] | None:
+    """Returns the checkpoint to continue from, after making sure that it belongs to this config and data; or None."""
+    found = None
+    if resume_from is not None:
+        found = resume_from, checkpoint.load(resume_from)
+    elif resume:
+        found = distributed.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
+        if found is None:
+            logger.info("%s: no checkpoint yet; starting at step 0", folder)
+    if found is None:
+        return None
+    path, state = found
+    later = [other.name for other in folder.glob("checkpoints/step_*.pt") if int(other.name[5:13]) > state["step"]]
+    if resume_from is not None and later:
+        raise ConfigError(
+            f"{folder}: holds later checkpoints than {path} ({later[0]}); choose another --output-dir or remove them"
+        )
+    if tuple(state["classes"]) != table.classes:
+        known = ", ".join(state["classes"])
+        raise CheckpointError(f"{path}: of other classes ({known[:80]}); the data has {', '.join(table.classes)[:80]}")
+    changes = [
+        line for line in difference(parse_config(state["config"], str(path)), cfg) if not line.startswith(HARMLESS)
+    ]
+    if state["data_fingerprint"] != table.fingerprint():
+        changes.append("data: the annotations are not those it was trained on")
+    if changes and not allow_changes:
+        raise ConfigError("\n".join([f"{path}: the settings differ; restore them or pass --allow-changes", *changes]))
+    for line in changes:
+        logger.warning("resuming under a change: %s", line)
+    logger.info("resuming from %s", path)
+    return state
+
+
+def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
+    if init is not None:
+        checkpoint.restore(checkpoint.load(init), model)
+        logger.info("initial weights from %s", init)
+    elif cfg.model.weights is not None:
+        # One process at a time meets the network; the others find the file.
+        report = distributed.on_main(lambda: load_weights(model, cfg.model.weights or ""))
+        if not distributed.is_main():
+            load_weights(model, cfg.model.weights)
+        logger.info("%s", report)
+
+
+def _to_device(model: Detector, device: torch.device) -> Detector:
+    try:
+        model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(f"{device}: not enough memory for the model; use another device") from error
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+
+
+def _record(cfg: Config, table: Table) -> dict[str, Any]:
+    return {"config": dump_config(cfg), "classes": list(table.classes), "data_fingerprint": table.fingerprint()}
+
+
+def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.device) -> None:
+    checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
+    formats = {part: str(form) for part, form in MEMORY_FORMATS.get(device.type, {}).items()}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
+    images = cfg.train.batch
+    logger.info(
+        "%s: %.1f M parameters, strides %s, %d steps of %d image%s, lr %g (scale lr with the batch: %g per image)",
+        folder, parameters / 1e6, "/".join(str(model.backbone.feature_specs[task].stride) for task in TASKS),
+        cfg.train.steps, images, "s" * (images > 1), cfg.train.lr, cfg.train.lr / images,
+    )  # fmt: skip
+
+
+def _try_one_step(
+    model: Detector, cfg: Config, train_table: Table, test_table: Table, batch: Any, device: torch.device
+) -> Metrics:
+    """Runs forward and backward on one batch and says what the run would be."""
+    images, targets = batch
+    moved = [{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in t.items()} for t in targets]
+    losses = model.train()([image.to(device) for image in images], moved)
+    torch.stack(list(losses.values())).sum().backward()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
+    logger.info("tests on %d images of %s", len(test_table), test_table.name)
+    logger.info("classes: %s", ", ".join(test_table.classes))
+    return {name: value.item() for name, value in losses.items()}
+
+
+def _evaluate_model(
+    model: Detector,
+    cfg: Config,
+    test: build.Split,
+    folder: Path,
+    device: torch.device,
+    stop: StopSignals,
+    devkit: bool = False,
+) -> Metrics:
+    """Detects in all test images, in all processes, and scores the result in the first."""
+    table = _limited(cfg, test.table)
+    rank, world = distributed.rank(), distributed.world_size()
+    batches = eval_batches(
+        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda"
+    )
+    share = len(range(rank, len(table), world))
+    found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
+    return distributed.on_main(lambda: _score(cfg, table, test, found, folder, devkit))
+
+
+def _score(
+    cfg: Config, table: Table, test: build.Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool = False
+) -> Metrics:
+    """Scores packed detections by every protocol asked for and writes them, the figures and pictures into
+    ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coco_files.write_detections(folder / "detections.json", table, found)
+    if devkit:
+        voc_files.write_detections(folder / "devkit", cfg.data.format, table, found)
+    metrics: Metrics = {}
+    per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
+    results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
+    for protocol in cfg.eval.protocols:
+        if protocol == "voc":
+            scored = voc.evaluate(table, found, cfg.eval.voc_iou)
+        else:
+            scored = coco.evaluate(table, found)
+            results["coco_backend"] = scored["backend"]
+        metrics |= scored["metrics"]
+        for name, figures in scored["per_class"].items():
+            per_class[name] |= figures
+    if text := diagnose(table, found, metrics):
+        logger.warning("%s", text)
+    results |= {"metrics": metrics, "per_class": per_class}
+    checkpoint.write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    _write_per_class(folder / "per_class.csv", per_class)
+    _draw(cfg, table, test, found, folder)
+    logger.info("results, detections and pictures are in %s", folder)
+    return metrics
+
+
+def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(name for figures in per_class.values() for name in figures))
+        writer = csv.DictWriter(file, ["class", *columns])
+        writer.writeheader()
+        writer.writerows({"class": name, **figures} for name, figures in per_class.items())
+
+
+def _draw(cfg: Config, table: Table, test: build.Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
+    rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
+    if len(rows):
+        detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
+    try:
+        for threshold in (0.5, 0.75):
+            curves = voc.curves(table, found, threshold)
+            pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
+    except EnvironmentFault as error:
+        logger.info("no curves drawn: %s", error)
+
+
+def browse(cfg: Config, path: Path, images: int) -> None:
+    """Draws the first training batches as the model gets them, mirrored ones included, into a contact sheet."""
+    data = build.build_train_split(cfg.data)
+    batches = train_batches(
+        data.table, data.read_image, seed=cfg.run.seed, batch=images, steps=1, flip=cfg.data.flip,
+        drop_empty=cfg.data.drop_empty,
+    )  # fmt: skip
+    shown, targets = next(batches)
+    titles = [f"image {int(target['image_id'])}" for target in targets]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(shown, targets, data.table.classes, titles=titles).save(path)
+    print(path)

@@ -1,0 +1,62 @@
+"""Imports go one way, so that a part can be read, tested and used without what builds on it."""
+
+import ast
+from pathlib import Path
+
+import grcn
+
+ROOT = Path(grcn.__file__).parent
+EVERYBODY = {"errors", "rng"}
+ALLOWED = {
+    "run": {"build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "build": {"config", "data", "models"},
+    "configfile": {"config", "configerrors", "yamlfile"},
+    "configerrors": {"config", "yamlfile"},
+    "config": set(),
+    "yamlfile": set(),
+    "boxes": set(),
+    "models": {"boxes", "models"},
+    "data": {"data"},
+    "evaluation": {"data.table", "evaluation"},
+    "draw": {"data.table"},
+    "engine": {"engine"},
+    "errors": set(),
+    "rng": set(),
+    "__init__": {"build", "configfile", "models"},
+}
+HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}
+
+
+def imports(path: Path) -> set[str]:
+    """Returns the modules of grcn that a file imports, as dotted paths below the package."""
+    package = ("grcn", *path.relative_to(ROOT).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) + 1 - node.level]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            inside = ROOT.joinpath(*module.split(".")[1:]).is_dir() and module.startswith("grcn")
+            found |= {f"{module}.{alias.name}" for alias in node.names} if inside else {module}
+    return {name.removeprefix("grcn.") for name in found if name.startswith("grcn.")}
+
+
+def test_imports_follow_the_layers():
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name in imports(path):
+            allowed = ALLOWED[part] | EVERYBODY
+            assert name in allowed or name.split(".")[0] in allowed, f"{path}: may not import grcn.{name}"
+
+
+def test_heavy_and_optional_packages_are_imported_where_they_are_used():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not HEAVY & {name.split(".")[0] for name in names}, f"{path}: import it inside the function"
+
+
+def test_the_walk_sees_imports_of_every_form():
+    assert {"build", "config", "data.coco", "engine.checkpoint"} <= imports(ROOT / "run.py")

@@ -1,0 +1,38 @@
+"""A detector learns: two images by heart, box and class, with the evaluation that users get."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from grcn.build import build_model, build_optimizer, build_train_split
+from grcn.configfile import load_config
+from grcn.data.loading import eval_batches, train_batches
+from grcn.engine.evaluate import detect
+from grcn.engine.train import learning_rate, train
+from grcn.evaluation import coco, voc
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["data.train_images=2", "train.batch=2", "train.steps=250", "train.warmup=10", "train.lr=0.04", "data.flip=0"]
+
+
+@pytest.mark.parametrize("row", ["faster_rcnn", "grcn"])
+def test_two_images_are_learnt_by_heart(row, tmp_path):
+    cfg = load_config(ROOT / f"configs/shapes/{row}_tiny.yaml", SMALL)
+    data = build_train_split(cfg.data)
+    model = build_model(cfg.model, len(data.table.classes) + 1)
+    batches = train_batches(data.table, data.read_image, seed=0, batch=2, steps=cfg.train.steps, flip=0)
+    train(
+        model,
+        batches,
+        build_optimizer(cfg.train, model),
+        steps=cfg.train.steps,
+        lr_at=lambda step: learning_rate(step, lr=cfg.train.lr, steps=cfg.train.steps, schedule="cosine", warmup=10),
+        device=torch.device("cpu"),
+        folder=tmp_path,
+        clip_grad_norm=cfg.train.clip_grad_norm,
+        progress=False,
+    )
+    found = detect(model, eval_batches(data.table, data.read_image), torch.device("cpu"), progress=False)
+    assert voc.evaluate(data.table, found)["metrics"]["voc_area_ap75"] == 1.0
+    assert coco.evaluate(data.table, found)["metrics"]["coco_ap50"] == pytest.approx(1.0)

@@ -1,0 +1,49 @@
+"""What the README says is true: its commands parse, its files exist, its code runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+from grcn.configfile import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_commands_name_existing_tools_and_settings():
+    lines = [line for line in README.splitlines() if re.match(r"(python|torchrun \S+) tools/", line)]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert len(commands) >= 7
+    for words in commands:
+        (tool,) = (word for word in words if word.startswith("tools/"))
+        source = (ROOT / tool).read_text()
+        rest = words[words.index(tool) + 1 :]
+        for flag in (word for word in rest if word.startswith("--")):
+            assert f'"{flag}"' in source, f"{tool} has no {flag}"
+        overrides = [word for word in rest if "=" in word and not word.startswith("--")]
+        load_config(ROOT / rest[rest.index("--config") + 1], overrides)
+
+
+def test_links_and_make_targets_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_files_of_the_reading_order_exist():
+    order = README[README.index("## Reading order") : README.index("## As a library")]
+    for name in re.findall(r"`([\w/]+\.py)`", order):
+        assert (ROOT / "grcn" / name).exists(), name
+
+
+def test_the_library_example_runs(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    small = code.replace("configs/voc/grcn_vgg16.yaml", "configs/shapes/grcn_tiny.yaml")
+    names = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert set(names["losses"]) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    assert set(names["detections"][0]) == {"boxes", "labels", "scores"}
+    assert names["cfg"].model.loc.last_pool == "none"

@@ -1,0 +1,237 @@
+"""The commands as a user runs them: real processes, real files."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.testing import assert_close
+
+from grcn.configfile import print_config
+from grcn.engine.checkpoint import load
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "model.width=8", "model.head.dim=16", "data.train_images=8", "data.test_images=4", "train.batch=2",
+    "train.warmup=0", "train.steps=4", "train.log_every=2", "run.workers=0", "run.threads=1", "run.device=cpu",
+]  # fmt: skip
+
+
+def call(*args, code=0, cwd=None, launcher=()):
+    """Runs a tool; returns its stdout and stderr after checking the exit code."""
+    command = [*(launcher or [sys.executable]), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+def call_here(monkeypatch, capfd, tool, *args, code):
+    """Runs a tool in this process, which spares the seconds that importing torch takes; returns its stderr."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / tool), *map(str, args)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / tool), run_name="__main__")
+    assert stopped.value.code == code
+    return capfd.readouterr().err
+
+
+def train(config, folder, *args, code=0, launcher=()):
+    command = [ROOT / "tools/train.py", "--config", config, "--output-dir", folder, *args]
+    return call(*command, code=code, launcher=launcher)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of G-RCN on built-in images, and its metrics."""
+    folder = tmp_path_factory.mktemp("runs") / "grcn"
+    stdout, stderr = train(ROOT / "configs/shapes/grcn_tiny.yaml", folder, *SMALL)
+    assert "Traceback" not in stderr
+    return folder, json.loads(stdout.splitlines()[-1])
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder, metrics = finished
+    assert {"voc07_ap50", "voc07_ap70", "voc_area_ap75", "coco_ap", "coco_ap_small"} <= set(metrics)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    wanted = {"config.yaml", "env.json", "metrics.jsonl"}
+    files = ("results.json", "detections.json", "per_class.csv", "detections.png", "pr_iou50.png")
+    evaluation = {f"eval/step_4/{name}" for name in files}
+    assert wanted | evaluation <= names
+    assert len(list((folder / "checkpoints").glob("step_00000004-*.pt"))) == 1
+    assert json.loads((folder / "eval/step_4/results.json").read_text())["metrics"] == metrics
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 4] and lines[-1]["metrics"] == metrics
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
+    folder, metrics = finished
+    args = ["--config", ROOT / "configs/shapes/grcn_tiny.yaml", "--output-dir", folder, *SMALL]
+    stdout, _ = call(ROOT / "tools/train.py", *args, "--resume")
+    assert json.loads(stdout) == metrics
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, code=2)
+    assert "not empty" in stderr and "--resume" in stderr and "Traceback" not in stderr
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "train.lr=0.5", code=2)
+    assert "train.lr: 0.06 -> 0.5" in stderr and "--allow-changes" in stderr
+
+
+def test_the_written_config_trains_the_same_bytes(finished, tmp_path):
+    folder, _ = finished
+    train(folder / "config.yaml", tmp_path / "again")
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (folder, tmp_path / "again")]
+    assert names[0] == names[1]
+    assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_and_its_detections_score_the_same(finished, tmp_path):
+    folder, metrics = finished
+    config, tool = folder / "config.yaml", ROOT / "tools/eval.py"
+    (weights,) = (folder / "checkpoints").glob("step_*.pt")
+    stdout, _ = call(tool, "--config", config, "--checkpoint", weights, "--output-dir", tmp_path / "a")
+    assert json.loads(stdout.splitlines()[-1]) == metrics
+    for number, source in enumerate((tmp_path / "a/detections.json", tmp_path / "a/devkit")):
+        stdout, _ = call(tool, "--config", config, "--detections", source, "--output-dir", tmp_path / str(number))
+        assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-6)
+
+
+def test_two_processes_train_as_one(finished, tmp_path):
+    folder, metrics = finished
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    stdout, _ = train(folder / "config.yaml", tmp_path / "two", launcher=launcher)
+    assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-3)
+    logs = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (folder, tmp_path / "two")
+    ]
+    for one, two in zip(*(log[:2] for log in logs), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_ctrl_c_saves_and_resume_ends_with_the_same_bytes(finished, tmp_path):
+    """Stopped wherever the signal strikes; continued with more checkpoints than the straight run had."""
+    config, steps = finished[0] / "config.yaml", "train.steps=40"
+    train(config, tmp_path / "straight", steps)
+    command = [sys.executable, ROOT / "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", steps]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    (saved,) = (tmp_path / "run/checkpoints").glob("step_*.pt")
+    assert 2 <= int(saved.name[5:13]) < 40
+    train(config, tmp_path / "run", steps, "--resume", "train.checkpoint_every=7")
+    states = [load(*(tmp_path / run / "checkpoints").glob("step_00000040-*")) for run in ("straight", "run")]
+    for key in ("model", "optimizer"):
+        assert_close(states[0][key], states[1][key], rtol=0, atol=0)
+    for name in ("metrics.jsonl", "eval/step_40/detections.json"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
+    config = ROOT / "configs/voc/grcn_vgg16.yaml"
+    printed = print_config(config, ["train.lr=3e-4"])
+    stdout, _ = call(ROOT / "tools/train.py", "--config", config, "--print-config", "train.lr=3e-4", cwd=tmp_path)
+    assert stdout == printed
+    assert "lr: 0.0003" in stdout and "# command line" in stdout and "# default" in stdout
+    assert "grcn_vgg16.yaml:" in stdout and "_base/voc.yaml:" in stdout
+    stdout, _ = train(ROOT / "configs/shapes/grcn_tiny.yaml", tmp_path / "run", "--dry-run", *SMALL)
+    assert set(json.loads(stdout)) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_browse_draws_a_contact_sheet(tmp_path, monkeypatch, capfd):
+    args = ["--config", "configs/shapes/grcn_tiny.yaml", "--output", tmp_path / "sheet.png", "--images", 4]
+    call_here(monkeypatch, capfd, "tools/browse.py", *args, code=0)
+    assert min(Image.open(tmp_path / "sheet.png").size) > 200
+
+
+XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
+<object><name>{name}</name><difficult>0</difficult>
+<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """A VOC folder of four images with a cat or a dog, and a config for it."""
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    stems = [f"00000{i}" for i in range(4)]
+    for i, stem in enumerate(stems):
+        pixels = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{stem}.jpg")
+        (root / "Annotations" / f"{stem}.xml").write_text(XML.format(stem=stem, name=("cat", "dog")[i % 2]))
+    for split in ("trainval", "test"):
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "model: {backbone: tiny, width: 8, image: {short: 48, max: 64}, anchors: {sizes: [16, 32]}, head: {dim: 16}}\n"
+        f"data: {{format: voc, root: '{root.parent}', train: [VOC2007/trainval], test: [VOC2007/test]}}\n"
+        "train: {steps: 2, batch: 2}\nrun: {workers: 1, device: cpu, threads: 1}\n"
+    )
+    return root, config
+
+
+def test_a_voc_folder_trains(devkit, tmp_path):
+    _, config = devkit
+    stdout, _ = train(config, tmp_path / "run")
+    assert json.loads(stdout)["voc07_ap70"] is not None
+    per_class = (tmp_path / "run/eval/step_2/per_class.csv").read_text().splitlines()
+    assert len(per_class) == 21 and any(line.startswith("dog,") for line in per_class)
+
+
+def broken_xml(root):
+    (root / "Annotations/000002.xml").write_text("<annotation><object>")
+
+
+def truncated_jpeg(root):
+    path = root / "JPEGImages/000001.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def missing_image(root):
+    (root / "JPEGImages/000003.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    "fault, named",
+    [(broken_xml, "000002.xml"), (truncated_jpeg, "000001.jpg"), (missing_image, "000003.jpg")],
+)
+def test_faults_of_the_data_are_one_line_and_exit_3(devkit, tmp_path, fault, named, monkeypatch, capfd):
+    root, config = devkit
+    fault(root)
+    args = ["--config", config, "--output-dir", tmp_path / "run"]
+    assert_one_line(call_here(monkeypatch, capfd, "tools/train.py", *args, code=3), named)
+
+
+@pytest.mark.parametrize(
+    "args, code, named",
+    [
+        (["model.strde=8"], 2, "unknown key 'model.strde'"),
+        (["train.lr=fast"], 2, "train.lr: expected a number"),
+        (["data.root=nowhere"], 3, "nowhere"),
+        (["--init", "nowhere.pt"], 4, "nowhere.pt"),
+        (["run.device=cuda:99"], 5, "cuda:99"),
+        (["train.batch=3", "train.accumulate=2"], 2, "train.accumulate"),
+    ],
+)
+def test_mistakes_are_one_line_and_have_their_code(devkit, tmp_path, args, code, named, monkeypatch, capfd):
+    args = ["--config", devkit[1], "--output-dir", tmp_path / "run", *args]
+    assert_one_line(call_here(monkeypatch, capfd, "tools/train.py", *args, code=code), named)
+
+
+def assert_one_line(stderr, named):
+    errors = [line for line in stderr.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1 and errors[0].startswith("grcn: error: ") and named in errors[0], stderr
+    assert len(errors[0]) <= 320 and "Traceback" not in stderr

@@ -1,0 +1,34 @@
+"""Evaluates a checkpoint, or a file of detections: python tools/eval.py --config C --checkpoint W | --detections F
+
+Detections are COCO result JSON or a folder of VOC devkit files. The last line on stdout is the metrics as JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from grcn import errors, run
+from grcn.configfile import load_config
+from grcn.engine.distributed import is_main
+
+
+def main() -> None:
+    """Reads the command line and evaluates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file; its data section says what to test on")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="checkpoint of tools/train.py")
+    source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: a folder eval beside the input)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    args = parser.parse_intermixed_args()
+    cfg = load_config(args.config, args.overrides)
+    given = args.checkpoint or args.detections
+    folder = args.output_dir or given.parent / f"{given.stem}-eval"
+    metrics = run.evaluate(cfg, folder, weights=args.checkpoint, detections=args.detections)
+    if is_main():
+        print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    errors.run(main)

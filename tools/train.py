@@ -1,0 +1,47 @@
+"""Trains a detector: python tools/train.py --config configs/shapes/grcn_tiny.yaml [key=value ...]
+
+The last line on stdout is the metrics as JSON; everything else goes to stderr. Under torchrun, all processes run this.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from grcn import errors, run
+from grcn.configfile import load_config, print_config
+from grcn.engine.distributed import is_main
+
+
+def main() -> None:
+    """Reads the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/voc/grcn_vgg16.yaml")
+    parser.add_argument("--output-dir", type=Path, help="run folder (default: runs/<data>/<config>/seed<k>)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint, if any")
+    start.add_argument("--resume-from", type=Path, metavar="FILE", help="continue from this checkpoint")
+    start.add_argument("--init", type=Path, metavar="FILE", help="start at step 0 with the weights of this checkpoint")
+    parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
+    parser.add_argument("--dry-run", action="store_true", help="do one step on the first batch and write nothing")
+    parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    args = parser.parse_intermixed_args()
+    if args.print_config:
+        print(print_config(args.config, args.overrides), end="")
+        return
+    cfg = load_config(args.config, args.overrides)
+    metrics = run.train(
+        cfg,
+        args.output_dir or run.default_folder(args.config, cfg),
+        resume=args.resume,
+        resume_from=args.resume_from,
+        init=args.init,
+        allow_changes=args.allow_changes,
+        dry_run=args.dry_run,
+    )
+    if is_main():
+        print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    errors.run(main)
