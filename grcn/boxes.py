@@ -151,14 +151,14 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
 
     Args:
         boxes: ``[A, 4]`` in order of falling score.
-        scores: ``[A]``.
+        scores: ``[A]``; boxes of score ``-inf`` are placeholders, which are never among the first.
         threshold: a box that overlaps a kept one by more than this is dropped.
         count: how many are wanted.
     """
     chunk = len(boxes) if boxes.is_cuda else min(len(boxes), max(256, count + count // 2))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
-        if len(kept) >= count:
+        if (scores[kept] > -torch.inf).sum() >= count:
             break
         fresh = torch.arange(start, min(start + chunk, len(boxes)), device=boxes.device)
         candidates = torch.cat([kept, fresh])

@@ -101,10 +101,12 @@ def build_train_split(cfg: Data) -> Split:
 
 
 def class_names(cfg: Data) -> tuple[str, ...] | None:
-    """Returns the classes of a model trained on this data; None where the test split names them all itself."""
-    if isinstance(cfg, ShapesData):
+    """Returns the classes of a model trained on this data; None where the test split itself names them all."""
+    if isinstance(cfg, ShapesData) or cfg.classes is not None or cfg.format == "coco":
+        return cfg.classes if isinstance(cfg, FilesData) else None
+    if voc.load(cfg.root, cfg.test).classes == voc.VOC_CLASSES:
         return None
-    return voc.load(cfg.root, cfg.train, cfg.classes).classes if cfg.format == "voc" else cfg.classes
+    return voc.load(cfg.root, cfg.train).classes
 
 
 def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:

@@ -259,6 +259,11 @@ class Model(Section):
                 "width",
                 f"only backbone tiny has one (got {self.width} with {self.backbone}); remove it",
             )
+        channels = 512 if self.backbone == "vgg16" else 4 * self.width
+        if self.backbone == "tiny" and self.width % 8:
+            yield "width", f"must be a multiple of 8, the groups of its norms (got {self.width})"
+        elif self.context.on != "none" and channels % self.context.heads:
+            yield "context.heads", f"must divide the {channels} channels of the map (got {self.context.heads})"
         yield from self._wrong_weights()
 
     def _wrong_weights(self) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 PREEMPTED = 75
 INTERRUPTED = 130
 
@@ -76,6 +78,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             raise
         code = EnvironmentFault.exit_code
         print(f"grcn: error: {error.filename or 'system'}: {error.strerror}; free space or fix access", file=sys.stderr)
+    except torch.OutOfMemoryError as error:
+        code = EnvironmentFault.exit_code
+        remedy = "lower train.batch, raise train.accumulate or lower model.image.short"
+        print(f"grcn: error: out of memory ({str(error)[:100]}); {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         code = INTERRUPTED
         print("grcn: error: interrupted", file=sys.stderr)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Purposes: the second word of a hash, so that draws for different ends are independent.
-ORDER, FLIP, ANCHORS, ROIS, DROPOUT, INIT, SHAPES = range(1, 8)
+ORDER, FLIP, ANCHORS, ROIS, DROPOUT, INIT, SHAPES, SAMPLE = range(1, 9)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9

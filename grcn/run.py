@@ -33,15 +33,26 @@ from .evaluation import coco, voc
 from .evaluation.diagnosis import diagnose
 from .models.detector import Detector
 from .models.features import MEMORY_FORMATS, TASKS
-from .models.weights import load_weights
+from .models.weights import load_weights, normalisation_of
 
 logger = logging.getLogger("grcn")
 
 Metrics = dict[str, float | None]
 AMP = {"none": None, "bf16": torch.bfloat16}
 # Settings that do not change what is computed, only how fast, how often and where it is written.
-HARMLESS = ("run.workers", "run.threads", "run.device", "train.log_every", "train.checkpoint_every", "train.keep",
-            "train.eval_every", "eval.", "paper")  # fmt: skip
+HARMLESS = (
+    "data.root",  # the fingerprint of the annotations decides
+    "data.test",
+    "eval.",
+    "paper",
+    "run.device",
+    "run.threads",
+    "run.workers",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
+)
 
 
 def default_folder(path: str | Path, cfg: Config) -> Path:
@@ -80,9 +91,9 @@ def train(
         start_logging()
         _prepare(cfg)
         writes = distributed.is_main() and not dry_run
+        if not dry_run:
+            distributed.on_main(lambda: _check_folder(folder, resume or resume_from is not None))
         with checkpoint.run_lock(folder) if writes else nullcontext():
-            if not dry_run:
-                distributed.on_main(lambda: _check_folder(folder, resume or resume_from is not None))
             data = build.build_train_split(cfg.data)
             test = build.build_test_split(cfg.data, data.table.classes)
             model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
@@ -102,8 +113,12 @@ def train(
                 )  # fmt: skip
 
             if dry_run:
+                if state is not None:
+                    checkpoint.restore(state, model)
                 return _try_one_step(model, cfg, data.table, test.table, next(batches(0)), device)
-            if writes:
+            if state is not None and state["step"] == cfg.train.steps:
+                logger.info("%s: finished; its recorded metrics follow", folder)
+            elif writes:
                 _write_facts(folder, cfg, model, device)
 
             def evaluate_now(step: int) -> Metrics:
@@ -123,11 +138,19 @@ def train(
             )  # fmt: skip
 
 
-def evaluate(cfg: Config, folder: Path, *, weights: Path | None = None, detections: Path | None = None) -> Metrics:
+def evaluate(
+    cfg: Config,
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    detections: Path | None = None,
+    allow_changes: bool = False,
+) -> Metrics:
     """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
 
     Args:
         weights: a checkpoint.
+        allow_changes: evaluate although settings of the model differ from those that it was trained with.
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
     """
     with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
@@ -135,6 +158,7 @@ def evaluate(cfg: Config, folder: Path, *, weights: Path | None = None, detectio
         _prepare(cfg)
         if weights is not None:
             state = checkpoint.load(weights)
+            _check_model(cfg, state, weights, allow_changes)
             classes = tuple(state["classes"])
             test = build.build_test_split(cfg.data, classes)
             model = build.build_model(cfg.model, len(classes) + 1)
@@ -161,6 +185,8 @@ def _prepare(cfg: Config) -> None:
 
 def _check_folder(folder: Path, resume: bool) -> None:
     """Refuses a folder that holds another run, unless that is to be continued."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: not a folder; choose another --output-dir")
     found = sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
     if found and not resume:
         raise ConfigError(
@@ -203,9 +229,23 @@ def _state(
     return state
 
 
+def _check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
+    """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
+    changes = [line for line in difference(parse_config(state["config"], str(path)), cfg) if line.startswith("model.")]
+    if changes and not allow_changes:
+        remedy = "use the config.yaml of its run or pass --allow-changes"
+        raise ConfigError("\n".join([f"{path}: trained with other settings; {remedy}", *changes]))
+    for line in changes:
+        logger.warning("evaluating under a change: %s", line)
+
+
 def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
     if init is not None:
-        checkpoint.restore(checkpoint.load(init), model)
+        state = checkpoint.load(init)
+        theirs = parse_config(state["config"], str(init)).model.weights
+        if normalisation_of(theirs) != normalisation_of(cfg.model.weights):
+            raise ConfigError(f"{init}: its images are normalised for weights {theirs}; set model.weights={theirs}")
+        checkpoint.restore(state, model)
         logger.info("initial weights from %s", init)
     elif cfg.model.weights is not None:
         # One process at a time meets the network; the others find the file.
@@ -246,7 +286,8 @@ def _try_one_step(
     """Runs forward and backward on one batch and says what the run would be."""
     images, targets = batch
     moved = [{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in t.items()} for t in targets]
-    losses = model.train()([image.to(device) for image in images], moved)
+    with torch.autocast(device.type, AMP[cfg.run.amp], enabled=cfg.run.amp != "none"):
+        losses = model.train()([image.to(device) for image in images], moved)
     torch.stack(list(losses.values())).sum().backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
@@ -319,7 +360,7 @@ def _draw(cfg: Config, table: Table, test: build.Split, found: Mapping[str, np.n
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
     try:
-        for threshold in (0.5, 0.75):
+        for threshold in (0.5, 0.75) if "voc" in cfg.eval.protocols else ():
             curves = voc.curves(table, found, threshold)
             pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
     except EnvironmentFault as error:

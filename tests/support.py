@@ -8,7 +8,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.faster_rcnn import TwoMLPHead as TorchvisionHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.box_heads import TaskHeads
@@ -100,6 +100,14 @@ class OneMap(nn.Module):
         return self.body(x)["cls"]
 
 
+class PlainRoIPool(nn.Module):
+    """torchvision's RoIPool at stride 16, called as its detectors call their pooling."""
+
+    def forward(self, x: dict[str, Tensor], rois: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+        """Pools all boxes of a batch to 4 x 4 cells."""
+        return roi_pool(x["0"], rois, 4, 1 / 16)
+
+
 def torchvision_twin(model: Detector) -> FasterRCNN:
     """Builds torchvision's FasterRCNN around the backbone of ``model``, with its weights, sampling everything."""
     head = model.roi_heads.heads
@@ -116,11 +124,13 @@ def torchvision_twin(model: Detector) -> FasterRCNN:
         rpn_post_nms_top_n_test=20,
         rpn_batch_size_per_image=10**6,
         box_batch_size_per_image=10**6,
-        box_roi_pool=MultiScaleRoIAlign(["0"], 4, 2),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 4, 2),  # FasterRCNN insists on it
         box_head=TorchvisionHead(256, 32),
         box_predictor=FastRCNNPredictor(32, CLASSES),
     ).to(model.rpn.conv.weight.dtype)
     twin.transform.size_divisible = 1
+    if model.roi_heads.pools["cls"].op == "pool":
+        twin.roi_heads.box_roi_pool = PlainRoIPool()
     pairs = {
         twin.rpn.head.conv[0][0]: model.rpn.conv,
         twin.rpn.head.cls_logits: model.rpn.cls_logits,

@@ -101,6 +101,16 @@ def test_a_checkpoint_and_its_detections_score_the_same(finished, tmp_path):
         assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-6)
 
 
+def test_a_checkpoint_is_not_evaluated_under_other_settings(finished, tmp_path, monkeypatch, capfd):
+    """Normalisation, image size or anchors change no weight's shape, and all of the result."""
+    folder, _ = finished
+    (weights,) = (folder / "checkpoints").glob("step_*.pt")
+    args = ["--config", folder / "config.yaml", "--checkpoint", weights, "--output-dir", tmp_path]
+    stderr = call_here(monkeypatch, capfd, "tools/eval.py", *args, "model.image.short=64", code=2)
+    assert "model.image.short: 128 -> 64" in stderr and "--allow-changes" in stderr and "config.yaml" in stderr
+    call_here(monkeypatch, capfd, "tools/eval.py", *args, "model.image.short=64", "--allow-changes", code=0)
+
+
 def test_two_processes_train_as_one(finished, tmp_path):
     folder, metrics = finished
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -224,6 +234,9 @@ def test_faults_of_the_data_are_one_line_and_exit_3(devkit, tmp_path, fault, nam
         (["--init", "nowhere.pt"], 4, "nowhere.pt"),
         (["run.device=cuda:99"], 5, "cuda:99"),
         (["train.batch=3", "train.accumulate=2"], 2, "train.accumulate"),
+        (["model.width=20"], 2, "model.width"),
+        (["model.context={on: cls, heads: 3}"], 2, "model.context.heads"),
+        (["--output-dir", __file__], 2, "not a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_have_their_code(devkit, tmp_path, args, code, named, monkeypatch, capfd):

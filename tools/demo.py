@@ -1,9 +1,10 @@
 """Trains Faster R-CNN and G-RCN on the built-in images and compares them: python tools/demo.py [key=value ...]
 
-Everything goes to runs/demo. The last line on stdout is ``demo: `` and one line of JSON.
+Everything goes to a new folder, runs/demo. The last line on stdout is ``demo: `` and one line of JSON.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -17,25 +18,32 @@ METHODS = {"faster_rcnn": "Faster R-CNN", "grcn": "G-RCN"}
 SHOWN = ("voc_area_ap50", "voc_area_ap70", "coco_ap")
 
 
+def next_free(folder: Path) -> Path:
+    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([folder], names) if not name.exists())
+
+
 def main() -> None:
-    """Reads the command line, trains both detectors (or continues an interrupted demo) and prints a table."""
+    """Reads the command line, trains both detectors and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="folder of both runs")
+    parser.add_argument("--output-dir", type=Path, help="folder of both runs (default: runs/demo, or the next free)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")
     args = parser.parse_intermixed_args()
+    folder = args.output_dir or next_free(Path("runs/demo"))
     start = time.monotonic()
     found = {}
     for method, name in METHODS.items():
         print(f"{name}: training on built-in images", file=sys.stderr)
         cfg = load_config(CONFIGS / f"{method}_tiny.yaml", args.overrides)
-        metrics = run.train(cfg, args.output_dir / method, resume=True)
+        metrics = run.train(cfg, folder / method)
         found[method] = {key: round(metrics[key] or 0.0, 4) for key in SHOWN}
     print("Measured on built-in test images, one seed\n")
     print("".join(f"{column:>16}" for column in ("", *SHOWN)))
     for method, name in METHODS.items():
         print(f"{name:>16}" + "".join(f"{found[method][key]:16.3f}" for key in SHOWN))
     print("\nPictures of detections beside ground truth:")
-    for picture in sorted(args.output_dir.glob("*/eval/step_*/detections.png")):
+    for picture in sorted(folder.glob("*/eval/step_*/detections.png")):
         print(f"  {picture}")
     print("demo:", json.dumps({**found, "seconds": round(time.monotonic() - start, 1)}))
 

@@ -19,13 +19,20 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="checkpoint of tools/train.py")
     source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
-    parser.add_argument("--output-dir", type=Path, help="where results go (default: a folder eval beside the input)")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: <run>/eval/<checkpoint>-eval)")
+    parser.add_argument("--allow-changes", action="store_true", help="evaluate under other settings of the model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.overrides)
     given = args.checkpoint or args.detections
-    folder = args.output_dir or given.parent / f"{given.stem}-eval"
-    metrics = run.evaluate(cfg, folder, weights=args.checkpoint, detections=args.detections)
+    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
+    metrics = run.evaluate(
+        cfg,
+        args.output_dir or beside / f"{given.stem}-eval",
+        weights=args.checkpoint,
+        detections=args.detections,
+        allow_changes=args.allow_changes,
+    )
     if is_main():
         print(json.dumps(metrics))
 

@@ -89,7 +89,7 @@ def train_batches(
         chosen = [int(order(g // len(rows))[g % len(rows)]) for g in numbers]
         sizes = [(height, width) for height, width in table.sizes[chosen].tolist()]
         return [
-            _Sample(row, rng.uniform(seed, rng.FLIP, g) < flip, rng.hash_int(seed, g), sizes)
+            _Sample(row, rng.uniform(seed, rng.FLIP, g) < flip, rng.hash_int(seed, rng.SAMPLE, g), sizes)
             for row, g in zip(chosen, numbers, strict=True)
         ]
 
@@ -111,7 +111,6 @@ def eval_batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    limit: int | None = None,
     pin_memory: bool = False,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Yields every image once over all processes, one at a time: its row and uint8 [3, H, W].
@@ -119,13 +118,12 @@ def eval_batches(
     Args:
         read_image: row -> uint8 [3, H, W]; runs in the workers.
         workers: processes that read images; 0 reads in this one.
-        limit: take only so many images, the first of the table.
         pin_memory: put images into page-locked memory.
 
     Raises:
         DataError: whatever ``read_image`` raises.
     """
-    rows = range(rank, len(table) if limit is None else min(limit, len(table)), world)
+    rows = range(rank, len(table), world)
     images = _load(read_image, ([row] for row in rows), workers, pin_memory)
     for row, batch in zip(rows, images, strict=True):
         yield [row], batch

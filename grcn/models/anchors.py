@@ -16,8 +16,7 @@ class AnchorGenerator(nn.Module):
         ratios: heights over widths.
         stride: input pixels per cell of the map.
         offset: where in its cell an anchor is centred, in cells: 0.5 is the middle, as in the code the paper builds
-            on; 0 is the
-            corner, as in torchvision (which also rounds the corners of its anchors to whole pixels; we do not).
+            on; 0 is the corner, as in torchvision (which also rounds anchors to whole pixels; we do not).
     """
 
     def __init__(self, sizes: Sequence[float], ratios: Sequence[float], stride: int, offset: float = 0.5) -> None:

@@ -54,8 +54,8 @@ class TaskHeads(nn.Module):
         num_classes: ``K``, background included.
         dropout: probability behind each hidden layer.
         tasks: ``"shared"``: one set of hidden layers for both tasks; ``"separate"``: one each (detect-RF);
-            ``"ensemble"``: two sets whose
-            outputs are joined for both predictors, without parting the tasks (detect-S).
+            ``"ensemble"``: two sets whose outputs are joined for both predictors, without parting the tasks
+            (detect-S).
     """
 
     def __init__(

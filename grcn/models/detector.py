@@ -36,8 +36,7 @@ class Detector(nn.Module):
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
             targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
-                ``y1 < y2``, ``labels``
-                int64 ``[n]`` in 1..C; further keys: see ``grcn.data.loading``.
+                ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loading``.
 
         Returns:
             Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted

@@ -16,7 +16,7 @@ from torch import Tensor
 TASKS = ("cls", "loc")
 
 # Which memory format a part computes in, by device. Measured: on a CPU, convolutions without weight gradients are
-# faster in # channels_last and those with them much slower; tensor cores want channels_last throughout.
+# faster in channels_last and those with them much slower; tensor cores want channels_last throughout.
 MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
     "cpu": {"frozen": torch.channels_last, "train": torch.contiguous_format, "eval": torch.channels_last},
     "cuda": {"frozen": torch.channels_last, "train": torch.channels_last, "eval": torch.channels_last},

@@ -31,8 +31,9 @@ _NEW_LAYERS = {
 def initialise(model: nn.Module, seed: int) -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
-    Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, all
-    other convolutions and linear layers He-normal (fan in), which is what training without pretrained weights needs.
+    Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
+    fc7 as torchvision's linear layers (larger ones drown the classifier on the unnormalised features of a pretrained
+    VGG16), and other convolutions He-normal (fan in), which is what training without pretrained weights needs.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -42,7 +43,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         elif parameter.dim() == 1:
             parameter.fill_(1)
         else:
-            # detect-S adds a second head that must differ from the first, or it would stay its twin for ever.
+            # The second head of detect-S is an addition, not the other task's copy: it has values of its own.
             own = name if ".second." in name else layer_name(name)
             parameter.copy_(_draw(name, parameter, rng.hash_int(seed, rng.INIT, _number(own))))
 
@@ -50,9 +51,9 @@ def initialise(model: nn.Module, seed: int) -> None:
 def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     fan_in = parameter[0].numel()
-    if ".pool4." in name:
-        fan_out = parameter.numel() // parameter.shape[1]
-        bound = math.sqrt(6 / (fan_in + fan_out))
+    fan_out = parameter.numel() // parameter.shape[1]
+    bound = math.sqrt(6 / (fan_in + fan_out)) if ".pool4." in name else math.sqrt(1 / fan_in)
+    if ".pool4." in name or ".fc" in name:
         return torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
     std = next((std for prefix, std in _NEW_LAYERS.items() if name.startswith(prefix)), math.sqrt(2 / fan_in))
     return torch.randn(parameter.shape, generator=generator) * std

@@ -212,9 +212,9 @@ class RoIHeads(nn.Module):
     def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
         if task not in self.context:
             return pooled
-        sizes = sizes_tensor(image_sizes, pooled)
-        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=1)[:, None]
-        return self.context[task](pooled, self.context_pools[task](features[task], whole))
+        pool = self.context_pools[task]
+        assert isinstance(pool, RoIPool)
+        return self.context[task](pooled, pool.whole(features[task], sizes_tensor(image_sizes, pooled)))
 
     def _row_keys(self, keys: Tensor, pass_: int, slots: int) -> Tensor:
         """Random keys of the rows of a pass, int64 ``[N * slots]``."""

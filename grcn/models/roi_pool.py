@@ -27,6 +27,23 @@ class RoIPool(nn.Module):
         self.scale, self.size, self.op = 1.0 / stride, size, op
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
+    def whole(self, feature: Tensor, sizes: Tensor) -> Tensor:
+        """Pools each image as one RoI, without the padding of the batch.
+
+        With RoIPool, whose last cell is inclusive, this is adaptive max pooling of the cells that the image covers.
+
+        Args:
+            feature: ``[N, C, H, W]``.
+            sizes: ``[N, 2]`` heights and widths of the images, pixels of the network's input.
+
+        Returns:
+            ``[N, C, size, size]``.
+        """
+        end = sizes.flip(-1)
+        if self.op == "pool":
+            end = ((end * self.scale).ceil() - 1) / self.scale
+        return self.forward(feature, torch.cat([torch.zeros_like(end), end], dim=1)[:, None])
+
     def forward(self, feature: Tensor, rois: Tensor) -> Tensor:
         """Pools.
 

@@ -124,8 +124,7 @@ class RegionProposalNetwork(nn.Module):
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i, scale in enumerate(scales):
             # Torchvision's suppression is the only step that waits for the device. Boxes too small to count are all
-            # put in one # place outside the image, last in order: at most one of them survives, and it touches no
-            # other.
+            # put in one place outside the image, with the lowest score: at most one survives, and touches no other.
             valid = (sides[i] >= max(how.min_size * scale, 1e-3)).all(-1)
             shown = torch.where(valid[:, None], candidates[i], self.nowhere)
             kept = boxes.first_of_nms(shown, torch.where(valid, scores[i], -torch.inf), how.nms, how.post_nms)

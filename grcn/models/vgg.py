@@ -2,9 +2,8 @@
 
 Five blocks of 3x3 convolutions with a pooling layer after each of the first four; the fifth pooling gives way to RoI
 pooling. The weights part at a block (``split``): the blocks from there on exist once per task, and all before them
-once. The *last pooling*, in
-front of block 5, is what the paper edits per task: removing it leaves the layers behind it as they are and halves
-    the stride.
+once. The *last pooling*, in front of block 5, is what the paper edits per task: removing it leaves the layers behind
+it as they are and halves the stride.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or
 ``.npz`` file behind the name of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
-key names (``features.N.weight``); they differ in what
-the first layer expects: RGB in 0-1 with ImageNet's mean and deviation, or BGR in 0-255 minus the channel means.
+key names (``features.N.weight``); they differ in what the first layer expects: RGB in 0-1 with ImageNet's mean and
+deviation, or BGR in 0-255 minus the channel means.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def load_weights(model: nn.Module, entry: str) -> LoadReport:
     if unexpected:
         raise CheckpointError(f"{source}: unexpected keys ({_names(unexpected)}); need VGG16 under torchvision's names")
     covered = {known[key]: value for key, value in wanted.items()}
+    for key, value in wanted.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{source}: {key} is not finite; use other weights, or drop this key from the file")
     loaded, new = [], []
     for name, parameter in model.named_parameters():
         own = layer_name(name)

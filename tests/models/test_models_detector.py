@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn.models.roi_heads import Sampling
+from grcn.models.roi_pool import RoIPool
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
@@ -176,3 +177,14 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
         sum(model(images, targets).values()).backward()
         optimizer.step()
     assert counter.found == {"nms": len(images)}
+
+
+@pytest.mark.parametrize("stride, size", [(16, (64, 96)), (16, (50, 83)), (8, (40, 40)), (16, (160, 250))])
+def test_a_whole_image_is_pooled_without_the_padding_of_its_batch(stride, size):
+    cells = [-(-side // stride) for side in size]
+    feature = torch.randn(1, 3, cells[0] + 4, cells[1] + 3)
+    inside = feature[:, :, : cells[0], : cells[1]].clone()
+    feature[:, :, cells[0] :] = feature[:, :, :, cells[1] :] = 1e6
+    pooled = RoIPool(stride, 14, "pool").whole(feature, torch.tensor([size]).float())
+    assert torch.equal(pooled, torch.nn.functional.adaptive_max_pool2d(inside, 14))
+    assert RoIPool(stride, 14, "align").whole(inside, torch.tensor([size]).float()).shape == (1, 3, 14, 14)

@@ -15,8 +15,8 @@ RPN_ALL = 1000
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 
 
-def pair(dtype):
-    model = small_detector(sampling=TAKE_ALL, rpn_batch=RPN_ALL).to(dtype)
+def pair(dtype, op="align"):
+    model = small_detector(sampling=TAKE_ALL, rpn_batch=RPN_ALL, op=op).to(dtype)
     return model, torchvision_twin(model)
 
 
@@ -31,9 +31,10 @@ def rescaled_losses(model, images, targets):
     return losses
 
 
+@pytest.mark.parametrize("op", ["align", "pool"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_losses_and_gradients_equal_torchvisions(dtype):
-    model, twin = pair(dtype)
+def test_losses_and_gradients_equal_torchvisions(dtype, op):
+    model, twin = pair(dtype, op)
     images, targets = small_batch(dtype)
     theirs = twin.train()(images, targets)
     sum(theirs.values()).backward()
@@ -59,10 +60,11 @@ def test_losses_and_gradients_equal_torchvisions(dtype):
     assert_close([p.grad for p in model.backbone.parameters()], backbone, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("op", ["align", "pool"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @torch.no_grad()
-def test_proposals_and_detections_equal_torchvisions(dtype):
-    model, twin = (m.eval() for m in pair(dtype))
+def test_proposals_and_detections_equal_torchvisions(dtype, op):
+    model, twin = (m.eval() for m in pair(dtype, op))
     images, _ = small_batch(dtype)
     images = images + [torch.rand(3, 48, 72, dtype=dtype)]  # one that is resized
     for image in images:
@@ -90,3 +92,36 @@ def test_anchors_equal_torchvisions():
 def test_anchors_are_not_rounded():
     anchors = AnchorGenerator((32,), (0.5,), 16)(torch.zeros(1, 8, 1, 1))
     assert_close((anchors[0, 2] - anchors[0, 0]) * (anchors[0, 3] - anchors[0, 1]), torch.tensor(1024.0))
+
+
+def test_anchors_across_the_border_are_not_trained_on():
+    """Moving the logits of anchors that leave their own image, of another size each, changes no loss."""
+    model = small_detector(straddling=False).double().train()
+    images, targets = small_batch(torch.float64)
+    batch, targets = model.transform(images, targets)
+    anchors = model.rpn.anchors(torch.zeros(1, 1, 4, 6, dtype=torch.float64))
+    logits, deltas = torch.randn(2, len(anchors)).double(), torch.randn(2, len(anchors), 4).double()
+    sizes = torch.tensor(batch.image_sizes).double()
+    losses = model.rpn._losses(logits, deltas, anchors, sizes, targets)
+    for image, (height, width) in enumerate(batch.image_sizes):
+        for index, (x1, y1, x2, y2) in enumerate(anchors.tolist()):
+            if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+                logits[image, index] += 5
+                deltas[image, index] += 5
+    assert_close(model.rpn._losses(logits, deltas, anchors, sizes, targets), losses)
+    assert model.rpn.last_stats["num_fg"] > 0 and losses["loss_rpn_box_reg"] > 0
+
+
+@torch.no_grad()
+def test_smallest_proposals_are_measured_in_original_pixels():
+    model = small_detector(short=128).eval()
+    image = torch.rand(3, 64, 96)  # resized to twice its size
+    batch, _ = model.transform([image])
+    features = model.backbone(batch.tensors)
+    everything = model.rpn(batch, features)[0][0]
+    how = model.rpn.proposing[False]
+    model.rpn.proposing[False] = type(how)(how.pre_nms, how.post_nms, how.nms, min_size=9.0)
+    kept = model.rpn(batch, features)[0][0]
+    sides = (kept[:, 2:] - kept[:, :2])[kept.any(1)]
+    assert sides.min() >= 18
+    assert (everything[:, 2:] - everything[:, :2]).min() < 18

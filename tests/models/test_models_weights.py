@@ -55,6 +55,7 @@ def test_initial_spread_of_new_layers():
         "roi_heads.heads.bbox_pred.weight": 0.001,
         "roi_heads.context.cls.query.weight": 0.01,
         "backbone.loc.pool4.conv.weight": (2 / (4 * 1024)) ** 0.5,
+        "roi_heads.heads.cls.fc6.weight": (1 / 3 / 25088) ** 0.5,
         "backbone.trunk.conv3_1.weight": (2 / (9 * 128)) ** 0.5,
     }
     for name, value in expected.items():
@@ -111,6 +112,7 @@ def test_fc_layers_load_where_the_file_has_them(features, tmp_path):
         (lambda s: s.pop("features.28.weight"), "no weights for conv5_3.weight"),
         (lambda s: s.update({"layer1.conv": torch.zeros(1)}), r"unexpected keys \(layer1.conv\)"),
         (lambda s: s.update({"features.0.weight": torch.zeros(64, 1, 3, 3)}), "conv1_1.weight is"),
+        (lambda s: s.update({"classifier.0.bias": torch.full((8,), torch.nan)}), "classifier.0.bias is not finite"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(features, tmp_path, edit, message):
