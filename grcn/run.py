@@ -1,17 +1,13 @@
-"""One run: from a config to a run folder with weights, metrics and pictures. What ``tools/train.py`` and
-``tools/eval.py`` call."""
+"""One run, from a config to a run folder: what ``tools/train.py`` and ``tools/eval.py`` call."""
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import build
@@ -21,7 +17,7 @@ from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.loading import eval_batches, train_batches
 from .data.table import Table
-from .draw import contact_sheet, detection_grid, pr_curves
+from .draw import contact_sheet
 from .engine import checkpoint, distributed
 from .engine.evaluate import detect
 from .engine.log import start_logging, write_environment
@@ -29,11 +25,10 @@ from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
 from .errors import CheckpointError, ConfigError, EnvironmentFault
-from .evaluation import coco, voc
-from .evaluation.diagnosis import diagnose
 from .models.detector import Detector
 from .models.features import MEMORY_FORMATS, TASKS
 from .models.weights import load_weights, normalisation_of
+from .report import score
 
 logger = logging.getLogger("grcn")
 
@@ -171,7 +166,7 @@ def evaluate(
         found, table = read(detections, test.table), _limited(cfg, test.table)
         known = found["rows"] < len(table)
         found = {key: values[known] for key, values in found.items()}
-        return _score(cfg, table, test, found, folder, devkit=True)
+        return score(cfg, table, test, found, folder, devkit=True)
 
 
 def _limited(cfg: Config, table: Table) -> Table:
@@ -313,58 +308,7 @@ def _evaluate_model(
     )
     share = len(range(rank, len(table), world))
     found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
-    return distributed.on_main(lambda: _score(cfg, table, test, found, folder, devkit))
-
-
-def _score(
-    cfg: Config, table: Table, test: build.Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool = False
-) -> Metrics:
-    """Scores packed detections by every protocol asked for and writes them, the figures and pictures into
-    ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    coco_files.write_detections(folder / "detections.json", table, found)
-    if devkit:
-        voc_files.write_detections(folder / "devkit", cfg.data.format, table, found)
-    metrics: Metrics = {}
-    per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
-    results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
-    for protocol in cfg.eval.protocols:
-        if protocol == "voc":
-            scored = voc.evaluate(table, found, cfg.eval.voc_iou)
-        else:
-            scored = coco.evaluate(table, found)
-            results["coco_backend"] = scored["backend"]
-        metrics |= scored["metrics"]
-        for name, figures in scored["per_class"].items():
-            per_class[name] |= figures
-    if text := diagnose(table, found, metrics):
-        logger.warning("%s", text)
-    results |= {"metrics": metrics, "per_class": per_class}
-    checkpoint.write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    _write_per_class(folder / "per_class.csv", per_class)
-    _draw(cfg, table, test, found, folder)
-    logger.info("results, detections and pictures are in %s", folder)
-    return metrics
-
-
-def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        columns = list(dict.fromkeys(name for figures in per_class.values() for name in figures))
-        writer = csv.DictWriter(file, ["class", *columns])
-        writer.writeheader()
-        writer.writerows({"class": name, **figures} for name, figures in per_class.items())
-
-
-def _draw(cfg: Config, table: Table, test: build.Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
-    rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
-    if len(rows):
-        detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
-    try:
-        for threshold in (0.5, 0.75) if "voc" in cfg.eval.protocols else ():
-            curves = voc.curves(table, found, threshold)
-            pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
-    except EnvironmentFault as error:
-        logger.info("no curves drawn: %s", error)
+    return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit))
 
 
 def browse(cfg: Config, path: Path, images: int) -> None:

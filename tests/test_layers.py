@@ -8,7 +8,8 @@ import grcn
 ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
-    "run": {"build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "report": {"build", "config", "data", "draw", "engine", "evaluation"},
+    "run": {"report", "build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},
     "configerrors": {"config", "yamlfile"},

@@ -1,0 +1,75 @@
+"""What an evaluation leaves behind: figures, detections and pictures in one folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .build import Split
+from .config import Config
+from .data import coco as coco_files
+from .data import voc as voc_files
+from .data.table import Table
+from .draw import detection_grid, pr_curves
+from .engine.checkpoint import write_durably
+from .errors import EnvironmentFault
+from .evaluation import coco, voc
+from .evaluation.diagnosis import diagnose
+
+logger = logging.getLogger("grcn")
+
+
+def score(
+    cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool = False
+) -> dict[str, float | None]:
+    """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coco_files.write_detections(folder / "detections.json", table, found)
+    if devkit:
+        voc_files.write_detections(folder / "devkit", cfg.data.format, table, found)
+    metrics: dict[str, float | None] = {}
+    per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
+    results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
+    for protocol in cfg.eval.protocols:
+        if protocol == "voc":
+            scored = voc.evaluate(table, found, cfg.eval.voc_iou)
+        else:
+            scored = coco.evaluate(table, found)
+            results["coco_backend"] = scored["backend"]
+        metrics |= scored["metrics"]
+        for name, figures in scored["per_class"].items():
+            per_class[name] |= figures
+    if text := diagnose(table, found, metrics):
+        logger.warning("%s", text)
+    results |= {"metrics": metrics, "per_class": per_class}
+    write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    _write_per_class(folder / "per_class.csv", per_class)
+    _draw(cfg, table, test, found, folder)
+    logger.info("results, detections and pictures are in %s", folder)
+    return metrics
+
+
+def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(name for figures in per_class.values() for name in figures))
+        writer = csv.DictWriter(file, ["class", *columns])
+        writer.writeheader()
+        writer.writerows({"class": name, **figures} for name, figures in per_class.items())
+
+
+def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
+    rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
+    if len(rows):
+        detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
+    try:
+        for threshold in (0.5, 0.75) if "voc" in cfg.eval.protocols else ():
+            curves = voc.curves(table, found, threshold)
+            pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
+    except EnvironmentFault as error:
+        logger.info("no curves drawn: %s", error)
