@@ -80,7 +80,7 @@ def test_batches_are_what_the_formula_says(table):
             flipped = rng.uniform(SEED, rng.FLIP, g) < 0.5
             assert image[0, 0, 0] == row
             assert target["image_id"] == 100 + row
-            assert target["rng_key"] == rng.hash_int(SEED, g)
+            assert target["rng_key"] == rng.hash_int(SEED, rng.SAMPLE, g)
             width = int(table.sizes[row, 1])
             assert image[1, 0, 0] == (width - 1 if flipped else 0)
             objects = table.objects(row)
