@@ -57,7 +57,10 @@ class NonFiniteError(UserError):
 
 
 # The operating system's faults that no code of ours can mend, whatever file they strike.
-_ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+_ENVIRONMENT_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -77,7 +80,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if error.errno not in _ENVIRONMENT_ERRNOS:
             raise
         code = EnvironmentFault.exit_code
-        print(f"grcn: error: {error.filename or 'system'}: {error.strerror}; free space or fix access", file=sys.stderr)
+        remedy = "free space, fix access or choose another path"
+        print(f"grcn: error: {error.filename or 'system'}: {error.strerror}; {remedy}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         code = EnvironmentFault.exit_code
         remedy = "lower train.batch, raise train.accumulate or lower model.image.short"

@@ -32,7 +32,7 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     coco_files.write_detections(folder / "detections.json", table, found)
     if devkit:
-        voc_files.write_detections(folder / "devkit", cfg.data.format, table, found)
+        voc_files.write_detections(folder / "devkit", table.name.split("+")[0].rpartition("/")[2], table, found)
     metrics: dict[str, float | None] = {}
     per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
     results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
@@ -68,7 +68,7 @@ def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
     try:
-        for threshold in (0.5, 0.75) if "voc" in cfg.eval.protocols else ():
+        for threshold in cfg.eval.voc_iou if "voc" in cfg.eval.protocols else ():
             curves = voc.curves(table, found, threshold)
             pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
     except EnvironmentFault as error:

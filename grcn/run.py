@@ -88,9 +88,9 @@ def train(
         writes = distributed.is_main() and not dry_run
         if not dry_run:
             distributed.on_main(lambda: _check_folder(folder, resume or resume_from is not None))
+        data = build.build_train_split(cfg.data)
+        test = build.build_test_split(cfg.data, data.table.classes)
         with checkpoint.run_lock(folder) if writes else nullcontext():
-            data = build.build_train_split(cfg.data)
-            test = build.build_test_split(cfg.data, data.table.classes)
             model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
             state = _state(cfg, folder, resume, resume_from, data.table, allow_changes)
             if state is None:
@@ -151,6 +151,7 @@ def evaluate(
     with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
         start_logging()
         _prepare(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             state = checkpoint.load(weights)
             _check_model(cfg, state, weights, allow_changes)
@@ -312,7 +313,10 @@ def _evaluate_model(
 
 
 def browse(cfg: Config, path: Path, images: int) -> None:
-    """Draws the first training batches as the model gets them, mirrored ones included, into a contact sheet."""
+    """Draws the first training images, mirrored ones included, before resizing, into a contact sheet."""
+    if images < 1 or path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"{path}: need at least one image and a .png or .jpg file (got {images} images)")
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = build.build_train_split(cfg.data)
     batches = train_batches(
         data.table, data.read_image, seed=cfg.run.seed, batch=images, steps=1, flip=cfg.data.flip,
@@ -320,6 +324,5 @@ def browse(cfg: Config, path: Path, images: int) -> None:
     )  # fmt: skip
     shown, targets = next(batches)
     titles = [f"image {int(target['image_id'])}" for target in targets]
-    path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(shown, targets, data.table.classes, titles=titles).save(path)
     print(path)

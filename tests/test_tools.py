@@ -96,6 +96,7 @@ def test_a_checkpoint_and_its_detections_score_the_same(finished, tmp_path):
     (weights,) = (folder / "checkpoints").glob("step_*.pt")
     stdout, _ = call(tool, "--config", config, "--checkpoint", weights, "--output-dir", tmp_path / "a")
     assert json.loads(stdout.splitlines()[-1]) == metrics
+    assert (tmp_path / "a/devkit/comp4_det_test_disc.txt").exists()
     for number, source in enumerate((tmp_path / "a/detections.json", tmp_path / "a/devkit")):
         stdout, _ = call(tool, "--config", config, "--detections", source, "--output-dir", tmp_path / str(number))
         assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-6)
@@ -115,6 +116,7 @@ def test_two_processes_train_as_one(finished, tmp_path):
     folder, metrics = finished
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     stdout, _ = train(folder / "config.yaml", tmp_path / "two", launcher=launcher)
+    assert len(stdout.splitlines()) == 1
     assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-3)
     logs = [
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -237,6 +239,7 @@ def test_faults_of_the_data_are_one_line_and_exit_3(devkit, tmp_path, fault, nam
         (["model.width=20"], 2, "model.width"),
         (["model.context={on: cls, heads: 3}"], 2, "model.context.heads"),
         (["--output-dir", __file__], 2, "not a folder"),
+        (["--output-dir", f"{__file__}/run"], 5, "Not a directory"),
     ],
 )
 def test_mistakes_are_one_line_and_have_their_code(devkit, tmp_path, args, code, named, monkeypatch, capfd):

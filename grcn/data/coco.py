@@ -71,7 +71,7 @@ def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
             category id.
     """
     path = Path(file)
-    document = _read_json(path)
+    document = _read_json(path, "pass an existing file")
     if not isinstance(document, list):
         kind = type(document).__name__
         raise DataError(f"{path}: not a list (got {kind}); use COCO's result format")
@@ -183,7 +183,7 @@ class _Records:
 
 def _load_split(root: Path, split: str, classes: Sequence[str] | None) -> Table:
     path = root / "annotations" / f"instances_{split}.json"
-    document = _read_json(path)
+    document = _read_json(path, "set data.root and the splits to what exists")
     if not isinstance(document, dict):
         kind = type(document).__name__
         raise DataError(f"{path}: not an object (got {kind}); use COCO's instances format")
@@ -239,9 +239,9 @@ def _categories(
     return classes, [id_of[name] for name in classes]
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, remedy: str) -> Any:
     """Reads JSON strictly: no key twice, no NaN. Segmentations are dropped on the way."""
-    data = read_bytes(path, "set data.root and the splits to what exists")
+    data = read_bytes(path, remedy)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -91,8 +91,8 @@ def _device(name: str, local_rank: int, world: int) -> torch.device:
 
 
 def rank() -> int:
-    """Returns the number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Returns the number of this process, from 0; before and after the processes are joined, torchrun's word for it."""
+    return dist.get_rank() if dist.is_initialized() else _variable(*_TORCHRUN[0])
 
 
 def world_size() -> int:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import NonFiniteError
 from . import distributed
+from .log import bar_seconds
 from .signals import Stopped, StopSignals
 
 logger = logging.getLogger("grcn")
@@ -52,7 +53,7 @@ def detect(
     rows: list[int] = []
     outputs: list[dict[str, Tensor]] = []
     show = progress and distributed.is_main()
-    bar = tqdm(batches, "evaluate", total, disable=not show, leave=False, dynamic_ncols=True)
+    bar = tqdm(batches, "evaluate", total, disable=not show, leave=False, dynamic_ncols=True, mininterval=bar_seconds())
     with torch.no_grad(), bar:
         for batch_rows, images in bar:
             with torch.autocast(device.type, amp, enabled=amp is not None):

@@ -18,7 +18,7 @@ from .. import rng
 from ..errors import CheckpointError
 from . import checkpoint, distributed
 from .evaluate import move_images
-from .log import MetricsLog, RecentLosses, logger
+from .log import MetricsLog, RecentLosses, bar_seconds, logger
 from .signals import Stopped, StopSignals
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
@@ -122,10 +122,10 @@ def train(
         return result or {}
 
     show = progress and distributed.is_main()
-    with (
-        metrics,
-        tqdm(total=steps, desc="train", initial=start, disable=not show, dynamic_ncols=True) as bar,
-    ):
+    bar = tqdm(
+        total=steps, desc="train", initial=start, disable=not show, dynamic_ncols=True, mininterval=bar_seconds()
+    )
+    with metrics, bar:
         if 0 < start < steps and is_evaluated(start):
             evaluation(start)
         for step in range(start + 1, steps + 1):
