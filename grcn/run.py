@@ -19,12 +19,12 @@ from .data.loading import eval_batches, train_batches
 from .data.table import Table
 from .draw import contact_sheet
 from .engine import checkpoint, distributed
-from .engine.evaluate import detect
+from .engine.evaluate import detect, move_images, move_targets
 from .engine.log import start_logging, write_environment
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
-from .errors import CheckpointError, ConfigError, EnvironmentFault
+from .errors import CheckpointError, ConfigError
 from .models.detector import Detector
 from .models.features import MEMORY_FORMATS, TASKS
 from .models.weights import load_weights, normalisation_of
@@ -217,10 +217,7 @@ def _state(
     ]
     if state["data_fingerprint"] != table.fingerprint():
         changes.append("data: the annotations are not those it was trained on")
-    if changes and not allow_changes:
-        raise ConfigError("\n".join([f"{path}: the settings differ; restore them or pass --allow-changes", *changes]))
-    for line in changes:
-        logger.warning("resuming under a change: %s", line)
+    _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
     logger.info("resuming from %s", path)
     return state
 
@@ -228,11 +225,16 @@ def _state(
 def _check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
     """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
     changes = [line for line in difference(parse_config(state["config"], str(path)), cfg) if line.startswith("model.")]
+    remedy = "use the config.yaml of its run or pass --allow-changes"
+    _refuse(changes, f"{path}: trained with other settings; {remedy}", allow_changes)
+
+
+def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
+    """Stops with the message and the changed settings, or, where they are allowed, says what they are."""
     if changes and not allow_changes:
-        remedy = "use the config.yaml of its run or pass --allow-changes"
-        raise ConfigError("\n".join([f"{path}: trained with other settings; {remedy}", *changes]))
+        raise ConfigError("\n".join([message, *changes]))
     for line in changes:
-        logger.warning("evaluating under a change: %s", line)
+        logger.warning("going on under a change: %s", line)
 
 
 def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
@@ -252,10 +254,7 @@ def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
 
 
 def _to_device(model: Detector, device: torch.device) -> Detector:
-    try:
-        model = model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(f"{device}: not enough memory for the model; use another device") from error
+    model = model.to(device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
@@ -281,9 +280,8 @@ def _try_one_step(
 ) -> Metrics:
     """Runs forward and backward on one batch and says what the run would be."""
     images, targets = batch
-    moved = [{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in t.items()} for t in targets]
     with torch.autocast(device.type, AMP[cfg.run.amp], enabled=cfg.run.amp != "none"):
-        losses = model.train()([image.to(device) for image in images], moved)
+        losses = model.train()(move_images(images, device), move_targets(targets, device))
     torch.stack(list(losses.values())).sum().backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)

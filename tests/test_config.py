@@ -178,7 +178,7 @@ def test_contradictions_are_refused(document: dict[str, Any], problem: str) -> N
     ],
 )
 def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
-    Config.model_validate(MINIMAL | {"model": model})
+    assert Config.model_validate(MINIMAL | {"model": model}).model == Model.model_validate(model)
 
 
 def test_lr_steps_past_the_end_are_legal() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,17 @@ def move_images(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Moves images to the device, where uint8 becomes float in 0-1."""
     moved = [image.to(device, non_blocking=True) for image in images]
     return [image.float().div_(255) if image.dtype == torch.uint8 else image for image in moved]
+
+
+def move_targets(targets: Sequence[Mapping[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """Moves the tensors of targets to the device; other entries are passed on."""
+    return [
+        {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in target.items()
+        }
+        for target in targets
+    ]
 
 
 def _pack(rows: list[int], outputs: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:

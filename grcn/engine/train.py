@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .. import rng
 from ..errors import CheckpointError
 from . import checkpoint, distributed
-from .evaluate import move_images
+from .evaluate import move_images, move_targets
 from .log import MetricsLog, RecentLosses, bar_seconds, logger
 from .signals import Stopped, StopSignals
 
@@ -200,7 +200,7 @@ def _backward(
         if batch is None:
             raise ValueError("the batches ended before the steps; hand over an endless iterator")
         images = move_images(batch[0], device)
-        targets = [_move(target, device) for target in batch[1]]
+        targets = move_targets(batch[1], device)
         image_ids += [target.get("image_id") for target in batch[1]]
         with _gradients_kept_here(replica, index < accumulate - 1):
             with torch.autocast(device.type, amp, enabled=amp is not None):
@@ -237,13 +237,6 @@ def _gradients_kept_here(replica: nn.Module, wanted: bool) -> AbstractContextMan
     if wanted and isinstance(replica, DistributedDataParallel):
         return replica.no_sync()
     return nullcontext()
-
-
-def _move(target: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in target.items()
-    }
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
