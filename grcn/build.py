@@ -13,17 +13,18 @@ from .data import coco, shapes, voc
 from .data.table import Table
 from .data.transforms import FileImages
 from .models.anchors import AnchorGenerator
-from .models.box_heads import TaskHeads
+from .models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
 from .models.context import ContextAttention
 from .models.detector import Detector
 from .models.features import TASKS
 from .models.init import initialise
+from .models.resnet import RESNET_UNITS, SplitResNet, conv5_units
 from .models.roi_heads import Detecting, RoIHeads, Sampling
 from .models.roi_pool import RoIPool
 from .models.rpn import Proposing, RegionProposalNetwork
 from .models.transform import DetectionTransform
 from .models.vgg import VGG16_BLOCKS, SplitVGG
-from .models.weights import normalisation_of
+from .models.weights import normalisation_of, stride_in_of
 
 _READERS = {"voc": voc.load, "coco": coco.load}
 
@@ -38,12 +39,7 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
         num_classes: including background.
         seed: of the initial values. Pretrained weights are loaded apart, by ``grcn.models.weights.load_weights``.
     """
-    last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
-    if cfg.backbone == "tiny":
-        blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)]
-        backbone = SplitVGG(blocks, cfg.split, last_pool, frozen_blocks=0, group_norm=True)
-    else:
-        backbone = SplitVGG(VGG16_BLOCKS, cfg.split, last_pool, frozen_blocks=2)
+    backbone = _backbone(cfg)
     specs = backbone.feature_specs
 
     rpn = RegionProposalNetwork(
@@ -67,9 +63,7 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
     in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
     roi_heads = RoIHeads(
         pools={task: pool(task, cfg.roi.size) for task in TASKS},
-        heads=TaskHeads(
-            specs["cls"].channels * cfg.roi.size**2, cfg.head.dim, num_classes, cfg.head.dropout, cfg.head.tasks
-        ),
+        heads=TaskHeads(lambda: _hidden_layers(cfg, specs["cls"].channels), num_classes, cfg.head.tasks),
         shared_map=backbone.shared,
         context={
             task: ContextAttention(specs[task].channels, cfg.context.dim, cfg.context.heads, cfg.context.value)
@@ -85,6 +79,38 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
     model = Detector(transform, backbone, rpn, roi_heads)
     initialise(model, seed)
     return model
+
+
+def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
+    name = cfg.backbone.removesuffix("_det")
+    if name in RESNET_UNITS:
+        tiny = name.startswith("tiny")
+        return SplitResNet(
+            RESNET_UNITS[name],
+            cfg.split,
+            {"cls": cfg.cls.stride, "loc": cfg.loc.stride},
+            det=name != cfg.backbone,
+            width=cfg.width if tiny else 64,
+            stride_in=stride_in_of(cfg.weights),
+            from_scratch=tiny,
+        )
+    blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)] if name == "tiny" else VGG16_BLOCKS
+    last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
+    tiny = name == "tiny"
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, group_norm=tiny)
+
+
+def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
+    """Builds one set of hidden layers for maps of ``channels``."""
+    if cfg.head.kind == "fc":
+        return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
+    if cfg.head.kind == "conv":
+        return ConvHead(channels, cfg.head.dim)
+    name = cfg.backbone.removesuffix("_det")
+    tiny = name.startswith("tiny")
+    count, width = RESNET_UNITS[name][3], cfg.width if tiny else 64
+    units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
+    return Conv5Head(units, out_features=32 * width)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,6 +45,18 @@ Steps = Annotated[tuple[Count, ...], Strict(False)]
 def _repeated(values: Sequence[object]) -> list[object]:
     """Returns the values that occur again after their first place."""
     return [value for i, value in enumerate(values) if value in values[:i]]
+
+
+def _one_complaint(value: object, choose: ValidatorFunctionWrapHandler) -> Any:
+    """Says once what a choice between names and a number expects; pydantic would complain for each."""
+    try:
+        return choose(value)
+    except ValidationError:
+        expected = "'none', 'conv3', 'conv4', 'conv5' or a whole number of units"
+        raise PydanticCustomError("split", "{expected}", {"expected": expected}) from None
+
+
+Split = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValidator(_one_complaint)]
 
 
 class Section(BaseModel):
@@ -85,7 +106,11 @@ class Branch(Section):
 
     last_pool: Literal["max", "none", "conv2x2_s2", "max2x2_s1"] = "max"
     """What stands before conv5: the 2x2 max pooling (the map has stride 16), nothing (stride 8), a
-    2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). [S]"""
+    2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). VGG16 and
+    tiny only. [S]"""
+    stride: Literal[16, 8] = 16
+    """Stride of the map; for 8 the first unit of conv4 does not halve it, and units that both tasks
+    share run once for each stride. ResNets only. [S]"""
 
 
 class Context(Section):
@@ -202,37 +227,46 @@ class Roi(Section):
 class Head(Section):
     """The layers that turn pooled features into scores and boxes."""
 
-    kind: Literal["fc"] = "fc"
-    """Two fully connected layers, fc6 and fc7. [S]"""
+    kind: Literal["fc", "conv5", "conv"] = "fc"
+    """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
+    its mean; or two 3x3 convolutions and their mean. [S]"""
     dim: Count = 4096
-    """Width of each of them. [C]"""
+    """Width of each layer; conv5 has its own. [C]"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Dropout after each of them, with a mask of its own for each task's pass. [C]"""
+    """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
     tasks: Literal["shared", "separate", "ensemble"] = "shared"
     """One head for both tasks (detect-F), one for each (detect-RF), or two whose fc7 are joined
     before one classifier and one regressor (detect-S). [S; O: the joining]"""
 
 
 # Weights that torchvision publishes; they carry their own normalisation.
-NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_FEATURES")
+NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")
 WEIGHT_LAYOUTS = ("torchvision", "caffe")
+# Units of conv4, of which the last can be split off.
+CONV4_UNITS = {"resnet50": 6, "resnet101": 23, "tiny_resnet": 3}
 
 
 class Model(Section):
     """The detector: every row of the paper's tables is one setting of these keys."""
 
-    backbone: Literal["tiny", "vgg16"] = "vgg16"
-    """VGG16, or its miniature of five convolutions that trains from scratch on a CPU. [S: vgg16]"""
+    backbone: Literal[
+        "tiny", "tiny_resnet", "tiny_resnet_det", "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det"
+    ] = "vgg16"
+    """VGG16; ResNets up to conv4, for head.kind conv5; ResNet-det, with conv5 at stride 1; and their
+    miniatures, which train from scratch on a CPU. [S]"""
     weights: str | None = None
-    """Initial weights: null, IMAGENET1K_V1 (convolutions, fc6 and fc7), IMAGENET1K_FEATURES
-    (convolutions), or a file as torchvision:FILE or caffe:FILE, relative to the current directory.
+    """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
+    (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
+    torchvision:FILE or caffe:FILE, relative to the current directory. With caffe, ResNets are
+    strided in the first convolution of a unit, else in the second.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
     width: Count = 24
-    """Channels of the first block of backbone tiny; vgg16 has its own. [O]"""
+    """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
     image: Image = Image()
-    split: Literal["none", "conv3", "conv4", "conv5"] = "none"
-    """First block of which each task has its own copy; none is one backbone for both. [S: none and
-    conv5]"""
+    split: Split = "none"
+    """First block of which each task has its own copy (VGG16, tiny, ResNet-det), or the number of
+    conv4's last units (other ResNets); none is one set of weights for both. [S: none and conv5; 2 of
+    ResNet50's units, 6 of ResNet101's]"""
     cls: Branch = Branch()
     loc: Branch = Branch()
     context: Context = Context()
@@ -242,29 +276,76 @@ class Model(Section):
     head: Head = Head()
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        if self.split == "none" and self.cls.last_pool != self.loc.last_pool:
-            yield (
-                "loc.last_pool",
-                f"with split: none both tasks read one map, so it must equal cls.last_pool = "
-                f"{self.cls.last_pool} (got {self.loc.last_pool}); set split: conv5",
-            )
+        yield from self._wrong_split()
         if self.head.tasks == "ensemble" and (self.split != "none" or self.context.on != "none"):
             yield (
                 "head.tasks",
                 "ensemble joins the tasks, so they cannot part before it "
                 f"(got split: {self.split}, context.on: {self.context.on}); set both to none",
             )
-        if self.backbone != "tiny" and self.width != Model.model_fields["width"].default:
+        elif self.head.tasks == "ensemble" and self.cls.stride != self.loc.stride:
+            yield (
+                "head.tasks",
+                "ensemble joins the tasks, so both must read one map "
+                f"(got cls.stride: {self.cls.stride}, loc.stride: {self.loc.stride}); set both to 16 or 8",
+            )
+        if self.head.kind == "conv5" and not self._resnet:
+            yield "head.kind", f"{self.backbone} has no conv5 of residual units (got conv5); set fc or conv"
+        if not self._tiny and self.width != Model.model_fields["width"].default:
             yield (
                 "width",
-                f"only backbone tiny has one (got {self.width} with {self.backbone}); remove it",
+                f"only the tiny backbones have one (got {self.width} with {self.backbone}); remove it",
             )
-        channels = 512 if self.backbone == "vgg16" else 4 * self.width
-        if self.backbone == "tiny" and self.width % 8:
+        if self._tiny and self.width % 8:
             yield "width", f"must be a multiple of 8, the groups of its norms (got {self.width})"
-        elif self.context.on != "none" and channels % self.context.heads:
-            yield "context.heads", f"must divide the {channels} channels of the map (got {self.context.heads})"
+        elif self.context.on != "none" and self._channels % self.context.heads:
+            yield "context.heads", f"must divide the {self._channels} channels of the map (got {self.context.heads})"
         yield from self._wrong_weights()
+
+    @property
+    def _tiny(self) -> bool:
+        return self.backbone.startswith("tiny")
+
+    @property
+    def _resnet(self) -> bool:
+        return "resnet" in self.backbone
+
+    @property
+    def _channels(self) -> int:
+        """Channels of the maps."""
+        if self._resnet:
+            return (self.width if self._tiny else 64) * (32 if self.backbone.endswith("_det") else 16)
+        return 4 * self.width if self._tiny else 512
+
+    def _wrong_split(self) -> Iterator[tuple[str, str]]:
+        """Yields splits, strides and last poolings that the backbone does not have."""
+        if self.backbone in CONV4_UNITS:
+            most = CONV4_UNITS[self.backbone]
+            if self.split != "none" and not (isinstance(self.split, int) and self.split <= most):
+                yield (
+                    "split",
+                    f"{self.backbone} splits off units of conv4: give how many, 1 to {most} (got {self.split})",
+                )
+        elif isinstance(self.split, int):
+            yield "split", f"{self.backbone} splits at a block: give conv3, conv4 or conv5 (got {self.split})"
+        for task, branch in (("cls", self.cls), ("loc", self.loc)):
+            if self._resnet and branch.last_pool != "max":
+                yield (
+                    f"{task}.last_pool",
+                    f"{self.backbone} has no such pooling (got {branch.last_pool}); remove it and set {task}.stride",
+                )
+            if not self._resnet and branch.stride != 16:
+                yield (
+                    f"{task}.stride",
+                    f"only ResNets have it (got {branch.stride} with {self.backbone}); "
+                    f"remove it and set {task}.last_pool: none",
+                )
+        if not self._resnet and self.split == "none" and self.cls.last_pool != self.loc.last_pool:
+            yield (
+                "loc.last_pool",
+                f"with split: none both tasks read one map, so it must equal cls.last_pool = "
+                f"{self.cls.last_pool} (got {self.loc.last_pool}); set split: conv5",
+            )
 
     def _wrong_weights(self) -> Iterator[tuple[str, str]]:
         if self.weights is None:
@@ -273,10 +354,15 @@ class Model(Section):
         if self.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
             choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
             yield "weights", f"expected null, {choices} (got {self.weights!r})"
-        elif self.backbone == "tiny":
+        elif self._tiny:
             yield (
                 "weights",
-                f"backbone tiny has no pretrained weights (got {self.weights!r}); set null",
+                f"backbone {self.backbone} has no pretrained weights (got {self.weights!r}); set null",
+            )
+        elif self.weights == ("IMAGENET1K_FEATURES" if self._resnet else "IMAGENET1K_V2"):
+            yield (
+                "weights",
+                f"{self.backbone} has none of this name (got {self.weights!r}); set IMAGENET1K_V1",
             )
 
 

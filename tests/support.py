@@ -11,7 +11,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead as TorchvisionHe
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
 from grcn.models.anchors import AnchorGenerator
-from grcn.models.box_heads import TaskHeads
+from grcn.models.box_heads import TaskHeads, TwoMLPHead
 from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.init import initialise
@@ -58,7 +58,7 @@ def small_detector(
     )
     heads = RoIHeads(
         {task: RoIPool(specs[task].stride, 4, op, aligned=False) for task in specs},
-        TaskHeads(16 * 16, 32, CLASSES, dropout, tasks),
+        TaskHeads(lambda: TwoMLPHead(16 * 16, 32, dropout), CLASSES, tasks),
         backbone.shared,
         {task: ContextAttention(16) for task in context},
         {task: RoIPool(specs[task].stride, 6, op, aligned=False) for task in context},

@@ -107,17 +107,55 @@ def test_whole_numbers_do_for_fractions() -> None:
             "cls.last_pool = max (got none); set split: conv5",
         ),
         (
+            {"model": {"backbone": "resnet50", "split": 7}},
+            "split: resnet50 splits off units of conv4: give how many, 1 to 6 (got 7)",
+        ),
+        (
+            {"model": {"backbone": "resnet101", "split": "conv5"}},
+            "split: resnet101 splits off units of conv4: give how many, 1 to 23 (got conv5)",
+        ),
+        (
+            {"model": {"backbone": "resnet50_det", "split": 2}},
+            "split: resnet50_det splits at a block: give conv3, conv4 or conv5 (got 2)",
+        ),
+        (
+            {"model": {"backbone": "resnet50", "loc": {"last_pool": "none"}}},
+            "loc.last_pool: resnet50 has no such pooling (got none); remove it and set loc.stride",
+        ),
+        (
+            {"model": {"split": "conv5", "loc": {"stride": 8}}},
+            "loc.stride: only ResNets have it (got 8 with vgg16); remove it and set loc.last_pool: none",
+        ),
+        (
+            {"model": {"head": {"kind": "conv5"}}},
+            "head.kind: vgg16 has no conv5 of residual units (got conv5); set fc or conv",
+        ),
+        (
+            {"model": {"backbone": "resnet50", "loc": {"stride": 8}, "head": {"tasks": "ensemble"}}},
+            "head.tasks: ensemble joins the tasks, so both must read one map "
+            "(got cls.stride: 16, loc.stride: 8); set both to 16 or 8",
+        ),
+        (
+            {"model": {"weights": "IMAGENET1K_V2"}},
+            "weights: vgg16 has none of this name (got 'IMAGENET1K_V2'); set IMAGENET1K_V1",
+        ),
+        (
+            {"model": {"backbone": "resnet50", "weights": "IMAGENET1K_FEATURES"}},
+            "weights: resnet50 has none of this name (got 'IMAGENET1K_FEATURES'); set IMAGENET1K_V1",
+        ),
+        (
             {"model": {"split": "conv5", "head": {"tasks": "ensemble"}}},
             "head.tasks: ensemble joins the tasks, so they cannot part before it "
             "(got split: conv5, context.on: none); set both to none",
         ),
         (
             {"model": {"width": 8}},
-            "width: only backbone tiny has one (got 8 with vgg16); remove it",
+            "width: only the tiny backbones have one (got 8 with vgg16); remove it",
         ),
         (
             {"model": {"weights": "vgg.pt"}},
-            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_FEATURES, torchvision:FILE, caffe:FILE (got 'vgg.pt')",
+            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
+            "caffe:FILE (got 'vgg.pt')",
         ),
         (
             {"model": {"backbone": "tiny", "weights": "IMAGENET1K_V1"}},
@@ -173,6 +211,10 @@ def test_contradictions_are_refused(document: dict[str, Any], problem: str) -> N
         {"head": {"tasks": "ensemble"}},
         {"head": {"tasks": "separate"}},
         {"backbone": "tiny", "width": 8},
+        {"backbone": "resnet50", "split": 2, "loc": {"stride": 8}, "head": {"kind": "conv5"}},
+        {"backbone": "resnet101", "loc": {"stride": 8}},
+        {"backbone": "resnet50_det", "split": "conv5", "loc": {"stride": 8}, "weights": "IMAGENET1K_V2"},
+        {"backbone": "tiny_resnet_det", "head": {"kind": "conv"}},
         {"weights": "caffe:weights/vgg16.npz"},
         {"weights": "torchvision:vgg16.pt"},
     ],

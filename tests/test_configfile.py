@@ -123,14 +123,16 @@ qqq: 1
 
 def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None:
     assert problems(write(BAD), "train.lrr=1", "model.rpn.nms=fast", "steps", "run.amp=[", "base=x") == [
-        "c.yaml:2:13: model.backbone: expected 'tiny' or 'vgg16' (got 'vgg'); did you mean 'vgg16'?",
+        "c.yaml:2:13: model.backbone: expected 'tiny', 'tiny_resnet', 'tiny_resnet_det', 'vgg16', 'resnet50', "
+        "'resnet101', 'resnet50_det' or 'resnet101_det' (got 'vgg'); did you mean 'vgg16'?",
         "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, width, image, split, "
         "cls, loc, context, anchors, rpn, roi, head",
         "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'sizes'?",
         "c.yaml:4:33: model.anchors.ratios[0]: expected a number (got '1')",
         "c.yaml:4:38: model.anchors.ratios[1]: expected a number above 0 (got -1)",
         "c.yaml:5:3: unknown key 'model.channels'; did you mean 'model.rpn.channels'?",
-        "c.yaml:6:10: model.split: expected 'none', 'conv3', 'conv4' or 'conv5' (got 'None'); did you mean 'none'?",
+        "c.yaml:6:10: model.split: expected 'none', 'conv3', 'conv4', 'conv5' or a whole number of units "
+        "(got 'None'); did you mean 'none'?",
         "c.yaml:8:39: model.context.value: expected true or false (got 'yes')",
         "c.yaml:9:9: missing 'model.roi.box_weights[3]'; add it",
         "c.yaml:9:38: model.roi.nms: expected at most 1 (got 1.5)",
@@ -184,7 +186,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         ),
         (
             MINIMAL + "model: {split: conv5, loc: {last_pool: none}, width: 8}",
-            "c.yaml:3:54: model.width: only backbone tiny has one (got 8 with vgg16); remove it",
+            "c.yaml:3:54: model.width: only the tiny backbones have one (got 8 with vgg16); remove it",
         ),
         (
             MINIMAL + "model:\n  cls: {last_pool: none}",

@@ -6,11 +6,16 @@ Shapes: ``R`` RoIs of the batch as rows, ``L`` rows of the localization pass, ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import rng
+
+from .features import in_format
+from .resnet import Units
 
 
 class TwoMLPHead(nn.Module):
@@ -21,6 +26,7 @@ class TwoMLPHead(nn.Module):
         self.fc6 = nn.Linear(in_features, dim)
         self.fc7 = nn.Linear(dim, dim)
         self.dropout = dropout
+        self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in
@@ -45,28 +51,57 @@ def drop(x: Tensor, probability: float, keys: Tensor) -> Tensor:
     return x * keep * (1 / (1 - probability))
 
 
+class ConvHead(nn.Module):
+    """Two 3x3 convolutions with ReLU, and the mean over the grid: what the paper tried on ResNet-det (Sec. 4.3)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.out_features = dim
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; nothing in it is random, so ``keys`` are not read."""
+        x = in_format(x, "train" if self.training else "eval")
+        for conv in (self.conv1, self.conv2):
+            x = F.relu(conv(x), inplace=True)
+        return x.mean((2, 3))
+
+
+class Conv5Head(nn.Module):
+    """A ResNet's conv5 on every RoI, and the mean over its grid: the usual head of a ResNet (paper, Sec. 4.2)."""
+
+    def __init__(self, units: Units, out_features: int) -> None:
+        super().__init__()
+        self.units = units
+        self.out_features = out_features
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``; nothing in it is random: ``keys`` are not
+        read."""
+        return self.units(in_format(x, "train" if self.training else "eval")).mean((2, 3))
+
+
 class TaskHeads(nn.Module):
     """Hidden layers and the two predictors.
 
     Args:
-        in_features: ``C * s * s`` of a pooled RoI.
-        dim: width of the hidden layers.
+        hidden: makes the hidden layers of a task, :class:`TwoMLPHead` or one of its kind.
         num_classes: ``K``, background included.
-        dropout: probability behind each hidden layer.
         tasks: ``"shared"``: one set of hidden layers for both tasks; ``"separate"``: one each (detect-RF);
             ``"ensemble"``: two sets whose outputs are joined for both predictors, without parting the tasks
             (detect-S).
     """
 
     def __init__(
-        self, in_features: int, dim: int, num_classes: int, dropout: float = 0.5, tasks: str = "shared"
+        self, hidden: Callable[[], TwoMLPHead | ConvHead | Conv5Head], num_classes: int, tasks: str = "shared"
     ) -> None:
         super().__init__()
         self.tasks = tasks
-        self.cls = TwoMLPHead(in_features, dim, dropout)
-        self.loc = TwoMLPHead(in_features, dim, dropout) if tasks == "separate" else None
-        self.second = TwoMLPHead(in_features, dim, dropout) if tasks == "ensemble" else None
-        joined = 2 * dim if tasks == "ensemble" else dim
+        self.cls = hidden()
+        self.loc = hidden() if tasks == "separate" else None
+        self.second = hidden() if tasks == "ensemble" else None
+        joined = self.cls.out_features * (2 if tasks == "ensemble" else 1)
         self.cls_score = nn.Linear(joined, num_classes)
         self.bbox_pred = nn.Linear(joined, num_classes * 4)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .features import Backbone
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork
 from .transform import DetectionTransform
-from .vgg import SplitVGG
 
 
 class Detector(nn.Module):
@@ -20,7 +20,7 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, transform: DetectionTransform, backbone: SplitVGG, rpn: RegionProposalNetwork, roi_heads: RoIHeads
+        self, transform: DetectionTransform, backbone: Backbone, rpn: RegionProposalNetwork, roi_heads: RoIHeads
     ) -> None:
         super().__init__()
         self.transform = transform

@@ -1,9 +1,8 @@
 """The contract between backbones and what reads them, written down once.
 
 A backbone maps images ``[N, 3, H, W]`` to a dict of two feature maps: ``"cls"``, which classification reads, and
-``"loc"``, which localization reads. It declares one :class:`FeatureSpec` per map in ``feature_specs`` and builds no
-map twice: where both tasks read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared``
-    is True.
+``"loc"``, which localization reads. It declares one :class:`FeatureSpec` per map and builds no map twice: where both
+tasks read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared`` is True.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TASKS = ("cls", "loc")
 
@@ -36,6 +35,18 @@ class FeatureSpec:
 
     channels: int
     stride: int
+
+
+class Backbone(nn.Module):
+    """What the rest of a detector knows of its backbone.
+
+    Attributes:
+        feature_specs: what is declared of each map, by task.
+        shared: whether both tasks read one map.
+    """
+
+    feature_specs: dict[str, FeatureSpec]
+    shared: bool
 
 
 def in_format(x: Tensor, part: str) -> Tensor:

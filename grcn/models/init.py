@@ -25,6 +25,9 @@ _NEW_LAYERS = {
     "roi_heads.heads.bbox_pred": 0.001,
     "roi_heads.context.": 0.01,
 }
+# Last convolution of a residual unit. Behind a batch norm that only scales, 33 sums of full size would grow without
+# bound.
+_RESIDUAL = 0.25
 
 
 @torch.no_grad()
@@ -56,6 +59,8 @@ def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
     if ".pool4." in name or ".fc" in name:
         return torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
     std = next((std for prefix, std in _NEW_LAYERS.items() if name.startswith(prefix)), math.sqrt(2 / fan_in))
+    if name.endswith(".conv3.weight"):
+        std *= _RESIDUAL
     return torch.randn(parameter.shape, generator=generator) * std
 
 

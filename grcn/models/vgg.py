@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import TASKS, FeatureSpec, in_format
+from .features import TASKS, Backbone, FeatureSpec, in_format
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}
@@ -24,7 +24,7 @@ _STRIDE_BEFORE_LAST_POOL = 8
 _LAST_POOL_STRIDE = {"max": 2, "none": 1, "conv2x2_s2": 2, "max2x2_s1": 1}
 
 
-class SplitVGG(nn.Module):
+class SplitVGG(Backbone):
     """A VGG-shaped network with one feature map per task.
 
     Args:

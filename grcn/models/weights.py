@@ -1,9 +1,10 @@
-"""Pretrained ImageNet weights: named entries that own their normalisation and coverage, loaded strictly.
+"""Pretrained ImageNet weights: named entries that own their normalisation and stride layout, loaded strictly.
 
 An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or
 ``.npz`` file behind the name of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
-key names (``features.N.weight``); they differ in what the first layer expects: RGB in 0-1 with ImageNet's mean and
-deviation, or BGR in 0-255 minus the channel means.
+key names (``features.N.weight``, ``layer3.5.conv2.weight``). They differ in what the first layer expects, RGB in 0-1
+with ImageNet's mean and deviation or BGR in 0-255 minus the channel means, and in where a ResNet is strided: in the
+second convolution of a unit (torchvision) or in the first (MSRA's release for Caffe).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 
 from grcn.errors import CheckpointError
 
+from .resnet import RESNET_UNITS, SplitResNet
 from .transform import Normalisation
 from .vgg import VGG16_BLOCKS
 
@@ -29,7 +31,15 @@ CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 
 CAFFE_RGB = Normalisation(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
 
 _LAYOUTS = {"torchvision": TORCHVISION, "caffe": CAFFE}
-_NAMED = {"IMAGENET1K_V1": TORCHVISION, "IMAGENET1K_FEATURES": CAFFE_RGB}
+_NAMED = {"IMAGENET1K_V1": TORCHVISION, "IMAGENET1K_V2": TORCHVISION, "IMAGENET1K_FEATURES": CAFFE_RGB}
+_RELEASES: dict[str, type[WeightsEnum]] = {
+    "vgg16": VGG16_Weights,
+    "resnet50": ResNet50_Weights,
+    "resnet101": ResNet101_Weights,
+}
+# Of the batch norms of torchvision and of Caffe alike.
+_EPS = 1e-5
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def normalisation_of(entry: str | None) -> Normalisation:
@@ -45,9 +55,15 @@ def normalisation_of(entry: str | None) -> Normalisation:
     raise CheckpointError(f"model.weights: unknown entry {entry!r}; use {names}, torchvision:FILE or caffe:FILE")
 
 
+def stride_in_of(entry: str | None) -> str:
+    """Returns the convolution in which ResNets with the weights of ``entry`` are strided: ``"conv3x3"`` or
+    ``"conv1x1"``."""
+    return "conv1x1" if normalisation_of(entry) is CAFFE else "conv3x3"
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each parameter and key."""
+    """What became of each weight and key."""
 
     source: str
     loaded: list[str]
@@ -56,54 +72,48 @@ class LoadReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: {len(self.loaded)} parameters loaded, {len(self.new)} new ({_names(self.new)}), "
+            f"{self.source}: {len(self.loaded)} weights loaded, {len(self.new)} new ({_names(self.new)}), "
             f"{len(self.ignored)} keys of the file not needed ({_names(self.ignored)})"
         )
 
 
 def load_weights(model: nn.Module, entry: str) -> LoadReport:
-    """Loads pretrained weights into a VGG16 detector; parts that exist once per task all start from the same weights.
+    """Loads pretrained weights into a detector; parts that exist once per task all start from the same weights.
 
     Args:
-        model: a detector of ``grcn.build.build_model``.
+        model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101.
         entry: see the head of this file.
 
     Raises:
-        CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a parameter
-            inside the
-            entry's coverage (the 13 convolutions, and fc6 and fc7 where the file has them) is missing.
+        CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a weight inside
+            the entry's coverage (every convolution and norm, and VGG16's fc6 and fc7 where the file has them) is
+            missing.
     """
     normalisation_of(entry)
-    state, source = _read(entry)
+    units = model.backbone.units if isinstance(model.backbone, SplitResNet) else None
+    network = next((name for name, of in RESNET_UNITS.items() if of == units), "vgg16")
+    state, source = _read(entry, network)
     if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
         wanted = {key: value for key, value in state.items() if key.startswith("features.")}
     else:
-        wanted = {key: value for key, value in state.items() if not key.startswith("classifier.6.")}
-    known = _vgg16_names()
-    unexpected = sorted(set(wanted) - set(known))
-    if unexpected:
-        raise CheckpointError(f"{source}: unexpected keys ({_names(unexpected)}); need VGG16 under torchvision's names")
-    covered = {known[key]: value for key, value in wanted.items()}
+        wanted = {key: value for key, value in state.items() if not _is_classifier(key, network)}
+    names = _vgg16_names() if units is None else _resnet_names(units)
+    if unexpected := sorted(set(wanted) - set(names)):
+        raise CheckpointError(
+            f"{source}: unexpected keys ({_names(unexpected)}); need {network} under torchvision's names"
+        )
     for key, value in wanted.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{source}: {key} is not finite; use other weights, or drop this key from the file")
-    loaded, new = [], []
-    for name, parameter in model.named_parameters():
-        own = layer_name(name)
-        if own in covered:
-            if covered[own].shape != parameter.shape:
-                raise CheckpointError(
-                    f"{source}: {own} is {list(covered[own].shape)}, the model's {name} is {list(parameter.shape)}; "
-                    "match head.dim and roi.size, or use weights of the convolutions alone"
-                )
-            with torch.no_grad():
-                parameter.copy_(covered[own])
-            loaded.append(name)
-        elif own.startswith("conv") or (own.startswith("fc") and "fc6.weight" in covered):
-            raise CheckpointError(f"{source}: no weights for {own}; the file is incomplete")
-        else:
-            new.append(name)
-    return LoadReport(source, loaded, new, sorted(set(state) - set(wanted)))
+    optional = () if "classifier.0.weight" in wanted else ("fc6.", "fc7.")
+    missing = [name for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
+    if missing:
+        raise CheckpointError(f"{source}: no weights for {_names(missing)}; the file is incomplete")
+    covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()})
+    loaded, new = _copy(model, covered, source)
+    used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
+    ignored = [key for key in state if key not in wanted or names[key].rsplit(".", 1)[0] not in used]
+    return LoadReport(source, loaded, new, sorted(ignored))
 
 
 def layer_name(parameter: str) -> str:
@@ -111,7 +121,34 @@ def layer_name(parameter: str) -> str:
 
     Copies of one layer in several branches, and one layer in models that split at different places, share it.
     """
-    return re.sub(r"^backbone\.(frozen|trunk|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.", "", parameter)
+    return re.sub(
+        r"^backbone\.(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?", "", parameter
+    )
+
+
+def _copy(model: nn.Module, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
+    """Copies values into every weight of their layer; returns the weights that got some, and the others."""
+    loaded, new = [], []
+    for name, tensor in model.state_dict().items():
+        own = layer_name(name)
+        if own not in covered:
+            new.append(name)
+            continue
+        if covered[own].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: {own} is {list(covered[own].shape)}, the model's {name} is {list(tensor.shape)}; "
+                + ("match head.dim and roi.size, or use weights of the convolutions alone" if own.startswith("fc")
+                   else "use weights of this network")
+            )  # fmt: skip
+        tensor.copy_(covered[own])
+        loaded.append(name)
+    return loaded, new
+
+
+def _is_classifier(key: str, network: str) -> bool:
+    """Tells ImageNet's classifier, and the counters of its batch norms, from what a detector has a use for."""
+    classifier = "classifier.6." if network == "vgg16" else "fc."
+    return key.startswith(classifier) or key.endswith(".num_batches_tracked")
 
 
 def _vgg16_names() -> dict[str, str]:
@@ -126,9 +163,40 @@ def _vgg16_names() -> dict[str, str]:
     return {f"{key}.{kind}": f"{name}.{kind}" for key, name in names.items() for kind in ("weight", "bias")}
 
 
-def _read(entry: str) -> tuple[dict[str, Tensor], str]:
+def _resnet_names(units: tuple[int, ...]) -> dict[str, str]:
+    """Maps torchvision's ResNet keys to layer names: ``layer3.5.conv2.weight`` -> ``layer3_5.conv2.weight``.
+
+    The four tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.running_var``.
+    """
+    pairs = {("conv1", "bn1"): "stem.conv1"}
+    for stage, count in enumerate(units, start=1):
+        for number in range(count):
+            place, own = f"layer{stage}.{number}", f"layer{stage}_{number}"
+            for k in (1, 2, 3):
+                pairs[f"{place}.conv{k}", f"{place}.bn{k}"] = f"{own}.conv{k}"
+            if number == 0:
+                pairs[f"{place}.downsample.0", f"{place}.downsample.1"] = f"{own}.downsample"
+    names = {f"{conv}.weight": f"{name}.weight" for (conv, _), name in pairs.items()}
+    for (_, norm), name in pairs.items():
+        names |= {f"{norm}.{kind}": f"{name}.norm_{kind}" for kind in _NORM}
+    return names
+
+
+def _fold_norms(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replaces the four tensors of each batch norm by the scale and shift that they amount to."""
+    folded = {name: value for name, value in values.items() if ".norm_" not in name}
+    for layer in (name.removesuffix(".norm_weight") for name in values if name.endswith(".norm_weight")):
+        weight, bias, mean, variance = (values[f"{layer}.norm_{kind}"].double() for kind in _NORM)
+        scale = weight / (variance + _EPS).sqrt()
+        folded[f"{layer}.scale"], folded[f"{layer}.shift"] = scale.float(), (bias - mean * scale).float()
+    return folded
+
+
+def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
     if entry in _NAMED:
-        url = VGG16_Weights[entry].url
+        if entry not in _RELEASES[network].__members__:
+            raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
+        url = _RELEASES[network][entry].url
         place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
         try:
             return torch.hub.load_state_dict_from_url(

@@ -1,0 +1,239 @@
+"""ResNet backbones: one set of units, of which each task may have its last ones to itself and its own stride.
+
+The paper (Sec. 4.2) starts from the usual protocol, *C4*: conv1 to conv4 are the backbone, conv5 is the head behind RoI
+pooling. G-RCN separates the last units of conv4; the first unit of conv4, which halves the resolution, keeps its
+stride for classification and loses it for localization, so the units in between run at both strides with the same
+weights. *ResNet-det* (Sec. 4.3) takes conv5 into the backbone, at stride 1.
+
+torchvision's names are used: ``layer3_5`` is unit 5 (from 0) of the paper's conv4.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import TASKS, Backbone, FeatureSpec, in_format
+
+RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
+STRIDES = (16, 8)
+EXPANSION = 4
+# The unit that the paper edits: first of conv4.
+_EDITED = "layer3_0"
+_SPLIT_BEFORE = {"conv3": "layer2_0", "conv4": "layer3_0", "conv5": "layer4_0"}
+
+MakeConv = Callable[[int, int, int], nn.Module]
+
+
+class FrozenNormConv(nn.Module):
+    """A convolution behind which stands a batch norm that is never trained: a scale and a shift per channel.
+
+    They are folded into the weight at each call, which spares two passes over the map. The weight itself stays
+    unfolded, or its gradient and decay would change.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(channels))
+        self.scale: Tensor
+        self.shift: Tensor
+
+    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+        weight = self.weight * self.scale[:, None, None, None]
+        return F.conv2d(x, weight, self.shift, stride, padding=weight.shape[2] // 2)
+
+
+class GroupNormConv(nn.Module):
+    """A convolution and a GroupNorm, to train from scratch at any batch size."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
+        self.norm = nn.GroupNorm(8, channels)
+
+    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+        return self.norm(F.conv2d(x, self.weight, None, stride, padding=self.weight.shape[2] // 2))
+
+
+class Stem(nn.Module):
+    """conv1 and its pooling."""
+
+    def __init__(self, channels: int, conv: MakeConv) -> None:
+        super().__init__()
+        self.stride = 2
+        self.conv1 = conv(3, channels, 7)
+
+    def forward(self, x: Tensor, stride: int) -> Tensor:
+        """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
+        return F.max_pool2d(F.relu(self.conv1(x, stride), inplace=True), 3, 2, padding=1)
+
+
+class Bottleneck(nn.Module):
+    """A residual unit: 1x1, 3x3 and 1x1 convolutions beside a shortcut (He et al. 2016, Fig. 5).
+
+    Args:
+        in_channels: of the map it reads.
+        planes: channels of its first two convolutions; it returns four times as many.
+        stride: used when a call names none.
+        stride_in: the convolution that is strided: ``"conv3x3"`` (torchvision's weights) or ``"conv1x1"`` (MSRA's).
+        conv: makes a convolution with its norm from channels in, channels out and kernel size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int = 1,
+        stride_in: str = "conv3x3",
+        conv: MakeConv = FrozenNormConv,
+    ) -> None:
+        super().__init__()
+        channels = planes * EXPANSION
+        self.stride, self.stride_in = stride, stride_in
+        self.conv1 = conv(in_channels, planes, 1)
+        self.conv2 = conv(planes, planes, 3)
+        self.conv3 = conv(planes, channels, 1)
+        self.downsample = conv(in_channels, channels, 1) if stride != 1 or in_channels != channels else None
+
+    def forward(self, x: Tensor, stride: int | None = None) -> Tensor:
+        """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
+        stride = self.stride if stride is None else stride
+        strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
+        out = F.relu(self.conv1(x, strides[0]), inplace=True)
+        out = F.relu(self.conv2(out, strides[1]), inplace=True)
+        shortcut = x if self.downsample is None else self.downsample(x, stride)
+        return F.relu(self.conv3(out).add_(shortcut), inplace=True)
+
+
+class Units(nn.Sequential):
+    """Units in a row, by name. The paper's edit is made here: the stride of the first unit of conv4."""
+
+    def forward(self, x: Tensor, stride: int = 16) -> Tensor:
+        """Runs the units; ``stride`` is what the map has behind the first unit of conv4, 16 or 8."""
+        for name, unit in self.named_children():
+            x = unit(x, stride // 8 if name == _EDITED else unit.stride)
+        return x
+
+
+class SplitResNet(Backbone):
+    """A ResNet with one feature map per task.
+
+    Args:
+        units: residual units of conv2, conv3, conv4 and conv5.
+        split: ``"none"``; or how many of the last units of conv4 exist once per task (the paper: 6 of ResNet101's, 2 of
+            ResNet50's); or, with ``det``, the block from which the tasks have weights of their own, as for VGG16.
+        strides: for each task, 16 or 8.
+        det: whether conv5 is part of the backbone, at stride 1 (ResNet-det).
+        width: channels of conv1; 64 in the real ones.
+        stride_in: see :class:`Bottleneck`.
+        from_scratch: train everything, with GroupNorm; else batch norms are frozen, and so are conv1 and conv2.
+
+    Raises:
+        ValueError: a split that this network does not have.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[int],
+        split: str | int = "none",
+        strides: Mapping[str, int] | None = None,
+        det: bool = False,
+        width: int = 64,
+        stride_in: str = "conv3x3",
+        from_scratch: bool = False,
+    ) -> None:
+        super().__init__()
+        self.units, self.det = tuple(units), det
+        self.strides = dict(strides or {"cls": 16, "loc": 16})
+        conv = GroupNormConv if from_scratch else FrozenNormConv
+        names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
+        frozen = 0 if from_scratch else 1 + units[0]
+        part = _first_own_unit(names, split, det)
+        fork = names.index(_EDITED) if self.strides["cls"] != self.strides["loc"] else part
+
+        def build(start: int, end: int) -> Units:
+            chosen = ((name, _unit(name, width, stride_in, conv)) for name in names[start:end])
+            return Units(OrderedDict(chosen))
+
+        self.frozen = build(0, frozen).requires_grad_(False)
+        self.trunk = build(frozen, min(fork, part))
+        self.fork = build(fork, min(fork + 1, part))
+        self.twice = build(fork + 1, part)
+        self.cls = build(part, len(names))
+        self.shared = part == len(names) and fork == part
+        self.loc = None if self.shared else build(part, len(names))
+        # Subsampling what a unit computed without its stride is the unit with its stride: where the strided
+        # convolution is not followed by one that mixes positions, and no norm looks at the whole map.
+        self.subsamples = stride_in == "conv3x3" and not from_scratch
+        channels = width * EXPANSION * (8 if det else 4)
+        self.feature_specs = {task: FeatureSpec(channels, self.strides[task]) for task in TASKS}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
+        stride)]``."""
+        with torch.no_grad():
+            x = self.frozen(in_format(x, "frozen"))
+        x = self.trunk(in_format(x, "train" if self.training else "eval"), self.strides["cls"])
+        maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
+        features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}
+        features["loc"] = (
+            features["cls"] if self.loc is None else self.loc(maps[self.strides["loc"]], self.strides["loc"])
+        )
+        return features
+
+    def _at_both_strides(self, x: Tensor) -> dict[int, Tensor]:
+        """Runs the shared units of conv4 on a map of stride 8: with the first one's stride, and without."""
+        dense = self.fork(x, 8)
+        coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, 16)
+        return {16: self.twice(coarse), 8: self.twice(dense)}
+
+
+def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool, width: int = 64) -> Units:
+    """Builds conv5 as a head: it halves the pooled grid.
+
+    On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has a name of
+    its own and no pretrained weights; the others start from those of conv5.
+    """
+    conv = GroupNormConv if from_scratch else FrozenNormConv
+    planes = 8 * width
+    first = "layer4_0" if in_channels == 2 * planes else "layer5_0"
+    units: OrderedDict[str, nn.Module] = OrderedDict({first: Bottleneck(in_channels, planes, 2, stride_in, conv)})
+    for number in range(1, count):
+        units[f"layer4_{number}"] = Bottleneck(planes * EXPANSION, planes, 1, stride_in, conv)
+    return Units(units)
+
+
+def _first_own_unit(names: list[str], split: str | int, det: bool) -> int:
+    """Returns the index of the first unit that exists once per task; past the end for none."""
+    if split == "none":
+        return len(names)
+    if isinstance(split, int):
+        most = sum(name.startswith("layer3_") for name in names)
+        if det or not 1 <= split <= most:
+            raise ValueError(f"cannot split off {split} units: only backbones without conv5 can, 1 to {most}")
+        return len(names) - split
+    if not det or split not in _SPLIT_BEFORE:
+        raise ValueError(
+            f"cannot split at {split}: give the number of conv4's last units, or use conv5 in the backbone"
+        )
+    return names.index(_SPLIT_BEFORE[split])
+
+
+def _unit(name: str, width: int, stride_in: str, conv: MakeConv) -> nn.Module:
+    if name == "stem":
+        return Stem(width, conv)
+    stage, number = (int(part) for part in name.removeprefix("layer").split("_"))
+    planes = width * 2 ** (stage - 1)
+    if number > 0:
+        return Bottleneck(planes * EXPANSION, planes, 1, stride_in, conv)
+    # conv2 stands behind the stem's pooling; conv5 in the backbone has lost its stride (ResNet-det).
+    in_channels = width if stage == 1 else planes * EXPANSION // 2
+    return Bottleneck(in_channels, planes, 2 if stage in (2, 3) else 1, stride_in, conv)
