@@ -97,7 +97,7 @@ def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
     blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)] if name == "tiny" else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
     tiny = name == "tiny"
-    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, group_norm=tiny)
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
 
 
 def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:

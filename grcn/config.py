@@ -296,9 +296,7 @@ class Model(Section):
                 "width",
                 f"only the tiny backbones have one (got {self.width} with {self.backbone}); remove it",
             )
-        if self._tiny and self.width % 8:
-            yield "width", f"must be a multiple of 8, the groups of its norms (got {self.width})"
-        elif self.context.on != "none" and self._channels % self.context.heads:
+        if self.context.on != "none" and self._channels % self.context.heads:
             yield "context.heads", f"must divide the {self._channels} channels of the map (got {self.context.heads})"
         yield from self._wrong_weights()
 

@@ -40,12 +40,12 @@ def small_detector(
     straddling: bool = True,
     anchor_offset: float = 0.0,
     beta: float = 1 / 9,
-    seed: int = 0,
+    seed: int = 3,
     short: int = 64,
     detecting: Detecting | None = None,
 ) -> Detector:
     """Builds a detector of 8 to 16 channels on images of about 64 pixels, by default with torchvision's conventions."""
-    backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, group_norm=True)
+    backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, from_scratch=True)
     specs = backbone.feature_specs
     rpn = RegionProposalNetwork(
         16,
@@ -71,6 +71,9 @@ def small_detector(
     with torch.no_grad():  # new layers start so small that every score would be the same
         for layer in (rpn.cls_logits, rpn.bbox_pred, heads.heads.cls_score, heads.heads.bbox_pred):
             layer.weight.mul_(30)
+        for layer in (rpn.cls_logits, rpn.bbox_pred):  # what all positions have in common is none of their business
+            layer.weight.sub_(layer.weight.mean(1, keepdim=True))
+            layer.weight.mul_(4)
         heads.heads.cls_score.weight.mul_(6)
     return model
 

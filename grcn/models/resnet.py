@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from .features import TASKS, Backbone, FeatureSpec, in_format
 
@@ -50,13 +51,13 @@ class FrozenNormConv(nn.Module):
         return F.conv2d(x, weight, self.shift, stride, padding=weight.shape[2] // 2)
 
 
-class GroupNormConv(nn.Module):
-    """A convolution and a GroupNorm, to train from scratch at any batch size."""
+class LayerNormConv(nn.Module):
+    """A convolution and a norm over the channels of each position, to train from scratch at any batch size."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = LayerNorm2d(channels)
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
@@ -134,7 +135,7 @@ class SplitResNet(Backbone):
         det: whether conv5 is part of the backbone, at stride 1 (ResNet-det).
         width: channels of conv1; 64 in the real ones.
         stride_in: see :class:`Bottleneck`.
-        from_scratch: train everything, with GroupNorm; else batch norms are frozen, and so are conv1 and conv2.
+        from_scratch: train everything, with norms over channels; else batch norms are frozen, conv1 and conv2 too.
 
     Raises:
         ValueError: a split that this network does not have.
@@ -153,7 +154,7 @@ class SplitResNet(Backbone):
         super().__init__()
         self.units, self.det = tuple(units), det
         self.strides = dict(strides or {"cls": 16, "loc": 16})
-        conv = GroupNormConv if from_scratch else FrozenNormConv
+        conv = LayerNormConv if from_scratch else FrozenNormConv
         names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
         frozen = 0 if from_scratch else 1 + units[0]
         part = _first_own_unit(names, split, det)
@@ -170,9 +171,9 @@ class SplitResNet(Backbone):
         self.cls = build(part, len(names))
         self.shared = part == len(names) and fork == part
         self.loc = None if self.shared else build(part, len(names))
-        # Subsampling what a unit computed without its stride is the unit with its stride: where the strided
-        # convolution is not followed by one that mixes positions, and no norm looks at the whole map.
-        self.subsamples = stride_in == "conv3x3" and not from_scratch
+        # Subsampling what a unit computed without its stride is the unit with its stride, where no convolution that
+        # mixes positions stands behind the strided one.
+        self.subsamples = stride_in == "conv3x3"
         channels = width * EXPANSION * (8 if det else 4)
         self.feature_specs = {task: FeatureSpec(channels, self.strides[task]) for task in TASKS}
 
@@ -202,7 +203,7 @@ def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool
     On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has a name of
     its own and no pretrained weights; the others start from those of conv5.
     """
-    conv = GroupNormConv if from_scratch else FrozenNormConv
+    conv = LayerNormConv if from_scratch else FrozenNormConv
     planes = 8 * width
     first = "layer4_0" if in_channels == 2 * planes else "layer5_0"
     units: OrderedDict[str, nn.Module] = OrderedDict({first: Bottleneck(in_channels, planes, 2, stride_in, conv)})

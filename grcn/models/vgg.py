@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from .features import TASKS, Backbone, FeatureSpec, in_format
 
@@ -36,7 +37,8 @@ class SplitVGG(Backbone):
             ``"conv2x2_s2"`` or
             ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
         frozen_blocks: how many leading blocks are not trained; they run without a graph.
-        group_norm: put a GroupNorm behind each convolution, to train from scratch at any batch size.
+        from_scratch: put a norm behind each convolution, to train without pretrained weights at any batch size. It is
+            over the channels of one position: a norm over the map would show every position the whole image.
 
     Raises:
         ValueError: ``split="none"`` with two kinds of last pooling, or a split inside the frozen blocks.
@@ -48,7 +50,7 @@ class SplitVGG(Backbone):
         split: str = "none",
         last_pool: Mapping[str, str] | None = None,
         frozen_blocks: int = 0,
-        group_norm: bool = False,
+        from_scratch: bool = False,
     ) -> None:
         super().__init__()
         last_pool = last_pool or {"cls": "max", "loc": "max"}
@@ -58,11 +60,11 @@ class SplitVGG(Backbone):
         first = SPLITS.get(split, 5)
         if frozen_blocks >= first:
             raise ValueError(f"the split at {split} lies inside the {frozen_blocks} frozen blocks")
-        self.frozen = _chain(blocks, range(1, frozen_blocks + 1), group_norm)
+        self.frozen = _chain(blocks, range(1, frozen_blocks + 1), from_scratch)
         self.frozen.requires_grad_(False)
-        self.trunk = _chain(blocks, range(frozen_blocks + 1, first), group_norm)
-        self.cls = _chain(blocks, range(first, 6), group_norm, last_pool["cls"])
-        self.loc = None if self.shared else _chain(blocks, range(first, 6), group_norm, last_pool["loc"])
+        self.trunk = _chain(blocks, range(frozen_blocks + 1, first), from_scratch)
+        self.cls = _chain(blocks, range(first, 6), from_scratch, last_pool["cls"])
+        self.loc = None if self.shared else _chain(blocks, range(first, 6), from_scratch, last_pool["loc"])
         self.feature_specs = {
             task: FeatureSpec(blocks[4][-1], _STRIDE_BEFORE_LAST_POOL * _LAST_POOL_STRIDE[last_pool[task]])
             for task in TASKS
@@ -80,7 +82,7 @@ class SplitVGG(Backbone):
 
 
 def _chain(
-    blocks: Sequence[Sequence[int]], indices: range, group_norm: bool, last_pool: str | None = None
+    blocks: Sequence[Sequence[int]], indices: range, from_scratch: bool, last_pool: str | None = None
 ) -> nn.Sequential:
     """Builds the blocks of ``indices`` (from 1), each behind the pooling that precedes it; block 1 has none.
 
@@ -94,9 +96,9 @@ def _chain(
             layers[f"pool{index - 1}"] = _pool(kind, channels)
         for number, width in enumerate(blocks[index - 1], start=1):
             name = f"{index}_{number}"
-            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not group_norm)
-            if group_norm:
-                layers[f"norm{name}"] = nn.GroupNorm(8, width)
+            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not from_scratch)
+            if from_scratch:
+                layers[f"norm{name}"] = LayerNorm2d(width)
             layers[f"relu{name}"] = nn.ReLU(inplace=True)
             channels = width
     return nn.Sequential(layers)
