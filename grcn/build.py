@@ -135,6 +135,13 @@ def class_names(cfg: Data) -> tuple[str, ...] | None:
     return voc.load(cfg.root, cfg.train).classes
 
 
+def usual_classes(cfg: Data) -> tuple[str, ...]:
+    """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
+    if isinstance(cfg, ShapesData):
+        return tuple(shapes.CLASSES[cfg.level])
+    return cfg.classes or (voc.VOC_CLASSES if cfg.format == "voc" else coco.COCO_CLASSES)
+
+
 def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
     """Reads the annotations to evaluate on.
 

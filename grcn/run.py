@@ -25,7 +25,7 @@ from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
 from .errors import CheckpointError, ConfigError
-from .models.detector import Detector
+from .models.detector import Detector, count_parameters
 from .models.features import MEMORY_FORMATS, TASKS
 from .models.weights import load_weights, normalisation_of
 from .report import score
@@ -265,7 +265,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
 def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.device) -> None:
     checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
     formats = {part: str(form) for part, form in MEMORY_FORMATS.get(device.type, {}).items()}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
     images = cfg.train.batch
     logger.info(

@@ -60,6 +60,11 @@ class Detector(nn.Module):
         return self.transform.postprocess(detections, batch.image_sizes, original)
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Counts what a module has learnt: weights, biases and norms, also where they are frozen and not parameters."""
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
 def _check_boxes(targets: list[dict]) -> None:
     for index, target in enumerate(targets):
         found = target["boxes"]

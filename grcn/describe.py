@@ -1,0 +1,117 @@
+"""What a model costs before it is run: parameters and multiply-accumulates by part, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .build import build_model
+from .config import Model
+from .models.detector import Detector, count_parameters
+from .models.features import TASKS
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: of the part.
+        parameters: its convolutions, linear layers, biases and norms, frozen ones too; those it shares with a part
+            above it are counted there.
+        gmac: 10^9 multiply-accumulates of one forward pass in evaluation.
+    """
+
+    name: str
+    parameters: int
+    gmac: float
+
+
+def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
+    """Lists the parts of a model and what they cost, without computing anything.
+
+    Args:
+        cfg: the ``model`` section.
+        num_classes: including background.
+        height, width: of the network's input, pixels.
+        rois: that both tasks' heads run on. In training and, on a CPU, at test the localization pass runs on fewer.
+
+    Returns:
+        The parts that the model has. Products are counted as they are carried out: those of the context with its
+        projections folded into the keys.
+    """
+    with torch.device("meta"):
+        model = build_model(cfg, num_classes).eval()
+        image = torch.empty(1, 3, height, width)
+        cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
+    heads = model.roi_heads.heads
+    pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
+    whole = cls_map.expand(-1, -1, cfg.context.size, cfg.context.size)
+
+    parts = _backbone_parts(model, lambda: model.backbone(image))
+    with torch.no_grad():
+        feature = model.backbone(image)[cfg.rpn.reads]
+    parts.append(Part("RPN", count_parameters(model.rpn), _gmac(lambda: _rpn_layers(model, feature))))
+    for task, context in model.roi_heads.context.items():
+        parts.append(Part(f"context/{task}", count_parameters(context), _gmac(lambda c=context: c(pooled, whole))))
+    own = count_parameters(heads.loc) if heads.loc is not None else 0
+    classify = _gmac(lambda: heads.cls_score(heads.hidden("cls", pooled)))
+    regress = _gmac(lambda: heads.bbox_pred(heads.hidden("loc", pooled)))
+    regressor = count_parameters(heads.bbox_pred)
+    if model.roi_heads.parted:
+        parts.append(Part("head, cls pass", count_parameters(heads) - own - regressor, classify))
+        parts.append(Part("head, loc pass", own + regressor, regress))
+    else:
+        hidden = _gmac(lambda: heads.hidden("cls", pooled))
+        parts.append(Part("head", count_parameters(heads), classify + regress - hidden))
+    return parts
+
+
+def table(parts: list[Part], strides: dict[str, int]) -> str:
+    """Lays a description out as text.
+
+    Args:
+        parts: of :func:`describe`.
+        strides: of the maps, by task.
+    """
+    rows = [*parts, Part("all", sum(p.parameters for p in parts), sum(p.gmac for p in parts))]
+    lines = [f"{'':>24}{'parameters':>14}{'GMAC':>9}"]
+    digits = 1 if rows[-1].gmac >= 10 else 3
+    lines += [f"{part.name:>24}{part.parameters:>14,}{part.gmac:>9.{digits}f}" for part in rows]
+    return "\n".join([*lines, "strides: " + ", ".join(f"{task} {strides[task]}" for task in TASKS)])
+
+
+def _backbone_parts(model: Detector, run: Callable[[], object]) -> list[Part]:
+    backbone = model.backbone
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    counts = {name: sum(of.values()) / 2e9 for name, of in counter.get_flop_counts().items()}
+    kind = type(backbone).__name__
+    groups = {
+        "trunk": ("frozen", "trunk", "cls") if backbone.shared else ("frozen", "trunk"),
+        "shared, both strides": ("fork", "twice"),
+        "cls branch": () if backbone.shared else ("cls",),
+        "loc branch": ("loc",),
+    }
+    parts = []
+    for name, members in groups.items():
+        chains = [getattr(backbone, member, None) for member in members]
+        size = sum(count_parameters(chain) for chain in chains if chain is not None)
+        if size > 0:
+            parts.append(Part(name, size, sum(counts.get(f"{kind}.{member}", 0.0) for member in members)))
+    return parts
+
+
+def _rpn_layers(model: Detector, feature: torch.Tensor) -> None:
+    hidden = model.rpn.conv(feature)
+    model.rpn.cls_logits(hidden)
+    model.rpn.bbox_pred(hidden)
+
+
+def _gmac(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops() / 2e9

@@ -1,0 +1,50 @@
+"""Tells what a model costs: python tools/benchmark.py --config configs/coco/grcn_resnet50.yaml [key=value ...]
+
+A table of parameters and multiply-accumulates by part (--describe stops here), then the time of training steps and
+detections with random weights on one random image of the config's largest size. --json prints one line of JSON instead.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from grcn import benchmark, errors
+from grcn.configfile import load_config
+from grcn.describe import table
+from grcn.engine.distributed import process_group
+
+
+def main() -> None:
+    """Reads the command line, describes and measures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/coco/grcn_resnet50.yaml")
+    parser.add_argument("--describe", action="store_true", help="only describe the model, without running it")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the tables")
+    parser.add_argument("--repeats", type=int, default=3, help="how many steps and detections to time (default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    args = parser.parse_intermixed_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats must be at least 1 (got {args.repeats})")
+    cfg = load_config(args.config, args.overrides)
+    parts, strides = benchmark.costs(cfg)
+    found = benchmark.as_json(parts, strides)
+    if not args.json:
+        size = f"{cfg.model.image.short}x{cfg.model.image.max}"
+        print(f"{args.config}, one image of {size}, {cfg.model.rpn.post_nms_test} RoIs")
+        print(table(parts, strides))
+    if not args.describe:
+        with process_group(cfg.run.device) as device:
+            torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
+            found |= benchmark.measure(cfg, device, args.repeats)
+        if not args.json:
+            print(f"\n{found['device']}, {found['threads']} threads, amp {found['amp']}, median of {args.repeats}")
+            print(f"training step {found['step_ms']:.0f} ms, detection {found['infer_ms']:.0f} ms", end="")
+            print(f", peak memory {found['peak_mb']:.0f} MB")
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    errors.run(main)
