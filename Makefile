@@ -1,8 +1,8 @@
-# make demo    train and compare Faster R-CNN and G-RCN on the built-in data
-# make test    run the tests
-# make check   ruff and mypy
-# make schema  write configs/schema.json anew, after a change of grcn/config.py
-# make venv    only make .venv, which the others do first
+# make demo       train and compare Faster R-CNN and G-RCN on the built-in data
+# make test       run the tests
+# make check      ruff and mypy
+# make generated  write configs/schema.json and configs/README.md anew, after a change of grcn/config.py or of a config
+# make venv       only make .venv, which the others do first
 #
 # PYTHON is the interpreter that .venv is made from. What it can import, torch above all, is reused
 # where its version will do. After choosing another PYTHON, remove .venv.
@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: venv demo test check schema
+.PHONY: venv demo test check generated
 .DELETE_ON_ERROR:
 venv: .venv/installed
 
@@ -38,5 +38,7 @@ check: venv
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) -m mypy grcn tools
 
-schema: venv
-	@$(VENV_PYTHON) -c "from grcn.configfile import schema; print(schema(), end='')" > configs/schema.json
+generated: venv
+	$(VENV_PYTHON) -c "from grcn.configfile import schema; print(schema(), end='')" > configs/schema.json
+	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.catalogue import catalogue; \
+	    print(catalogue(Path('configs'), Path('results')), end='')" > configs/README.md

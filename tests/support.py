@@ -11,10 +11,11 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead as TorchvisionHe
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
 from grcn.models.anchors import AnchorGenerator
-from grcn.models.box_heads import TaskHeads, TwoMLPHead
+from grcn.models.box_heads import Conv5Head, TaskHeads, TwoMLPHead
 from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.init import initialise
+from grcn.models.resnet import SplitResNet, conv5_units
 from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
 from grcn.models.roi_pool import RoIPool
 from grcn.models.rpn import Proposing, RegionProposalNetwork
@@ -29,7 +30,7 @@ SIZES, RATIOS = (16, 32), (0.25, 1, 4)
 
 
 def small_detector(
-    split: str = "none",
+    split: str | int = "none",
     loc_pool: str = "max",
     context: tuple[str, ...] = (),
     tasks: str = "shared",
@@ -43,12 +44,23 @@ def small_detector(
     seed: int = 3,
     short: int = 64,
     detecting: Detecting | None = None,
+    resnet: bool = False,
+    loc_stride: int = 16,
 ) -> Detector:
-    """Builds a detector of 8 to 16 channels on images of about 64 pixels, by default with torchvision's conventions."""
-    backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, from_scratch=True)
+    """Builds a detector of 8 to 16 channels on images of about 64 pixels, by default with torchvision's conventions.
+
+    With ``resnet`` it is one of 4 to 128 channels whose head is conv5; ``split`` is then a number of units.
+    """
+    if resnet:
+        backbone = SplitResNet((1, 1, 3, 1), split, {"cls": 16, "loc": loc_stride}, width=4, from_scratch=True)
+        heads = TaskHeads(lambda: Conv5Head(conv5_units(1, 64, "conv3x3", True, 4), 128), CLASSES, tasks)
+    else:
+        backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, from_scratch=True)
+        heads = TaskHeads(lambda: TwoMLPHead(16 * 16, 32, dropout), CLASSES, tasks)
     specs = backbone.feature_specs
+    channels = specs["cls"].channels
     rpn = RegionProposalNetwork(
-        16,
+        channels,
         16,
         AnchorGenerator(SIZES, RATIOS, specs["cls"].stride, anchor_offset),
         train=Proposing(80, 40, 0.7, 0.0),
@@ -56,25 +68,25 @@ def small_detector(
         batch=rpn_batch,
         straddling=straddling,
     )
-    heads = RoIHeads(
+    roi_heads = RoIHeads(
         {task: RoIPool(specs[task].stride, 4, op, aligned=False) for task in specs},
-        TaskHeads(lambda: TwoMLPHead(16 * 16, 32, dropout), CLASSES, tasks),
+        heads,
         backbone.shared,
-        {task: ContextAttention(16) for task in context},
+        {task: ContextAttention(channels) for task in context},
         {task: RoIPool(specs[task].stride, 6, op, aligned=False) for task in context},
         sampling or Sampling(16),
         detecting or Detecting(0.05, 0.5, 100),
         beta=beta,
     )
-    model = Detector(DetectionTransform(short, 2 * short, PLAIN), backbone, rpn, heads)
+    model = Detector(DetectionTransform(short, 2 * short, PLAIN), backbone, rpn, roi_heads)
     initialise(model, seed)
     with torch.no_grad():  # new layers start so small that every score would be the same
-        for layer in (rpn.cls_logits, rpn.bbox_pred, heads.heads.cls_score, heads.heads.bbox_pred):
+        for layer in (rpn.cls_logits, rpn.bbox_pred, heads.cls_score, heads.bbox_pred):
             layer.weight.mul_(30)
         for layer in (rpn.cls_logits, rpn.bbox_pred):  # what all positions have in common is none of their business
             layer.weight.sub_(layer.weight.mean(1, keepdim=True))
             layer.weight.mul_(4)
-        heads.heads.cls_score.weight.mul_(6)
+        heads.cls_score.weight.mul_(6)
     return model
 
 

@@ -10,6 +10,9 @@ EVERYBODY = {"errors", "rng"}
 ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
     "run": {"report", "build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "catalogue": {"benchmark", "config", "configfile"},
+    "benchmark": {"build", "config", "describe", "models"},
+    "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},
     "configerrors": {"config", "yamlfile"},

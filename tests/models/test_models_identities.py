@@ -19,6 +19,7 @@ PARTED = {
     "context_cls": {"context": ("cls",)},
     "context_loc": {"context": ("loc",)},
     "grcn": {"split": "conv5", "loc_pool": "none", "context": ("cls",)},
+    "grcn_resnet": {"resnet": True, "split": 1, "loc_stride": 8, "context": ("cls",)},
 }
 
 
@@ -109,11 +110,19 @@ def test_context_attends_to_a_set():
     assert_close(module(rois, whole), rois + whole.mean((2, 3), keepdim=True))
 
 
-@pytest.mark.parametrize("row", ["detect_f", "detect_rf"])
+@pytest.mark.parametrize(
+    "row, baseline",
+    [
+        (PARTED["detect_f"], {}),
+        (PARTED["detect_rf"], {}),
+        ({"resnet": True, "split": 1}, {"resnet": True}),
+        ({"resnet": True, "split": 3, "tasks": "separate"}, {"resnet": True}),
+    ],
+)
 @torch.no_grad()
-def test_before_training_the_split_changes_nothing(row):
+def test_before_training_the_split_changes_nothing(row, baseline):
     images, _ = small_batch()
-    split, baseline = small_detector(**PARTED[row]).eval(), small_detector().eval()
+    split, baseline = small_detector(**row).eval(), small_detector(**baseline).eval()
     for image in images:
         ours, theirs = split([image])[0], baseline([image])[0]
         assert len(ours["boxes"]) > 5

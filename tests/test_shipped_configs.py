@@ -1,0 +1,107 @@
+"""Every shipped config trains and evaluates, made small by overrides; the page about them is current."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grcn import run
+from grcn.catalogue import catalogue
+from grcn.configfile import load_config
+from grcn.data.coco import COCO_CLASSES
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "configs").glob("[!_]*/*.yaml"))
+SMALL = [
+    "model.weights=null", "model.image={short: 48, max: 64}", "model.anchors.sizes=[16, 32]", "model.rpn.channels=8",
+    "model.rpn.pre_nms_train=50", "model.rpn.post_nms_train=10", "model.rpn.post_nms_test=10", "model.roi.batch=8",
+    "model.context.size=4", "model.roi.score_thresh=0", "model.roi.detections=20", "train.steps=2", "train.batch=2",
+    "train.lr=0.0001", "train.warmup=0", "eval.limit=2", "eval.pictures=0", "run.workers=0", "run.device=cpu",
+    "run.threads=1",
+]  # fmt: skip
+BOX = (8, 6, 40, 36)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The same four images as a VOC folder and as a COCO folder."""
+    root = tmp_path_factory.mktemp("data")
+    voc, coco = root / "VOC2007", root / "coco"
+    for folder in (voc / "Annotations", voc / "JPEGImages", voc / "ImageSets/Main", coco / "annotations"):
+        folder.mkdir(parents=True)
+    x1, y1, x2, y2 = BOX
+    stems = [f"{i:06d}" for i in range(4)]
+    for i, stem in enumerate(stems):
+        pixels = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(voc / "JPEGImages" / f"{stem}.jpg")
+        (voc / "Annotations" / f"{stem}.xml").write_text(
+            f"<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height></size>"
+            f"<object><name>cat</name><difficult>0</difficult><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object></annotation>"
+        )
+    for split in ("trainval", "test"):
+        (voc / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    document = {
+        "images": [{"id": i, "file_name": f"{stem}.jpg", "width": 64, "height": 48} for i, stem in enumerate(stems)],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 17,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": 960,
+                "iscrowd": 0,
+            }
+            for i in range(4)
+        ],
+        "categories": [{"id": 17, "name": "cat"}],
+    }
+    for split in ("train2014", "val2014"):
+        (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        (coco / split).symlink_to(voc / "JPEGImages")
+    assert "cat" in COCO_CLASSES
+    return {
+        "voc": [f"data.root={root}", "data.train=[VOC2007/trainval]"],
+        "coco": [f"data.root={coco}"],
+        "shapes": ["data.size=64", "data.train_images=4", "data.test_images=2"],
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_trains_and_evaluates(path, data, tmp_path):
+    full = load_config(path)
+    narrow = [] if full.model.head.kind == "conv5" else ["model.head.dim=8"]
+    with_tiny = ["model.width=8"] if full.model.backbone.startswith("tiny") else []
+    small_grid = [f"model.roi.size={min(4, full.model.roi.size)}"]
+    cfg = load_config(path, [*SMALL, *narrow, *with_tiny, *small_grid, *data[path.parent.name]])
+    try:
+        metrics = run.train(cfg, tmp_path / "run")
+        lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    finally:
+        shutil.rmtree(tmp_path / "run")  # checkpoints of hundreds of megabytes
+    losses = {name: value for name, value in lines[0].items() if name.startswith("loss")}
+    assert lines[0]["step"] == 2 and len(losses) >= 4
+    assert all(torch.isfinite(torch.tensor(list(losses.values()))))
+    assert metrics["coco_ap"] is not None and metrics["voc07_ap70"] is not None
+
+
+def test_the_page_of_all_configs_is_current():
+    page = (ROOT / "configs/README.md").read_text()
+    assert page == catalogue(ROOT / "configs", ROOT / "results"), "run: make generated"
+
+
+def test_every_row_of_every_table_has_a_config_for_its_data():
+    import yaml
+
+    tables = yaml.safe_load((ROOT / "configs/paper_tables.yaml").read_text())
+    wanted = {(t, row["id"]) for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
+    shipped = {name: set() for name in ("coco", "voc", "shapes")}
+    for path in SHIPPED:
+        shipped[path.parent.name] |= {(ref.table, ref.row) for ref in load_config(path).paper}
+    assert shipped["voc"] == {row for row in wanted if row[0] == 4}
+    assert shipped["coco"] == {row for row in wanted if row[0] != 4}
+    assert shipped["shapes"] == wanted
