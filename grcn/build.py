@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import Data, FilesData, Model, ShapesData, Train
 from .data import coco, shapes, voc
+from .data.shapes_layout import CLASSES
 from .data.table import Table
 from .data.transforms import FileImages
 from .models.anchors import AnchorGenerator
@@ -138,7 +139,7 @@ def class_names(cfg: Data) -> tuple[str, ...] | None:
 def usual_classes(cfg: Data) -> tuple[str, ...]:
     """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
     if isinstance(cfg, ShapesData):
-        return tuple(shapes.CLASSES[cfg.level])
+        return CLASSES[cfg.level]
     return cfg.classes or (voc.VOC_CLASSES if cfg.format == "voc" else coco.COCO_CLASSES)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,7 +57,7 @@ def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000,
         feature = model.backbone(image)[cfg.rpn.reads]
     parts.append(Part("RPN", count_parameters(model.rpn), _gmac(lambda: _rpn_layers(model, feature))))
     for task, context in model.roi_heads.context.items():
-        parts.append(Part(f"context/{task}", count_parameters(context), _gmac(lambda c=context: c(pooled, whole))))
+        parts.append(Part(f"context/{task}", count_parameters(context), _gmac(partial(context, pooled, whole))))
     own = count_parameters(heads.loc) if heads.loc is not None else 0
     classify = _gmac(lambda: heads.cls_score(heads.hidden("cls", pooled)))
     regress = _gmac(lambda: heads.bbox_pred(heads.hidden("loc", pooled)))
