@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
 ]
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "dropout": 0.3, "straddling": False}
+RESNET = {"resnet": True, "split": 1, "loc_stride": 8, "context": ("cls",), "straddling": False}
+both_backbones = pytest.mark.parametrize("row", [GRCN, RESNET], ids=["vgg", "resnet"])
 
 
 def on(device, images, targets):
@@ -39,24 +41,27 @@ def losses_of(model, device, steps):
     return torch.stack(rows)
 
 
-def test_fifty_steps_equal_those_of_the_cpu():
+@both_backbones
+def test_fifty_steps_equal_those_of_the_cpu(row):
     """In float64, where rounding does not have the time to grow into another sample of RoIs."""
-    model = small_detector(**GRCN, sampling=Sampling(32, 0.5)).double()
+    model = small_detector(**row, sampling=Sampling(32, 0.5)).double()
     on_cpu, on_gpu = (losses_of(model, device, 50) for device in ("cpu", "cuda"))
     assert_close(on_gpu, on_cpu, rtol=1e-6, atol=1e-8)
 
 
-def test_one_step_equals_that_of_the_cpu_in_single_precision():
+@both_backbones
+def test_one_step_equals_that_of_the_cpu_in_single_precision(row):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = small_detector(**GRCN, sampling=Sampling(32, 0.5))
+    model = small_detector(**row, sampling=Sampling(32, 0.5))
     on_cpu, on_gpu = (losses_of(model, device, 1) for device in ("cpu", "cuda"))
     assert_close(on_gpu, on_cpu, rtol=1e-5, atol=1e-6)
 
 
+@both_backbones
 @torch.no_grad()
-def test_detections_equal_those_of_the_cpu():
+def test_detections_equal_those_of_the_cpu(row):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = small_detector(**GRCN).eval()
+    model = small_detector(**row).eval()
     images, _ = small_batch()
     on_cpu = model(images[:1])[0]
     on_gpu = model.cuda()([images[0].cuda()])[0]
@@ -64,8 +69,9 @@ def test_detections_equal_those_of_the_cpu():
     assert_close({key: value.cpu() for key, value in on_gpu.items()}, on_cpu, rtol=1e-3, atol=1e-3)
 
 
-def test_a_training_step_waits_for_suppression_only(monkeypatch):
-    model = small_detector(**GRCN).cuda().train()
+@both_backbones
+def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
+    model = small_detector(**row).cuda().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=True)
     images, targets = on("cuda", *small_batch())
     plain = boxes.first_of_nms
@@ -87,8 +93,9 @@ def test_a_training_step_waits_for_suppression_only(monkeypatch):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_half_precision_keeps_boxes_in_full():
-    model = small_detector(**GRCN, op="align").cuda().train()
+@both_backbones
+def test_half_precision_keeps_boxes_in_full(row):
+    model = small_detector(**row, op="align").cuda().train()
     images, targets = on("cuda", *small_batch())
     full = model(images, targets)
     with torch.autocast("cuda", torch.bfloat16):
