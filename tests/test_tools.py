@@ -236,7 +236,7 @@ def test_faults_of_the_data_are_one_line_and_exit_3(devkit, tmp_path, fault, nam
         (["--init", "nowhere.pt"], 4, "nowhere.pt"),
         (["run.device=cuda:99"], 5, "cuda:99"),
         (["train.batch=3", "train.accumulate=2"], 2, "train.accumulate"),
-        (["model.width=20"], 2, "model.width"),
+        (["model.split=2"], 2, "model.split"),
         (["model.context={on: cls, heads: 3}"], 2, "model.context.heads"),
         (["--output-dir", __file__], 2, "not a folder"),
         (["--output-dir", f"{__file__}/run"], 5, "Not a directory"),
