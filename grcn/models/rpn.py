@@ -117,7 +117,9 @@ class RegionProposalNetwork(nn.Module):
     @torch.no_grad()
     def _propose(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, scales: list[float]) -> Tensor:
         how = self.proposing[self.training]
-        scores, index = logits.nan_to_num(nan=-torch.inf).topk(min(how.pre_nms, logits.shape[1]), dim=1)
+        # Stable, since topk breaks ties by device; a cell whose hidden units are all silent ties with others like it.
+        scores, index = logits.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True)
+        scores, index = scores[:, : how.pre_nms], index[:, : how.pre_nms]
         candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
         sides = candidates[..., 2:] - candidates[..., :2]

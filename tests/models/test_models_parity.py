@@ -125,3 +125,18 @@ def test_smallest_proposals_are_measured_in_original_pixels():
     sides = (kept[:, 2:] - kept[:, :2])[kept.any(1)]
     assert sides.min() >= 18
     assert (everything[:, 2:] - everything[:, :2]).min() < 18
+
+
+@torch.no_grad()
+def test_of_equal_scores_the_first_anchor_comes_first():
+    """Where the hidden layer is silent every score is the bias; which proposals follow must not depend on the device."""
+    model = small_detector().eval()
+    for parameter in (*model.rpn.cls_logits.parameters(), *model.rpn.bbox_pred.parameters()):
+        parameter.zero_()
+    how = model.rpn.proposing[False]
+    model.rpn.proposing[False] = type(how)(7, 7, 1.0, 0.0)
+    batch, _ = model.transform([torch.rand(3, 64, 96)])
+    features = model.backbone(batch.tensors)
+    first = model.rpn.anchors(features["cls"])[:7].clamp(min=0)
+    kept = model.rpn(batch, features)[0][0]
+    assert {tuple(row) for row in kept.tolist()} == {tuple(row) for row in first.tolist()}
