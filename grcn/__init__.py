@@ -5,6 +5,7 @@ from .configfile import load_config
 from .models.context import ContextAttention
 from .models.detector import Detector
 from .models.features import FeatureSpec
+from .models.resnet import SplitResNet
 from .models.roi_heads import RoIHeads
 from .models.rpn import RegionProposalNetwork
 from .models.vgg import SplitVGG
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureSpec",
     "RegionProposalNetwork",
     "RoIHeads",
+    "SplitResNet",
     "SplitVGG",
     "build_model",
     "load_config",
