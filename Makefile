@@ -39,6 +39,7 @@ check: venv
 	$(VENV_PYTHON) -m mypy grcn tools
 
 generated: venv
-	$(VENV_PYTHON) -c "from grcn.configfile import schema; print(schema(), end='')" > configs/schema.json
+	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.configfile import schema; \
+	    Path('configs/schema.json').write_text(schema())"
 	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.catalogue import catalogue; \
-	    print(catalogue(Path('configs'), Path('results')), end='')" > configs/README.md
+	    Path('configs/README.md').write_text(catalogue(Path('configs'), Path('results')))"

@@ -7,45 +7,41 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from . import build
 from .config import Config
-from .describe import Part, describe
-from .models.features import TASKS
+from .models.detector import Detector
 
-OBJECTS = 8
-
-
-def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
-    """Describes a config's model at its own image size; returns the parts and the strides of the maps by task."""
-    classes = len(build.usual_classes(cfg.data)) + 1
-    with torch.device("meta"):
-        specs = build.build_model(cfg.model, classes).backbone.feature_specs
-    parts = describe(cfg.model, classes, cfg.model.image.short, cfg.model.image.max, cfg.model.rpn.post_nms_test)
-    return parts, {task: specs[task].stride for task in TASKS}
+_OBJECTS = 8
+# Standard deviation of the classifier's outputs.
+_SPREAD = 3.0
 
 
 def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object]:
     """Times training steps and detections in one image of random pixels with eight random objects.
 
-    The weights are random: no file is read. One step and one detection are not counted. The image is as large as the
-    config's images get.
+    The weights are random: no file is read. Scores are spread, so that both passes of the head have the work of a
+    trained model. The first steps and detections are not counted. The image is as large as the config's images get, and
+    there is one, whatever ``train.batch`` says.
 
     Returns:
-        ``step_ms`` and ``infer_ms``, medians; ``steps_ms`` and ``infers_ms``, all of them; ``losses`` of the last step;
-        ``peak_mb``, of the device's memory or of the process's.
+        ``step_ms`` and ``infer_ms``, medians; ``steps_ms`` and ``infers_ms``, all of them; ``losses`` of the first step;
+        ``localized_rois``, which the localization pass of a detection ran on; ``peak_mb``, the most memory of the
+        device, or on a CPU of the process, until the end.
     """
-    model = build.build_model(cfg.model, len(build.usual_classes(cfg.data)) + 1, cfg.run.seed).to(device)
+    classes = len(build.usual_classes(cfg.data))
+    model = build.build_model(cfg.model, classes + 1, cfg.run.seed).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
         torch.cuda.reset_peak_memory_stats(device)
     optimizer = build.build_optimizer(cfg.train, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # steps of full size on noise would soon leave the finite numbers
     amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
-    image, target = _scene(cfg, device)
+    image, target = _scene(cfg, classes, device)
     losses: dict[str, Tensor] = {}
 
     def step() -> None:
@@ -53,9 +49,6 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         with amp:
             losses.update(model([image], [target]))
         torch.stack(list(losses.values())).sum().backward()
-        # A step of full size with random weights would soon leave the finite numbers: only its time is of interest.
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -65,6 +58,9 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         with amp:
             model([image])
 
+    step()
+    first = {name: value.item() for name, value in losses.items()}
+    localized = _spread_scores(model, infer)
     steps, infers = _interleaved([step, infer], repeats, device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -72,32 +68,43 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         "amp": cfg.run.amp,
         "step_ms": statistics.median(steps),
         "infer_ms": statistics.median(infers),
+        "localized_rois": localized,
         "peak_mb": _peak_mb(device),
-        "losses": {name: value.item() for name, value in losses.items()},
+        "losses": first,
         "steps_ms": steps,
         "infers_ms": infers,
     }
 
 
-def as_json(parts: list[Part], strides: dict[str, int]) -> dict[str, object]:
-    """Puts a description into plain types."""
-    return {
-        "parameters": sum(part.parameters for part in parts),
-        "gmac": sum(part.gmac for part in parts),
-        "parts": [asdict(part) for part in parts],
-        "strides": strides,
-    }
+def _spread_scores(model: Detector, infer: Callable[[], None]) -> int:
+    """Scales the classifier until scores differ as much as a trained model's, and counts the RoIs that are localized.
+
+    Scores of random weights are about equal, and below the threshold with many classes: on a CPU nothing would be
+    localized, and suppression would have nothing to do. Without background among them every RoI is.
+    """
+    heads = model.roi_heads.heads
+    seen: list[Tensor] = []
+    hooks = [heads.cls_score.register_forward_hook(lambda module, inputs, output: seen.append(output))]
+    infer()
+    with torch.no_grad():
+        heads.cls_score.weight.mul_(_SPREAD / seen[0].float().std().clamp(min=1e-6))
+        heads.cls_score.bias[0] = -1e4
+    hooks.append(heads.bbox_pred.register_forward_hook(lambda module, inputs, output: seen.append(output)))
+    infer()
+    for hook in hooks:
+        hook.remove()
+    return len(seen[-1])
 
 
-def _scene(cfg: Config, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+def _scene(cfg: Config, classes: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
     """Makes an image ``[3, short, max]`` and eight boxes, each a twentieth to a half of it on a side."""
     generator = torch.Generator().manual_seed(cfg.run.seed)
     height, width = cfg.model.image.short, cfg.model.image.max
     image = torch.rand(3, height, width, generator=generator)
     extent = torch.tensor([width, height])
-    sides = (0.05 + 0.45 * torch.rand(OBJECTS, 2, generator=generator)) * extent
-    corners = torch.rand(OBJECTS, 2, generator=generator) * (extent - sides)
-    labels = torch.randint(1, len(build.usual_classes(cfg.data)) + 1, (OBJECTS,), generator=generator)
+    sides = (0.05 + 0.45 * torch.rand(_OBJECTS, 2, generator=generator)) * extent
+    corners = torch.rand(_OBJECTS, 2, generator=generator) * (extent - sides)
+    labels = torch.randint(1, classes + 1, (_OBJECTS,), generator=generator)
     boxes = torch.cat([corners, corners + sides], 1)
     return image.to(device), {"boxes": boxes.to(device), "labels": labels.to(device)}
 

@@ -1,4 +1,4 @@
-"""From a config to what it describes: model, data, optimizer. The only reader of config objects."""
+"""From a config to what it describes: model, data, optimizer. The parts themselves take plain arguments."""
 
 from __future__ import annotations
 

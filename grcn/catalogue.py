@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from . import benchmark
 from .config import Config
 from .configfile import load_config
+from .describe import costs
 
 _FOLDERS = {
-    "coco": ("COCO 2014", "Train on train2014, test on val2014. AP / AP50 / AP75.", ("AP", "AP50", "AP75")),
+    "coco": (
+        "COCO 2014",
+        "Train on train2014, test on val2014. AP / AP50 / AP75. VGG16 rows have RoIPool, `*_align` RoIAlign.",
+        ("AP", "AP50", "AP75"),
+    ),
     "voc": ("PASCAL VOC", "Train on VOC07 and VOC12 trainval, test on VOC07 test. AP70, 11-point.", ("AP70",)),
     "shapes": (
         "Built-in images",
-        "The rows in miniature, for a CPU; the paper has no numbers on these images. AP / AP50 / AP75.",
+        "The rows in miniature; the paper has no such numbers. AP / AP50 / AP75. With RoIAlign, `*_pool` with RoIPool.",
         ("AP", "AP50", "AP75"),
     ),
 }
@@ -29,7 +32,7 @@ _OURS = {"AP": "coco_ap", "AP50": "coco_ap50", "AP75": "coco_ap75", "AP70": "voc
 _HEAD = """\
 # Configs
 
-One file for each row of the paper's tables. This page is generated from them: `make generated`.
+One file for each row of the paper's tables, and a few beyond them. This page is generated: `make generated`.
 
 *Parameters* in millions count convolutions, linear layers, biases and norms, frozen ones too. *Strides* are those of
 the classification and the localization map. *GMAC* are 10^9 multiply-accumulates of one detection at the config's
@@ -65,9 +68,9 @@ def catalogue(configs: Path, results: Path) -> str:
 
 
 def _purpose(path: Path) -> str:
-    """Returns what a config says that it is: the start of its first comment."""
+    """Returns the first sentence of a config's comment."""
     comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    return re.split(r"[;.,]\s|:", " ".join(line.lstrip("# ") for line in comment))[0]
+    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0]
 
 
 def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
@@ -77,16 +80,19 @@ def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
 
 
 def _cost(cfg: Config) -> tuple[str, str, str]:
-    parts, strides = benchmark.costs(cfg)
+    parts, strides = costs(cfg)
     gmac = sum(part.gmac for part in parts)
     parameters = sum(part.parameters for part in parts) / 1e6
     return f"{parameters:.2f}", f"{strides['cls']} / {strides['loc']}", f"{gmac:.0f}" if gmac >= 10 else f"{gmac:.2f}"
 
 
 def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:
+    """Returns the means over the result files, in percent; a dash for a metric that a file does not have."""
     if not paths:
         return "not run"
     found = [json.loads(path.read_text())["metrics"] for path in paths]
-    values = [100 * statistics.mean(metrics_[_OURS[name]] or 0.0 for metrics_ in found) for name in metrics]
-    seeds = f"{len(paths)} seed{'s' * (len(paths) > 1)}"
-    return " / ".join(f"{value:.1f}" for value in values) + f" ({seeds})"
+    cells = []
+    for name in metrics:
+        values = [metrics_.get(_OURS[name]) for metrics_ in found]
+        cells.append("–" if None in values else f"{100 * statistics.mean(values):.1f}")
+    return f"{' / '.join(cells)} ({len(paths)} seed{'s' * (len(paths) > 1)})"

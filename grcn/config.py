@@ -229,7 +229,7 @@ class Head(Section):
 
     kind: Literal["fc", "conv5", "conv"] = "fc"
     """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
-    its mean; or two 3x3 convolutions and their mean. [S]"""
+    its mean; or two convolutions, 3x3, and their mean. [S; O: size and mean of the two convolutions]"""
     dim: Count = 4096
     """Width of each layer; conv5 has its own. [C]"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -252,8 +252,8 @@ class Model(Section):
     backbone: Literal[
         "tiny", "tiny_resnet", "tiny_resnet_det", "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det"
     ] = "vgg16"
-    """VGG16; ResNets up to conv4, for head.kind conv5; ResNet-det, with conv5 at stride 1; and their
-    miniatures, which train from scratch on a CPU. [S]"""
+    """VGG16; ResNets up to conv4, whose usual head is kind conv5 (configs/_base/coco_resnet.yaml);
+    ResNet-det, with conv5 at stride 1; miniatures, which train from scratch on a CPU. [S]"""
     weights: str | None = None
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as

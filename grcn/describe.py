@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .build import build_model
-from .config import Model
+from .build import build_model, usual_classes
+from .config import Config, Model
 from .models.detector import Detector, count_parameters
 from .models.features import TASKS
 
@@ -71,6 +71,15 @@ def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000,
     return parts
 
 
+def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
+    """Describes a config's model at its own image size; returns the parts and the strides of the maps by task."""
+    classes = len(usual_classes(cfg.data)) + 1
+    with torch.device("meta"):
+        specs = build_model(cfg.model, classes).backbone.feature_specs
+    parts = describe(cfg.model, classes, cfg.model.image.short, cfg.model.image.max, cfg.model.rpn.post_nms_test)
+    return parts, {task: specs[task].stride for task in TASKS}
+
+
 def table(parts: list[Part], strides: dict[str, int]) -> str:
     """Lays a description out as text.
 
@@ -83,6 +92,16 @@ def table(parts: list[Part], strides: dict[str, int]) -> str:
     digits = 1 if rows[-1].gmac >= 10 else 3
     lines += [f"{part.name:>24}{part.parameters:>14,}{part.gmac:>9.{digits}f}" for part in rows]
     return "\n".join([*lines, "strides: " + ", ".join(f"{task} {strides[task]}" for task in TASKS)])
+
+
+def as_json(parts: list[Part], strides: dict[str, int]) -> dict[str, object]:
+    """Puts a description into plain types."""
+    return {
+        "parameters": sum(part.parameters for part in parts),
+        "gmac": sum(part.gmac for part in parts),
+        "parts": [asdict(part) for part in parts],
+        "strides": strides,
+    }
 
 
 def _backbone_parts(model: Detector, run: Callable[[], object]) -> list[Part]:

@@ -82,9 +82,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = EnvironmentFault.exit_code
         remedy = "free space, fix access or choose another path"
         print(f"grcn: error: {error.filename or 'system'}: {error.strerror}; {remedy}", file=sys.stderr)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError, or its plain parent from the allocator of the CPU
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         code = EnvironmentFault.exit_code
-        remedy = "lower train.batch, raise train.accumulate or lower model.image.short"
+        remedy = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
         print(f"grcn: error: out of memory ({str(error)[:100]}); {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         code = INTERRUPTED

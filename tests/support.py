@@ -49,7 +49,8 @@ def small_detector(
 ) -> Detector:
     """Builds a detector of 8 to 16 channels on images of about 64 pixels, by default with torchvision's conventions.
 
-    With ``resnet`` it is one of 4 to 128 channels whose head is conv5; ``split`` is then a number of units.
+    With ``resnet`` it is one of 4 to 128 channels whose head is conv5; ``split`` is then a number of units. The seed is
+    one whose proposals overlap several objects of :func:`small_batch`, so that sampled RoIs are of both kinds.
     """
     if resnet:
         backbone = SplitResNet((1, 1, 3, 1), split, {"cls": 16, "loc": loc_stride}, width=4, from_scratch=True)

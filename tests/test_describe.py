@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from grcn import benchmark
 from grcn.build import build_model
 from grcn.configfile import load_config
-from grcn.describe import describe, table
+from grcn.describe import costs, describe, table
+from grcn.models.box_heads import TaskHeads
 from grcn.models.detector import count_parameters
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -43,13 +45,20 @@ PARAMETERS = {
     "coco/grcn_resnet50": 29_095_456 + 2_234_368 + 2 * 1024 * 1024,
     "coco/faster_rcnn_resnet101": 48_087_584,
     "coco/grcn_resnet101": 48_087_584 + 6_703_104 + 2 * 1024 * 1024,
+    # COCO has 60 classes and 6 anchor shapes more than VOC.
+    "coco/faster_rcnn_resnet50_det": 136_887_510 + 60 * 5 * 1025 + 6 * 5 * 513,
+    "coco/faster_rcnn_resnet101_det": 136_887_510 + 60 * 5 * 1025 + 6 * 5 * 513 + 17 * 1_117_184,
+    "coco/faster_rcnn_resnet50_det_align14": 136_887_510 + 60 * 5 * 1025 + 6 * 5 * 513 + 147 * 2048 * 1024,
+    "coco/faster_rcnn_resnet50_det_conv": 61_390_038 + 60 * 5 * 1025 + 6 * 5 * 513,
+    "coco/faster_rcnn_resnet50_det_conv5": 50_770_134 + 60 * 5 * 2049 + 6 * 5 * 513,
+    "coco/grcn_resnet50_det": 136_887_510 + 60 * 5 * 1025 + 6 * 5 * 513 + 14_964_736 + 2 * 2048 * 2048,
 }
 STRIDES = {"nopool_cls": (8, 16), "nopool_loc": (16, 8), "pool221_loc": (16, 8), "grcn": (16, 8)}
 
 
 def parts_of(name):
     cfg = load_config(CONFIGS / f"{name}.yaml")
-    parts, strides = benchmark.costs(cfg)
+    parts, strides = costs(cfg)
     return {part.name: part for part in parts}, strides
 
 
@@ -91,15 +100,25 @@ def test_multiply_accumulates(name, part, gmac):
 
 
 @pytest.mark.parametrize(
-    "name", ["faster_rcnn_tiny", "grcn_tiny", "detect_s_tiny", "grcn_tiny_resnet", "grcn_tiny_resnet_det"]
+    "name, extra",
+    [
+        ("faster_rcnn_tiny", []),
+        ("detect_s_tiny", []),
+        ("detect_rf_tiny", ["model.head.kind=conv"]),
+        ("grcn_tiny", []),
+        ("grcn_tiny", ["model.context.value=true", "model.context.on=both"]),
+        ("grcn_tiny_resnet", []),
+        ("grcn_tiny_resnet_det", []),
+    ],
 )
-def test_the_parts_are_the_whole(name):
+def test_the_parts_are_the_whole(name, extra):
     """Every weight and every product of a detection is in one part: counted on a real one."""
-    cfg = load_config(CONFIGS / f"shapes/{name}.yaml", ["model.roi.score_thresh=0", "model.image.short=64"])
+    cfg = load_config(CONFIGS / f"shapes/{name}.yaml", ["model.roi.score_thresh=0", "model.image.short=64", *extra])
     model = build_model(cfg.model, 7).eval()
     proposals = []
     model.rpn.register_forward_hook(lambda module, inputs, output: proposals.append(output[0]))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # Fused attention kernels of the CPU are not counted.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model([torch.rand(3, 64, 96)])
     parts = describe(cfg.model, 7, 64, 96, proposals[0].shape[1])
     assert sum(part.parameters for part in parts) == count_parameters(model)
@@ -107,7 +126,7 @@ def test_the_parts_are_the_whole(name):
 
 
 def test_a_table_has_every_part_and_their_sum():
-    parts, strides = benchmark.costs(load_config(CONFIGS / "coco/grcn_resnet50.yaml"))
+    parts, strides = costs(load_config(CONFIGS / "coco/grcn_resnet50.yaml"))
     lines = table(parts, strides).splitlines()
     assert len(lines) == len(parts) + 3
     assert lines[-2].split()[:2] == ["all", "33,426,976"] and lines[-1] == "strides: cls 16, loc 8"
@@ -119,3 +138,26 @@ def test_a_measurement_is_complete_and_finite():
     assert len(found["steps_ms"]) == len(found["infers_ms"]) == 2
     assert 0 < found["step_ms"] < 60_000 and 0 < found["infer_ms"] < 60_000 and found["peak_mb"] > 50
     assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
+
+
+def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):
+    """All RoIs are localized, though their scores are those of random weights; and a step has gradients to apply."""
+    cfg = load_config(CONFIGS / "shapes/grcn_tiny.yaml", ["model.image.short=64", "model.image.max=96"])
+    seen = {"steps": [], "passes": []}
+    hidden, plain_step = TaskHeads.hidden, torch.optim.SGD.step
+
+    def spy(self, task, x, keys=None):
+        if not self.training:
+            seen["passes"].append((task, len(x)))
+        return hidden(self, task, x, keys)
+
+    def step(self):
+        seen["steps"].append(all(p.grad is not None for group in self.param_groups for p in group["params"]))
+        return plain_step(self)
+
+    monkeypatch.setattr(TaskHeads, "hidden", spy)
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    found = benchmark.measure(cfg, torch.device("cpu"), repeats=1)
+    assert seen["steps"] == [True, True, True]
+    *_, (first, rois), (second, localized) = seen["passes"]
+    assert (first, second) == ("cls", "loc") and rois == 100 and localized == found["localized_rois"] > 50

@@ -10,8 +10,8 @@ EVERYBODY = {"errors", "rng"}
 ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
     "run": {"report", "build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
-    "catalogue": {"benchmark", "config", "configfile"},
-    "benchmark": {"build", "config", "describe", "models"},
+    "catalogue": {"config", "configfile", "describe"},
+    "benchmark": {"build", "config", "models"},
     "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},

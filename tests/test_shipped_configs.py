@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from grcn import run
@@ -94,9 +95,24 @@ def test_the_page_of_all_configs_is_current():
     assert page == catalogue(ROOT / "configs", ROOT / "results"), "run: make generated"
 
 
-def test_every_row_of_every_table_has_a_config_for_its_data():
-    import yaml
+def test_the_page_shows_what_was_measured(tmp_path):
+    """Means over seeds in percent; a metric that one file lacks is not shown as 0."""
+    folder = tmp_path / "shapes/grcn_tiny"
+    folder.mkdir(parents=True)
+    for seed, ap75 in ((0, None), (1, 0.7)):
+        metrics = {"coco_ap": 0.5 + 0.1 * seed, "coco_ap50": 0.25, "coco_ap75": ap75}
+        (folder / f"seed{seed}.json").write_text(json.dumps({"metrics": metrics}))
+    configs = tmp_path / "configs"
+    (configs / "shapes").mkdir(parents=True)
+    for name in ("grcn_tiny.yaml", "detect_f_tiny.yaml"):
+        text = (ROOT / "configs/shapes" / name).read_text().replace("../_base", str(ROOT / "configs/_base"))
+        (configs / "shapes" / name).write_text(text)
+    shutil.copy(ROOT / "configs/paper_tables.yaml", configs)
+    page = catalogue(configs, tmp_path)
+    assert "| 55.0 / 25.0 / – (2 seeds) |" in page and "| not run |" in page
 
+
+def test_every_row_of_every_table_has_a_config_for_its_data():
     tables = yaml.safe_load((ROOT / "configs/paper_tables.yaml").read_text())
     wanted = {(t, row["id"]) for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
     shipped = {name: set() for name in ("coco", "voc", "shapes")}

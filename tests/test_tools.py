@@ -251,3 +251,20 @@ def assert_one_line(stderr, named):
     errors = [line for line in stderr.splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and errors[0].startswith("grcn: error: ") and named in errors[0], stderr
     assert len(errors[0]) <= 320 and "Traceback" not in stderr
+
+
+def test_benchmark_describes_and_measures(monkeypatch, capfd):
+    config = ROOT / "configs/shapes/grcn_tiny_resnet.yaml"
+    stdout, _ = call(ROOT / "tools/benchmark.py", "--config", config, "--json", "--repeats", "1", "run.threads=1")
+    found = json.loads(stdout)
+    assert found["strides"] == {"cls": 16, "loc": 8} and found["step_ms"] > 0
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--config", str(config), "--describe"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+    out = capfd.readouterr().out
+    assert f"{found['parameters']:,}" in out and "loc branch" in out and "training step" not in out
+    assert_one_line(
+        call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, "model.split=9", code=2), ""
+    )
+    call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, "--repeats", "0", code=2)

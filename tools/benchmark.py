@@ -1,7 +1,7 @@
 """Tells what a model costs: python tools/benchmark.py --config configs/coco/grcn_resnet50.yaml [key=value ...]
 
-A table of parameters and multiply-accumulates by part (--describe stops here), then the time of training steps and
-detections with random weights on one random image of the config's largest size. --json prints one line of JSON instead.
+A table of parameters and multiply-accumulates by part (--describe stops here), then the time of a training step and of
+a detection with random weights: one image of random pixels, as large as the config's get, whatever train.batch says.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import torch
 
 from grcn import benchmark, errors
 from grcn.configfile import load_config
-from grcn.describe import table
+from grcn.describe import as_json, costs, table
 from grcn.engine.distributed import process_group
 
 
@@ -28,22 +28,22 @@ def main() -> None:
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1 (got {args.repeats})")
     cfg = load_config(args.config, args.overrides)
-    parts, strides = benchmark.costs(cfg)
-    found = benchmark.as_json(parts, strides)
-    if not args.json:
-        size = f"{cfg.model.image.short}x{cfg.model.image.max}"
-        print(f"{args.config}, one image of {size}, {cfg.model.rpn.post_nms_test} RoIs")
-        print(table(parts, strides))
+    parts, strides = costs(cfg)
+    found = as_json(parts, strides)
     if not args.describe:
         with process_group(cfg.run.device) as device:
             torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
             found |= benchmark.measure(cfg, device, args.repeats)
-        if not args.json:
-            print(f"\n{found['device']}, {found['threads']} threads, amp {found['amp']}, median of {args.repeats}")
-            print(f"training step {found['step_ms']:.0f} ms, detection {found['infer_ms']:.0f} ms", end="")
-            print(f", peak memory {found['peak_mb']:.0f} MB")
     if args.json:
         print(json.dumps(found))
+        return
+    size = f"{cfg.model.image.short}x{cfg.model.image.max}"
+    print(f"{args.config}, one image of {size}, {cfg.model.rpn.post_nms_test} RoIs")
+    print(table(parts, strides))
+    if not args.describe:
+        print(f"\n{found['device']}, {found['threads']} threads, amp {found['amp']}, median of {args.repeats}")
+        print(f"training step {found['step_ms']:.0f} ms, detection {found['infer_ms']:.0f} ms", end="")
+        print(f" ({found['localized_rois']} RoIs localized), peak memory {found['peak_mb']:.0f} MB")
 
 
 if __name__ == "__main__":

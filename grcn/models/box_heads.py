@@ -52,7 +52,7 @@ def drop(x: Tensor, probability: float, keys: Tensor) -> Tensor:
 
 
 class ConvHead(nn.Module):
-    """Two 3x3 convolutions with ReLU, and the mean over the grid: what the paper tried on ResNet-det (Sec. 4.3)."""
+    """Two convolutions with ReLU, which the paper tried on ResNet-det (Sec. 4.3); 3x3 and the mean are our choice."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()

@@ -21,9 +21,8 @@ from torchvision.models.convnext import LayerNorm2d
 from .features import TASKS, Backbone, FeatureSpec, in_format
 
 RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
-STRIDES = (16, 8)
 EXPANSION = 4
-# The unit that the paper edits: first of conv4.
+# The unit that the paper edits: the first of conv4.
 _EDITED = "layer3_0"
 _SPLIT_BEFORE = {"conv3": "layer2_0", "conv4": "layer3_0", "conv5": "layer4_0"}
 
@@ -83,7 +82,7 @@ class Bottleneck(nn.Module):
     Args:
         in_channels: of the map it reads.
         planes: channels of its first two convolutions; it returns four times as many.
-        stride: used when a call names none.
+        stride: that it has in its network; a call may use another, whose result has the same weights.
         stride_in: the convolution that is strided: ``"conv3x3"`` (torchvision's weights) or ``"conv1x1"`` (MSRA's).
         conv: makes a convolution with its norm from channels in, channels out and kernel size.
     """
@@ -104,9 +103,8 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(planes, channels, 1)
         self.downsample = conv(in_channels, channels, 1) if stride != 1 or in_channels != channels else None
 
-    def forward(self, x: Tensor, stride: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
-        stride = self.stride if stride is None else stride
         strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
         out = F.relu(self.conv1(x, strides[0]), inplace=True)
         out = F.relu(self.conv2(out, strides[1]), inplace=True)
@@ -138,7 +136,7 @@ class SplitResNet(Backbone):
         from_scratch: train everything, with norms over channels; else batch norms are frozen, conv1 and conv2 too.
 
     Raises:
-        ValueError: a split that this network does not have.
+        ValueError: a split or a stride that this network does not have.
     """
 
     def __init__(
@@ -152,8 +150,12 @@ class SplitResNet(Backbone):
         from_scratch: bool = False,
     ) -> None:
         super().__init__()
-        self.units, self.det = tuple(units), det
+        self.units, self.stride_in = tuple(units), stride_in
         self.strides = dict(strides or {"cls": 16, "loc": 16})
+        if sorted(self.strides) != sorted(TASKS) or not set(self.strides.values()) <= {16, 8}:
+            raise ValueError(f"strides must be 16 or 8 for each of cls and loc (got {self.strides})")
+        if stride_in not in ("conv3x3", "conv1x1"):
+            raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
         conv = LayerNormConv if from_scratch else FrozenNormConv
         names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
         frozen = 0 if from_scratch else 1 + units[0]
@@ -201,7 +203,8 @@ def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool
     """Builds conv5 as a head: it halves the pooled grid.
 
     On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has a name of
-    its own and no pretrained weights; the others start from those of conv5.
+    its own and no pretrained weights (what its 3x3 learnt is of no use behind a new 1x1); the others start from those
+    of conv5.
     """
     conv = LayerNormConv if from_scratch else FrozenNormConv
     planes = 8 * width
@@ -216,7 +219,7 @@ def _first_own_unit(names: list[str], split: str | int, det: bool) -> int:
     """Returns the index of the first unit that exists once per task; past the end for none."""
     if split == "none":
         return len(names)
-    if isinstance(split, int):
+    if not isinstance(split, str):
         most = sum(name.startswith("layer3_") for name in names)
         if det or not 1 <= split <= most:
             raise ValueError(f"cannot split off {split} units: only backbones without conv5 can, 1 to {most}")

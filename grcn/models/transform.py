@@ -56,7 +56,7 @@ class DetectionTransform(nn.Module):
         super().__init__()
         self.short, self.max_size = short, max_size
         normalisation = normalisation or Normalisation()
-        self.bgr = normalisation.bgr
+        self.normalisation = normalisation
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1), persistent=False)
         self.mean: Tensor
@@ -117,7 +117,7 @@ class DetectionTransform(nn.Module):
             image = image.to(self.mean.dtype) / 255
         if image.shape[-2:] != size:
             image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-        if self.bgr:
+        if self.normalisation.bgr:
             image = image.flip(0)
         return (image - self.mean) / self.std
 

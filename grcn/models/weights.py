@@ -16,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 
 from grcn.errors import CheckpointError
 
-from .resnet import RESNET_UNITS, SplitResNet
+from .detector import Detector
+from .features import Backbone
+from .resnet import RESNET_UNITS
 from .transform import Normalisation
-from .vgg import VGG16_BLOCKS
+from .vgg import VGG16_BLOCKS, SplitVGG
 
 TORCHVISION = Normalisation()
 CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True)
@@ -77,27 +79,27 @@ class LoadReport:
         )
 
 
-def load_weights(model: nn.Module, entry: str) -> LoadReport:
+def load_weights(model: Detector, entry: str) -> LoadReport:
     """Loads pretrained weights into a detector; parts that exist once per task all start from the same weights.
 
     Args:
-        model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101.
+        model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101, built for weights of this
+            layout.
         entry: see the head of this file.
 
     Raises:
         CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a weight inside
             the entry's coverage (every convolution and norm, and VGG16's fc6 and fc7 where the file has them) is
-            missing.
+            missing; the model has no pretrained weights or was built for another normalisation or stride layout.
     """
-    normalisation_of(entry)
-    units = model.backbone.units if isinstance(model.backbone, SplitResNet) else None
-    network = next((name for name, of in RESNET_UNITS.items() if of == units), "vgg16")
+    normalisation = normalisation_of(entry)
+    network = _network(model.backbone)
     state, source = _read(entry, network)
     if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
         wanted = {key: value for key, value in state.items() if key.startswith("features.")}
     else:
         wanted = {key: value for key, value in state.items() if not _is_classifier(key, network)}
-    names = _vgg16_names() if units is None else _resnet_names(units)
+    names = _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
     if unexpected := sorted(set(wanted) - set(names)):
         raise CheckpointError(
             f"{source}: unexpected keys ({_names(unexpected)}); need {network} under torchvision's names"
@@ -109,7 +111,11 @@ def load_weights(model: nn.Module, entry: str) -> LoadReport:
     missing = [name for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
     if missing:
         raise CheckpointError(f"{source}: no weights for {_names(missing)}; the file is incomplete")
-    covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()})
+    covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source)
+    # Weights behind another normalisation or stride would fit, and be worth nothing.
+    stride_in = getattr(model.backbone, "stride_in", stride_in_of(entry))
+    if (model.transform.normalisation, stride_in) != (normalisation, stride_in_of(entry)):
+        raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
     loaded, new = _copy(model, covered, source)
     used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
     ignored = [key for key in state if key not in wanted or names[key].rsplit(".", 1)[0] not in used]
@@ -126,7 +132,7 @@ def layer_name(parameter: str) -> str:
     )
 
 
-def _copy(model: nn.Module, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
+def _copy(model: Detector, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
     """Copies values into every weight of their layer; returns the weights that got some, and the others."""
     loaded, new = [], []
     for name, tensor in model.state_dict().items():
@@ -182,11 +188,28 @@ def _resnet_names(units: tuple[int, ...]) -> dict[str, str]:
     return names
 
 
-def _fold_norms(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _network(backbone: Backbone) -> str:
+    """Returns torchvision's name of the network that a backbone is made from."""
+    if isinstance(backbone, SplitVGG):
+        return "vgg16"
+    found = [name for name in _RELEASES if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
+    if not found:
+        raise CheckpointError("model.weights: this backbone has no pretrained weights; set null")
+    return found[0]
+
+
+def _fold_norms(values: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Replaces the four tensors of each batch norm by the scale and shift that they amount to."""
     folded = {name: value for name, value in values.items() if ".norm_" not in name}
     for layer in (name.removesuffix(".norm_weight") for name in values if name.endswith(".norm_weight")):
-        weight, bias, mean, variance = (values[f"{layer}.norm_{kind}"].double() for kind in _NORM)
+        norm = [values[f"{layer}.norm_{kind}"].double() for kind in _NORM]
+        channels = values[f"{layer}.weight"].shape[:1]
+        if any(tensor.shape != channels for tensor in norm) or not (norm[3] >= 0).all():
+            raise CheckpointError(
+                f"{source}: the batch norm behind {layer} is not one of {channels[0]} channels with variances; "
+                "use weights of this network"
+            )
+        weight, bias, mean, variance = norm
         scale = weight / (variance + _EPS).sqrt()
         folded[f"{layer}.scale"], folded[f"{layer}.shift"] = scale.float(), (bias - mean * scale).float()
     return folded
@@ -209,7 +232,10 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}, str(path)
-        return torch.load(path, map_location="cpu", weights_only=True), str(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+            raise ValueError(f"it holds {type(state).__name__}")
+        return state, str(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; give model.weights=LAYOUT:FILE an existing one") from error
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise

@@ -119,9 +119,8 @@ def test_an_image_draws_the_same_sample_alone_and_in_a_batch():
     """Losses of a batch are the means of its images' losses: how a batch is spread over processes does not matter."""
     model = small_detector(**GRCN, dropout=0.5).double().train()
     images, targets = small_batch(torch.float64)
-    images[1] = torch.rand(
-        3, 64, 96, dtype=torch.float64
-    )  # of one size: convolutions spread into the padding of a smaller one
+    # Of one size: convolutions spread into the padding of a smaller one.
+    images[1] = torch.rand(3, 64, 96, dtype=torch.float64)
     together = model(images, targets)
     alone = [model([image], [target]) for image, target in zip(images, targets, strict=True)]
     for name in LOSSES:

@@ -129,7 +129,7 @@ def test_smallest_proposals_are_measured_in_original_pixels():
 
 @torch.no_grad()
 def test_of_equal_scores_the_first_anchor_comes_first():
-    """Where the hidden layer is silent every score is the bias; which proposals follow must not depend on the device."""
+    """Where the hidden layer is silent every score is the bias, and which proposals follow is not up to the device."""
     model = small_detector().eval()
     for parameter in (*model.rpn.cls_logits.parameters(), *model.rpn.bbox_pred.parameters()):
         parameter.zero_()

@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from grcn.build import build_model
 from grcn.config import Model
 from grcn.errors import CheckpointError
+from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
 from grcn.models.resnet import RESNET_UNITS, FrozenNormConv, SplitResNet
 from grcn.models.weights import layer_name, load_weights
@@ -85,7 +86,7 @@ def test_weights_of_the_caffe_layout_are_strided_in_the_first_convolution(resnet
     network, path = resnet50_file
     model = build(weights=f"caffe:{path}")
     load_weights(model, f"caffe:{path}")
-    assert model.transform.bgr
+    assert model.transform.normalisation.bgr
     x = torch.rand(1, 3, 70, 93)
     torchvisions = to_conv4(network, x)
     strided = [stage[0] for stage in (network.layer2, network.layer3)]
@@ -96,7 +97,13 @@ def test_weights_of_the_caffe_layout_are_strided_in_the_first_convolution(resnet
     finally:
         for unit in strided:
             unit.conv1.stride, unit.conv2.stride = (1, 1), (2, 2)
-    ours = model.eval().backbone(x)["cls"]
+    pooled = torch.rand(2, 1024, 14, 14)
+    unit = network.layer4[0]
+    unit.conv1.stride, unit.conv2.stride = (2, 2), (1, 1)
+    head = network.layer4(pooled).mean((2, 3))
+    unit.conv1.stride, unit.conv2.stride = (1, 1), (2, 2)
+    assert_close(model.eval().roi_heads.heads.hidden("cls", pooled), head, rtol=1e-4, atol=1e-4)
+    ours = model.backbone(x)["cls"]
     tolerance = 1e-4 * expected.abs().max().item()
     assert_close(ours, expected, rtol=1e-4, atol=tolerance)
     assert (ours - torchvisions).abs().max() > 100 * tolerance
@@ -241,6 +248,23 @@ def test_stem_and_conv2_are_frozen_and_norms_are_no_parameters():
     assert all(p.requires_grad for p in scratch.parameters()) and "stem" in dict(scratch.trunk.named_children())
 
 
+@torch.no_grad()
+def test_the_head_of_two_convolutions():
+    torch.manual_seed(0)
+    head = ConvHead(6, 5).double()
+    plain = nn.Sequential(head.conv1, nn.ReLU(), head.conv2, nn.ReLU())
+    x = torch.randn(3, 6, 7, 7).double()
+    assert_close(head(x), plain(x).mean((2, 3)), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "options", [{"strides": {"cls": 12, "loc": 12}}, {"strides": {"cls": 16}}, {"stride_in": "conv1"}]
+)
+def test_impossible_strides_are_refused(options):
+    with pytest.raises(ValueError, match="stride"):
+        SplitResNet(UNITS, width=4, **options)
+
+
 @pytest.mark.parametrize("split, det", [(5, False), (0, False), ("conv5", False), ("conv2", True), (2, True)])
 def test_impossible_splits_are_refused(split, det):
     with pytest.raises(ValueError, match="cannot split"):
@@ -267,6 +291,8 @@ def test_values_stay_finite_without_pretrained_weights():
         (lambda s: s.update({"features.0.weight": torch.zeros(1)}), r"unexpected keys \(features.0.weight\).*resnet50"),
         (lambda s: s.update({"layer2.0.conv1.weight": torch.zeros(128, 3, 1, 1)}), "layer2_0.conv1.weight is"),
         (lambda s: s["layer1.0.bn1.weight"].fill_(torch.inf), "layer1.0.bn1.weight is not finite"),
+        (lambda s: s.update({"layer1.0.bn1.weight": torch.ones(1)}), "behind layer1_0.conv1 is not one of 64 channels"),
+        (lambda s: s["layer1.0.bn1.running_var"].neg_(), "behind layer1_0.conv1 is not one of 64 channels"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(resnet50_file, tmp_path, edit, message):
@@ -275,6 +301,17 @@ def test_files_that_do_not_fit_are_refused(resnet50_file, tmp_path, edit, messag
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=message):
         load_weights(build(), f"torchvision:{tmp_path / 'w.pth'}")
+
+
+def test_weights_of_another_layout_than_the_model_was_built_for_are_refused(resnet50_file):
+    """They would fit, behind the wrong normalisation and stride."""
+    with pytest.raises(CheckpointError, match="built for weights of another layout; set model.weights=caffe:"):
+        load_weights(build(), f"caffe:{resnet50_file[1]}")
+
+
+def test_backbones_without_pretrained_weights_are_refused():
+    with pytest.raises(CheckpointError, match="has no pretrained weights; set null"):
+        load_weights(small_detector(resnet=True), "IMAGENET1K_V1")
 
 
 def test_files_of_another_network_are_refused(tmp_path):

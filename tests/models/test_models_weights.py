@@ -64,7 +64,7 @@ def test_initial_spread_of_new_layers():
 
 def test_weights_reach_every_branch(features):
     path, state = features
-    model = build_model(vgg_config(split="conv5"), 21)
+    model = build_model(vgg_config(split="conv5", weights=f"caffe:{path}"), 21)
     report = load_weights(model, f"caffe:{path}")
     assert len(report.loaded) == 26 + 6 and not report.ignored
     assert "roi_heads.heads.cls.fc6.weight" in report.new
@@ -128,6 +128,9 @@ def test_missing_and_damaged_files_are_one_line(tmp_path):
     model = small_detector()
     with pytest.raises(CheckpointError, match="no such file"):
         load_weights(model, f"caffe:{tmp_path / 'none.npz'}")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="not a readable .*it holds list"):
+        load_weights(model, f"caffe:{tmp_path / 'list.pt'}")
     for name in ("w.npz", "w.pt"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
         with pytest.raises(CheckpointError, match="not a readable"):
