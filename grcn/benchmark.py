@@ -28,7 +28,7 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
     there is one, whatever ``train.batch`` says.
 
     Returns:
-        ``step_ms`` and ``infer_ms``, medians; ``steps_ms`` and ``infers_ms``, all of them; ``losses`` of the first step;
+        ``step_ms`` and ``infer_ms``, medians; ``steps_ms`` and ``infers_ms``, all; ``losses`` of the first step;
         ``localized_rois``, which the localization pass of a detection ran on; ``peak_mb``, the most memory of the
         device, or on a CPU of the process, until the end.
     """
