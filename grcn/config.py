@@ -31,6 +31,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from .configchecks import model_contradictions
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -239,13 +241,6 @@ class Head(Section):
     before one classifier and one regressor (detect-S). [S; O: the joining]"""
 
 
-# Weights that torchvision publishes; they carry their own normalisation.
-NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")
-WEIGHT_LAYOUTS = ("torchvision", "caffe")
-# Units of conv4, of which the last can be split off.
-CONV4_UNITS = {"resnet50": 6, "resnet101": 23, "tiny_resnet": 3}
-
-
 class Model(Section):
     """The detector: every row of the paper's tables is one setting of these keys."""
 
@@ -276,92 +271,7 @@ class Model(Section):
     head: Head = Head()
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        yield from self._wrong_split()
-        if self.head.tasks == "ensemble" and (self.split != "none" or self.context.on != "none"):
-            yield (
-                "head.tasks",
-                "ensemble joins the tasks, so they cannot part before it "
-                f"(got split: {self.split}, context.on: {self.context.on}); set both to none",
-            )
-        elif self.head.tasks == "ensemble" and self.cls.stride != self.loc.stride:
-            yield (
-                "head.tasks",
-                "ensemble joins the tasks, so both must read one map "
-                f"(got cls.stride: {self.cls.stride}, loc.stride: {self.loc.stride}); set both to 16 or 8",
-            )
-        if self.head.kind == "conv5" and not self._resnet:
-            yield "head.kind", f"{self.backbone} has no conv5 of residual units (got conv5); set fc or conv"
-        if not self._tiny and self.width != Model.model_fields["width"].default:
-            yield (
-                "width",
-                f"only the tiny backbones have one (got {self.width} with {self.backbone}); remove it",
-            )
-        if self.context.on != "none" and self._channels % self.context.heads:
-            yield "context.heads", f"must divide the {self._channels} channels of the map (got {self.context.heads})"
-        yield from self._wrong_weights()
-
-    @property
-    def _tiny(self) -> bool:
-        return self.backbone.startswith("tiny")
-
-    @property
-    def _resnet(self) -> bool:
-        return "resnet" in self.backbone
-
-    @property
-    def _channels(self) -> int:
-        """Channels of the maps."""
-        if self._resnet:
-            return (self.width if self._tiny else 64) * (32 if self.backbone.endswith("_det") else 16)
-        return 4 * self.width if self._tiny else 512
-
-    def _wrong_split(self) -> Iterator[tuple[str, str]]:
-        """Yields splits, strides and last poolings that the backbone does not have."""
-        if self.backbone in CONV4_UNITS:
-            most = CONV4_UNITS[self.backbone]
-            if self.split != "none" and not (isinstance(self.split, int) and self.split <= most):
-                yield (
-                    "split",
-                    f"{self.backbone} splits off units of conv4: give how many, 1 to {most} (got {self.split})",
-                )
-        elif isinstance(self.split, int):
-            yield "split", f"{self.backbone} splits at a block: give conv3, conv4 or conv5 (got {self.split})"
-        for task, branch in (("cls", self.cls), ("loc", self.loc)):
-            if self._resnet and branch.last_pool != "max":
-                yield (
-                    f"{task}.last_pool",
-                    f"{self.backbone} has no such pooling (got {branch.last_pool}); remove it and set {task}.stride",
-                )
-            if not self._resnet and branch.stride != 16:
-                yield (
-                    f"{task}.stride",
-                    f"only ResNets have it (got {branch.stride} with {self.backbone}); "
-                    f"remove it and set {task}.last_pool: none",
-                )
-        if not self._resnet and self.split == "none" and self.cls.last_pool != self.loc.last_pool:
-            yield (
-                "loc.last_pool",
-                f"with split: none both tasks read one map, so it must equal cls.last_pool = "
-                f"{self.cls.last_pool} (got {self.loc.last_pool}); set split: conv5",
-            )
-
-    def _wrong_weights(self) -> Iterator[tuple[str, str]]:
-        if self.weights is None:
-            return
-        layout, _, file = self.weights.partition(":")
-        if self.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
-            choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
-            yield "weights", f"expected null, {choices} (got {self.weights!r})"
-        elif self._tiny:
-            yield (
-                "weights",
-                f"backbone {self.backbone} has no pretrained weights (got {self.weights!r}); set null",
-            )
-        elif self.weights == ("IMAGENET1K_FEATURES" if self._resnet else "IMAGENET1K_V2"):
-            yield (
-                "weights",
-                f"{self.backbone} has none of this name (got {self.weights!r}); set IMAGENET1K_V1",
-            )
+        yield from model_contradictions(self)
 
 
 class DataSection(Section):

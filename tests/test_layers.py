@@ -16,7 +16,8 @@ ALLOWED = {
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},
     "configerrors": {"config", "yamlfile"},
-    "config": set(),
+    "config": {"configchecks"},
+    "configchecks": {"config"},  # for the types only
     "yamlfile": set(),
     "boxes": set(),
     "models": {"boxes", "models"},

@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from grcn.build import build_model
 from grcn.config import Model
+from grcn.configchecks import CONV4_UNITS
 from grcn.errors import CheckpointError
 from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
@@ -269,6 +270,10 @@ def test_impossible_strides_are_refused(options):
 def test_impossible_splits_are_refused(split, det):
     with pytest.raises(ValueError, match="cannot split"):
         SplitResNet(UNITS, split, det=det, width=4)
+
+
+def test_config_and_backbone_agree_on_the_units_of_conv4():
+    assert {name: units[2] for name, units in RESNET_UNITS.items()} == CONV4_UNITS
 
 
 def test_values_stay_finite_without_pretrained_weights():

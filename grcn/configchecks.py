@@ -1,0 +1,108 @@
+"""Settings of a model that are legal one by one and cannot stand together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Model
+
+# Weights that torchvision publishes; they carry their own normalisation.
+NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")
+WEIGHT_LAYOUTS = ("torchvision", "caffe")
+# Units of conv4, of which the last can be split off.
+CONV4_UNITS = {"resnet50": 6, "resnet101": 23, "tiny_resnet": 3}
+
+
+def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
+    """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
+    yield from _wrong_split(model)
+    if model.head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so they cannot part before it "
+            f"(got split: {model.split}, context.on: {model.context.on}); set both to none",
+        )
+    elif model.head.tasks == "ensemble" and model.cls.stride != model.loc.stride:
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so both must read one map "
+            f"(got cls.stride: {model.cls.stride}, loc.stride: {model.loc.stride}); set both to 16 or 8",
+        )
+    if model.head.kind == "conv5" and not _resnet(model):
+        yield "head.kind", f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
+    if not _tiny(model) and model.width != type(model).model_fields["width"].default:
+        yield (
+            "width",
+            f"only the tiny backbones have one (got {model.width} with {model.backbone}); remove it",
+        )
+    channels = _channels(model)
+    if model.context.on != "none" and channels % model.context.heads:
+        yield "context.heads", f"must divide the {channels} channels of the map (got {model.context.heads})"
+    yield from _wrong_weights(model)
+
+
+def _tiny(model: Model) -> bool:
+    return model.backbone.startswith("tiny")
+
+
+def _resnet(model: Model) -> bool:
+    return "resnet" in model.backbone
+
+
+def _channels(model: Model) -> int:
+    """Channels of the maps."""
+    if _resnet(model):
+        return (model.width if _tiny(model) else 64) * (32 if model.backbone.endswith("_det") else 16)
+    return 4 * model.width if _tiny(model) else 512
+
+
+def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
+    """Yields splits, strides and last poolings that the backbone does not have."""
+    if model.backbone in CONV4_UNITS:
+        most = CONV4_UNITS[model.backbone]
+        if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
+            yield (
+                "split",
+                f"{model.backbone} splits off units of conv4: give how many, 1 to {most} (got {model.split})",
+            )
+    elif isinstance(model.split, int):
+        yield "split", f"{model.backbone} splits at a block: give conv3, conv4 or conv5 (got {model.split})"
+    for task, branch in (("cls", model.cls), ("loc", model.loc)):
+        if _resnet(model) and branch.last_pool != "max":
+            yield (
+                f"{task}.last_pool",
+                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it and set {task}.stride",
+            )
+        if not _resnet(model) and branch.stride != 16:
+            yield (
+                f"{task}.stride",
+                f"only ResNets have it (got {branch.stride} with {model.backbone}); "
+                f"remove it and set {task}.last_pool: none",
+            )
+    if not _resnet(model) and model.split == "none" and model.cls.last_pool != model.loc.last_pool:
+        yield (
+            "loc.last_pool",
+            f"with split: none both tasks read one map, so it must equal cls.last_pool = "
+            f"{model.cls.last_pool} (got {model.loc.last_pool}); set split: conv5",
+        )
+
+
+def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
+    if model.weights is None:
+        return
+    layout, _, file = model.weights.partition(":")
+    if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
+        choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
+        yield "weights", f"expected null, {choices} (got {model.weights!r})"
+    elif _tiny(model):
+        yield (
+            "weights",
+            f"backbone {model.backbone} has no pretrained weights (got {model.weights!r}); set null",
+        )
+    elif model.weights == ("IMAGENET1K_FEATURES" if _resnet(model) else "IMAGENET1K_V2"):
+        yield (
+            "weights",
+            f"{model.backbone} has none of this name (got {model.weights!r}); set IMAGENET1K_V1",
+        )
