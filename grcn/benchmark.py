@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import build
 from .config import Config
+from .describe import image_size
 from .models.detector import Detector
 
 _OBJECTS = 8
@@ -97,9 +98,9 @@ def _spread_scores(model: Detector, infer: Callable[[], None]) -> int:
 
 
 def _scene(cfg: Config, classes: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Makes an image ``[3, short, max]`` and eight boxes, each a twentieth to a half of it on a side."""
+    """Makes an image of full size and eight boxes, each a twentieth to a half of it on a side."""
     generator = torch.Generator().manual_seed(cfg.run.seed)
-    height, width = cfg.model.image.short, cfg.model.image.max
+    height, width = image_size(cfg)
     image = torch.rand(3, height, width, generator=generator)
     extent = torch.tensor([width, height])
     sides = (0.05 + 0.45 * torch.rand(_OBJECTS, 2, generator=generator)) * extent
@@ -130,6 +131,6 @@ def _wait(device: torch.device) -> None:
 
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

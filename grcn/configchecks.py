@@ -65,15 +65,16 @@ def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
         if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
             yield (
                 "split",
-                f"{model.backbone} splits off units of conv4: give how many, 1 to {most} (got {model.split})",
+                f"{model.backbone} splits off units of conv4: give none or how many, 1 to {most} (got {model.split})",
             )
     elif isinstance(model.split, int):
-        yield "split", f"{model.backbone} splits at a block: give conv3, conv4 or conv5 (got {model.split})"
+        yield "split", f"{model.backbone} splits at a block: give none, conv3, conv4 or conv5 (got {model.split})"
     for task, branch in (("cls", model.cls), ("loc", model.loc)):
         if _resnet(model) and branch.last_pool != "max":
             yield (
                 f"{task}.last_pool",
-                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it and set {task}.stride",
+                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it, and set {task}.stride: 8 "
+                "where the map is to be larger",
             )
         if not _resnet(model) and branch.stride != 16:
             yield (

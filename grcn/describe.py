@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .build import build_model, usual_classes
-from .config import Config, Model
+from .config import Config, Model, ShapesData
 from .models.detector import Detector, count_parameters
 from .models.features import TASKS
 
@@ -76,8 +76,14 @@ def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
     classes = len(usual_classes(cfg.data)) + 1
     with torch.device("meta"):
         specs = build_model(cfg.model, classes).backbone.feature_specs
-    parts = describe(cfg.model, classes, cfg.model.image.short, cfg.model.image.max, cfg.model.rpn.post_nms_test)
+    parts = describe(cfg.model, classes, *image_size(cfg), cfg.model.rpn.post_nms_test)
     return parts, {task: specs[task].stride for task in TASKS}
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Returns height and width of the largest image that a config's network sees; those of shapes are square."""
+    short, longest = cfg.model.image.short, cfg.model.image.max
+    return (short, short) if isinstance(cfg.data, ShapesData) else (short, longest)
 
 
 def table(parts: list[Part], strides: dict[str, int]) -> str:

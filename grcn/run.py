@@ -49,6 +49,13 @@ HARMLESS = (
     "train.log_every",
 )
 
+# Settings of the model that a detection does not depend on.
+TRAINING_ONLY = (
+    "model.head.dropout",
+    *(f"model.rpn.{key}" for key in ("batch", "bg_iou", "fg_", "post_nms_train", "pre_nms_train", "smooth", "stradd")),
+    *(f"model.roi.{key}" for key in ("add_gt", "batch", "bg_iou", "fg_", "smooth_l1")),
+)
+
 
 def default_folder(path: str | Path, cfg: Config) -> Path:
     """Returns ``runs/<data>/<config>/seed<k>`` for a config file."""
@@ -112,6 +119,7 @@ def train(
                     checkpoint.restore(state, model)
                 return _try_one_step(model, cfg, data.table, test.table, next(batches(0)), device)
             if state is not None and state["step"] == cfg.train.steps:
+                _refuse_other_evaluation(cfg, state, folder)
                 logger.info("%s: finished; its recorded metrics follow", folder)
             elif writes:
                 _write_facts(folder, cfg, model, device)
@@ -222,11 +230,21 @@ def _state(
     return state
 
 
+def _refuse_other_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
+    """A finished run has metrics of its own evaluation only."""
+    measured = ("data.test", "eval.limit", "eval.protocols", "eval.voc_iou")
+    changes = [
+        line for line in difference(parse_config(state["config"], str(folder)), cfg) if line.startswith(measured)
+    ]
+    _refuse(changes, f"{folder}: finished, and evaluated otherwise; use tools/eval.py with its checkpoint", False)
+
+
 def _check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
     """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
-    changes = [line for line in difference(parse_config(state["config"], str(path)), cfg) if line.startswith("model.")]
+    found = difference(parse_config(state["config"], str(path)), cfg)
+    changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
     remedy = "use the config.yaml of its run or pass --allow-changes"
-    _refuse(changes, f"{path}: trained with other settings; {remedy}", allow_changes)
+    _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
 
 
 def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
@@ -251,6 +269,11 @@ def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
         if not distributed.is_main():
             load_weights(model, cfg.model.weights)
         logger.info("%s", report)
+    elif any(True for _ in model.backbone.frozen.parameters()):
+        logger.warning(
+            "model.weights: null: the first layers of %s stay as they are, at random values; give weights, or use a "
+            "tiny backbone, which trains all of its layers", cfg.model.backbone,
+        )  # fmt: skip
 
 
 def _to_device(model: Detector, device: torch.device) -> Detector:

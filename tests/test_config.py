@@ -108,19 +108,20 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"backbone": "resnet50", "split": 7}},
-            "split: resnet50 splits off units of conv4: give how many, 1 to 6 (got 7)",
+            "split: resnet50 splits off units of conv4: give none or how many, 1 to 6 (got 7)",
         ),
         (
             {"model": {"backbone": "resnet101", "split": "conv5"}},
-            "split: resnet101 splits off units of conv4: give how many, 1 to 23 (got conv5)",
+            "split: resnet101 splits off units of conv4: give none or how many, 1 to 23 (got conv5)",
         ),
         (
             {"model": {"backbone": "resnet50_det", "split": 2}},
-            "split: resnet50_det splits at a block: give conv3, conv4 or conv5 (got 2)",
+            "split: resnet50_det splits at a block: give none, conv3, conv4 or conv5 (got 2)",
         ),
         (
             {"model": {"backbone": "resnet50", "loc": {"last_pool": "none"}}},
-            "loc.last_pool: resnet50 has no such pooling (got none); remove it and set loc.stride",
+            "loc.last_pool: resnet50 has no such pooling (got none); remove it, and set loc.stride: 8 "
+            "where the map is to be larger",
         ),
         (
             {"model": {"split": "conv5", "loc": {"stride": 8}}},

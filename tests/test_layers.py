@@ -11,7 +11,7 @@ ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
     "run": {"report", "build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
     "catalogue": {"config", "configfile", "describe"},
-    "benchmark": {"build", "config", "models"},
+    "benchmark": {"build", "config", "describe", "models"},
     "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},

@@ -80,6 +80,8 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
     assert "not empty" in stderr and "--resume" in stderr and "Traceback" not in stderr
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "train.lr=0.5", code=2)
     assert "train.lr: 0.06 -> 0.5" in stderr and "--allow-changes" in stderr
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "eval.limit=2", code=2)
+    assert "evaluated otherwise; use tools/eval.py" in stderr and "eval.limit: null -> 2" in stderr
 
 
 def test_the_written_config_trains_the_same_bytes(finished, tmp_path):
@@ -110,6 +112,7 @@ def test_a_checkpoint_is_not_evaluated_under_other_settings(finished, tmp_path, 
     stderr = call_here(monkeypatch, capfd, "tools/eval.py", *args, "model.image.short=64", code=2)
     assert "model.image.short: 128 -> 64" in stderr and "--allow-changes" in stderr and "config.yaml" in stderr
     call_here(monkeypatch, capfd, "tools/eval.py", *args, "model.image.short=64", "--allow-changes", code=0)
+    call_here(monkeypatch, capfd, "tools/eval.py", *args, "model.rpn.batch=7", "model.roi.fg_iou=0.6", code=0)
 
 
 def test_two_processes_train_as_one(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 A table of parameters and multiply-accumulates by part (--describe stops here), then the time of a training step and of
 a detection with random weights: one image of random pixels, as large as the config's get, whatever train.batch says.
+For a quick look, lower model.image.short and max, model.roi.batch and model.rpn.post_nms_test.
 """
 
 import argparse
@@ -11,8 +12,9 @@ from pathlib import Path
 import torch
 
 from grcn import benchmark, errors
+from grcn.build import usual_classes
 from grcn.configfile import load_config
-from grcn.describe import as_json, costs, table
+from grcn.describe import as_json, costs, image_size, table
 from grcn.engine.distributed import process_group
 
 
@@ -37,11 +39,13 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    size = f"{cfg.model.image.short}x{cfg.model.image.max}"
-    print(f"{args.config}, one image of {size}, {cfg.model.rpn.post_nms_test} RoIs")
+    height, width = image_size(cfg)
+    classes = len(usual_classes(cfg.data))
+    print(f"{args.config}: a detection in one image of {height}x{width}, {cfg.model.rpn.post_nms_test} RoIs, ", end="")
+    print(f"{classes} classes (as data.classes says, or as the format usually has)")
     print(table(parts, strides))
     if not args.describe:
-        print(f"\n{found['device']}, {found['threads']} threads, amp {found['amp']}, median of {args.repeats}")
+        print(f"\n{found['device']}, threads: {found['threads']}, amp: {found['amp']}, median of {args.repeats}")
         print(f"training step {found['step_ms']:.0f} ms, detection {found['infer_ms']:.0f} ms", end="")
         print(f" ({found['localized_rois']} RoIs localized), peak memory {found['peak_mb']:.0f} MB")
 

@@ -260,7 +260,7 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str]) -> Table:
             near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
             raise DataError(
                 f"{place}: unknown class (got {shown(name)}, nearest is {shown(near[0])}); "
-                "rename it or set data.classes"
+                "rename it, or list it in data.classes"
             )
     return pack(
         split.name,

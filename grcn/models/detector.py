@@ -44,12 +44,13 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError: no targets in training; a box without extent (checked where it costs no wait: on the CPU).
+            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or a label out
+                of range (checked where it costs no wait: on the CPU).
         """
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
-            _check_boxes(targets)
+            _check_targets(targets, self.roi_heads.heads.cls_score.out_features)
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
@@ -65,9 +66,13 @@ def count_parameters(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
-def _check_boxes(targets: list[dict]) -> None:
+def _check_targets(targets: list[dict], classes: int) -> None:
     for index, target in enumerate(targets):
-        found = target["boxes"]
+        found, labels = target["boxes"], target["labels"]
+        if labels.device.type == "cpu" and not ((labels > 0) & (labels < classes)).all():
+            raise ValueError(
+                f"target {index}: labels {labels.tolist()[:9]} must be 1 to {classes - 1}; 0 is background"
+            )
         if found.device.type == "cpu" and not (found[:, 2:] > found[:, :2]).all():
             worst = int((found[:, 2:] > found[:, :2]).all(1).logical_not().nonzero()[0])
             raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent; drop it or mend it")

@@ -43,10 +43,12 @@ class Backbone(nn.Module):
     Attributes:
         feature_specs: what is declared of each map, by task.
         shared: whether both tasks read one map.
+        frozen: its first layers, those that are never trained; may be empty.
     """
 
     feature_specs: dict[str, FeatureSpec]
     shared: bool
+    frozen: nn.Module
 
 
 def in_format(x: Tensor, part: str) -> Tensor:

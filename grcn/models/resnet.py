@@ -38,7 +38,7 @@ class FrozenNormConv(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
+        self.weight = _weight(in_channels, channels, kernel)
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("shift", torch.zeros(channels))
         self.scale: Tensor
@@ -55,12 +55,18 @@ class LayerNormConv(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
+        self.weight = _weight(in_channels, channels, kernel)
         self.norm = LayerNorm2d(channels)
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
         return self.norm(F.conv2d(x, self.weight, None, stride, padding=self.weight.shape[2] // 2))
+
+
+def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
+    """Draws a convolution's weight as torchvision does; ``grcn.models.init`` draws it anew, from the layer's name."""
+    weight = torch.empty(channels, in_channels, kernel, kernel)
+    return nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
 
 
 class Stem(nn.Module):
@@ -225,9 +231,8 @@ def _first_own_unit(names: list[str], split: str | int, det: bool) -> int:
             raise ValueError(f"cannot split off {split} units: only backbones without conv5 can, 1 to {most}")
         return len(names) - split
     if not det or split not in _SPLIT_BEFORE:
-        raise ValueError(
-            f"cannot split at {split}: give the number of conv4's last units, or use conv5 in the backbone"
-        )
+        choices = ", ".join(_SPLIT_BEFORE) if det else "a number of units"
+        raise ValueError(f"cannot split at {split!r}; choose none or {choices}")
     return names.index(_SPLIT_BEFORE[split])
 
 

@@ -113,6 +113,8 @@ class DetectionTransform(nn.Module):
         ]
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ValueError(f"expected images [3, h, w] (got {list(image.shape)}); make grey ones RGB")
         if not image.is_floating_point():
             image = image.to(self.mean.dtype) / 255
         if image.shape[-2:] != size:

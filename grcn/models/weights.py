@@ -9,7 +9,9 @@ second convolution of a unit (torchvision) or in the first (MSRA's release for C
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ _RELEASES: dict[str, type[WeightsEnum]] = {
 }
 # Of the batch norms of torchvision and of Caffe alike.
 _EPS = 1e-5
+_COUNTER = ".num_batches_tracked"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -79,12 +82,12 @@ class LoadReport:
         )
 
 
-def load_weights(model: Detector, entry: str) -> LoadReport:
-    """Loads pretrained weights into a detector; parts that exist once per task all start from the same weights.
+def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
+    """Loads pretrained weights; parts that exist once per task all start from the same weights.
 
     Args:
         model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101, built for weights of this
-            layout.
+            layout; or a backbone alone, whose input the caller normalises (:func:`normalisation_of`).
         entry: see the head of this file.
 
     Raises:
@@ -93,7 +96,8 @@ def load_weights(model: Detector, entry: str) -> LoadReport:
             missing; the model has no pretrained weights or was built for another normalisation or stride layout.
     """
     normalisation = normalisation_of(entry)
-    network = _network(model.backbone)
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    network = _network(backbone)
     state, source = _read(entry, network)
     if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
         wanted = {key: value for key, value in state.items() if key.startswith("features.")}
@@ -108,18 +112,18 @@ def load_weights(model: Detector, entry: str) -> LoadReport:
         if not value.isfinite().all():
             raise CheckpointError(f"{source}: {key} is not finite; use other weights, or drop this key from the file")
     optional = () if "classifier.0.weight" in wanted else ("fc6.", "fc7.")
-    missing = [name for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
+    missing = [key for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
     if missing:
-        raise CheckpointError(f"{source}: no weights for {_names(missing)}; the file is incomplete")
+        raise CheckpointError(f"{source}: {_names(missing)} missing; this is not {network}, or the file is incomplete")
     covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source)
     # Weights behind another normalisation or stride would fit, and be worth nothing.
-    stride_in = getattr(model.backbone, "stride_in", stride_in_of(entry))
-    if (model.transform.normalisation, stride_in) != (normalisation, stride_in_of(entry)):
+    fits = getattr(backbone, "stride_in", stride_in_of(entry)) == stride_in_of(entry)
+    if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
         raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
     loaded, new = _copy(model, covered, source)
     used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
     ignored = [key for key in state if key not in wanted or names[key].rsplit(".", 1)[0] not in used]
-    return LoadReport(source, loaded, new, sorted(ignored))
+    return LoadReport(source, loaded, new, sorted(key for key in ignored if not key.endswith(_COUNTER)))
 
 
 def layer_name(parameter: str) -> str:
@@ -128,11 +132,13 @@ def layer_name(parameter: str) -> str:
     Copies of one layer in several branches, and one layer in models that split at different places, share it.
     """
     return re.sub(
-        r"^backbone\.(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?", "", parameter
+        r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
+        "",
+        parameter,
     )
 
 
-def _copy(model: Detector, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
+def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
     """Copies values into every weight of their layer; returns the weights that got some, and the others."""
     loaded, new = [], []
     for name, tensor in model.state_dict().items():
@@ -154,7 +160,7 @@ def _copy(model: Detector, covered: dict[str, Tensor], source: str) -> tuple[lis
 def _is_classifier(key: str, network: str) -> bool:
     """Tells ImageNet's classifier, and the counters of its batch norms, from what a detector has a use for."""
     classifier = "classifier.6." if network == "vgg16" else "fc."
-    return key.startswith(classifier) or key.endswith(".num_batches_tracked")
+    return key.startswith(classifier) or key.endswith(_COUNTER)
 
 
 def _vgg16_names() -> dict[str, str]:
@@ -222,9 +228,9 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
         url = _RELEASES[network][entry].url
         place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
         try:
-            return torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=True, weights_only=True
-            ), entry
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
+                state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            return state, entry
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{entry}: cannot load {url} ({_short(error)}); put the file at {place}") from error
     path = Path(entry.partition(":")[2])
@@ -234,7 +240,8 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}, str(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-            raise ValueError(f"it holds {type(state).__name__}")
+            keys = f" of {_names([str(key) for key in state])}" if isinstance(state, dict) else ""
+            raise ValueError(f"it holds a {type(state).__name__}{keys}; save the state_dict alone")
         return state, str(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; give model.weights=LAYOUT:FILE an existing one") from error

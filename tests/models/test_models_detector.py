@@ -76,6 +76,12 @@ def test_mistakes_are_named():
     targets[1]["boxes"][0, 2] = targets[1]["boxes"][0, 0]
     with pytest.raises(ValueError, match="target 1: box 0 .* has no extent"):
         model(images, targets)
+    targets = small_batch()[1]
+    targets[0]["labels"][2] = 5
+    with pytest.raises(ValueError, match=r"target 0: labels \[1, 3, 5\] must be 1 to 4"):
+        model(images, targets)
+    with pytest.raises(ValueError, match=r"expected images \[3, h, w\] \(got \[1, 64, 64\]\)"):
+        model.eval()([torch.rand(1, 64, 64)])
 
 
 def test_numbers_that_are_not_finite_do_not_reach_the_pooling():
@@ -172,7 +178,7 @@ class WaitCounter(TorchDispatchMode):
 def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
     model = small_detector(**row, straddling=False, dropout=0.5).train()
     images, targets = small_batch()
-    monkeypatch.setattr("grcn.models.detector._check_boxes", lambda targets: None)  # skipped on a GPU
+    monkeypatch.setattr("grcn.models.detector._check_targets", lambda targets: None)  # skipped on a GPU
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=True)
     with WaitCounter() as counter:
         sum(model(images, targets).values()).backward()

@@ -291,8 +291,8 @@ def test_values_stay_finite_without_pretrained_weights():
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda s: s.pop("layer3.5.conv2.weight"), "no weights for layer3_5.conv2.weight"),
-        (lambda s: s.pop("layer3.5.bn2.running_var"), "no weights for layer3_5.conv2.norm_running_var"),
+        (lambda s: s.pop("layer3.5.conv2.weight"), "layer3.5.conv2.weight missing; this is not resnet50"),
+        (lambda s: s.pop("layer3.5.bn2.running_var"), "layer3.5.bn2.running_var missing"),
         (lambda s: s.update({"features.0.weight": torch.zeros(1)}), r"unexpected keys \(features.0.weight\).*resnet50"),
         (lambda s: s.update({"layer2.0.conv1.weight": torch.zeros(128, 3, 1, 1)}), "layer2_0.conv1.weight is"),
         (lambda s: s["layer1.0.bn1.weight"].fill_(torch.inf), "layer1.0.bn1.weight is not finite"),
@@ -317,6 +317,19 @@ def test_weights_of_another_layout_than_the_model_was_built_for_are_refused(resn
 def test_backbones_without_pretrained_weights_are_refused():
     with pytest.raises(CheckpointError, match="has no pretrained weights; set null"):
         load_weights(small_detector(resnet=True), "IMAGENET1K_V1")
+
+
+def test_a_backbone_alone_is_usable(resnet50_file):
+    """Without a detector around it, as part of somebody else's: sensible values, and pretrained ones."""
+    network, path = resnet50_file
+    net = SplitResNet(RESNET_UNITS["resnet50"], 2, {"cls": 16, "loc": 8})
+    x = torch.rand(1, 3, 70, 93)
+    with torch.no_grad():
+        assert all(torch.isfinite(feature).all() and feature.any() for feature in net(x).values())
+        report = load_weights(net, f"torchvision:{path}")
+        assert not report.new
+        expected = to_conv4(network, x)
+        assert_close(net.eval()(x)["cls"], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_files_of_another_network_are_refused(tmp_path):

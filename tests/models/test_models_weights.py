@@ -109,7 +109,7 @@ def test_fc_layers_load_where_the_file_has_them(features, tmp_path):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda s: s.pop("features.28.weight"), "no weights for conv5_3.weight"),
+        (lambda s: s.pop("features.28.weight"), "features.28.weight missing; this is not vgg16, or"),
         (lambda s: s.update({"layer1.conv": torch.zeros(1)}), r"unexpected keys \(layer1.conv\)"),
         (lambda s: s.update({"features.0.weight": torch.zeros(64, 1, 3, 3)}), "conv1_1.weight is"),
         (lambda s: s.update({"classifier.0.bias": torch.full((8,), torch.nan)}), "classifier.0.bias is not finite"),
@@ -129,7 +129,7 @@ def test_missing_and_damaged_files_are_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load_weights(model, f"caffe:{tmp_path / 'none.npz'}")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="not a readable .*it holds list"):
+    with pytest.raises(CheckpointError, match="not a readable .*it holds a list"):
         load_weights(model, f"caffe:{tmp_path / 'list.pt'}")
     for name in ("w.npz", "w.pt"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
