@@ -178,7 +178,7 @@ class WaitCounter(TorchDispatchMode):
 def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
     model = small_detector(**row, straddling=False, dropout=0.5).train()
     images, targets = small_batch()
-    monkeypatch.setattr("grcn.models.detector._check_targets", lambda targets: None)  # skipped on a GPU
+    monkeypatch.setattr("grcn.models.detector._check_targets", lambda *targets: None)  # skipped on a GPU
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=True)
     with WaitCounter() as counter:
         sum(model(images, targets).values()).backward()
