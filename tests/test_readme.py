@@ -4,6 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
+from grcn.config import Model
 from grcn.configfile import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +48,41 @@ def test_the_config_for_own_data_loads(tmp_path):
     (tmp_path / "mine.yaml").write_text(text.replace("base: ", f"base: {ROOT}/"))
     cfg = load_config(tmp_path / "mine.yaml")
     assert cfg.model.context.on == "cls" and cfg.data.root == "data/mine" and cfg.train.steps == 20000
+
+
+def test_its_variants_on_a_resnet_and_from_scratch_load(tmp_path):
+    """The sentence below the config gives other first lines for it."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (model,) = re.findall(r"`(model: \{backbone: resnet50.*?\}\})`", README)
+    rest = text.splitlines()[2:]
+    bases = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", README)
+    assert len(bases) == 2
+    (tmp_path / "resnet.yaml").write_text("\n".join([f"base: {ROOT}/{bases[0]}", model, *rest]))
+    cfg = load_config(tmp_path / "resnet.yaml")
+    assert (cfg.model.backbone, cfg.model.head.kind, cfg.model.roi.size) == ("resnet50", "conv5", 14)
+    assert cfg.train.bias_lr_factor == 1
+    data = rest[0].replace("data: {", "data: {format: voc, ")
+    (tmp_path / "tiny.yaml").write_text("\n".join([f"base: {ROOT}/{bases[1]}", data]))
+    cfg = load_config(tmp_path / "tiny.yaml")
+    assert (cfg.model.backbone, cfg.model.weights, cfg.data.format) == ("tiny", None, "voc")
+
+
+DOCS = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "configs/README.md", ROOT / "RESULTS.md"]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_what_other_pages_name_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    shipped = {path.stem for path in (ROOT / "configs").glob("*/*.yaml")}
+    for name in re.findall(r"`((?:faster_rcnn|grcn|detect|nopool)_\w+)`", text):
+        assert name in shipped, name
+    for key in re.findall(r"`model\.([a-z_.]+)", text):
+        section = Model
+        for step in key.split("."):
+            assert step in section.model_fields, key
+            section = section.model_fields[step].annotation
 
 
 def test_the_library_example_runs(monkeypatch):
