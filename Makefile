@@ -1,5 +1,6 @@
 # make demo       train and compare Faster R-CNN and G-RCN on the built-in data
 # make test       run the tests
+# make faults     kill runs at random moments, many times, and compare what they leave; minutes
 # make check      ruff and mypy
 # make generated  write configs/schema.json and configs/README.md anew, after a change of grcn/config.py or of a config
 # make venv       only make .venv, which the others do first
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: venv demo test check generated
+.PHONY: venv demo test faults check generated
 .DELETE_ON_ERROR:
 venv: .venv/installed
 
@@ -32,6 +33,9 @@ demo: venv
 # One thread per process: on a few cores, several tests at a time are faster than one with several threads.
 test: venv
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4
+
+faults: venv
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests/faults --faults 12 --numprocesses auto --maxprocesses 4
 
 check: venv
 	$(VENV_PYTHON) -m ruff check

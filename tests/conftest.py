@@ -1,0 +1,23 @@
+"""How much fault injection: a little with all other tests, much with ``make faults``, which sums it up."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--faults N``, the number of disturbed runs of each kind."""
+    parser.addoption("--faults", type=int, default=1, help="disturbed runs of each kind (default: 1)")
+
+
+@pytest.fixture(scope="session")
+def faults(request: pytest.FixtureRequest) -> int:
+    """How many runs of each kind to disturb."""
+    return int(request.config.getoption("--faults"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints what the tests recorded as ``faults``, a line each, where there was more than a little."""
+    if config.getoption("--faults") > 1:
+        for report in terminalreporter.stats.get("passed", []):
+            for name, text in report.user_properties:
+                if name == "faults":
+                    terminalreporter.write_line(text)
