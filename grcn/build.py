@@ -83,9 +83,8 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
 
 
 def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
-    name = cfg.backbone.removesuffix("_det")
+    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
     if name in RESNET_UNITS:
-        tiny = name.startswith("tiny")
         return SplitResNet(
             RESNET_UNITS[name],
             cfg.split,
@@ -95,9 +94,8 @@ def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
             stride_in=stride_in_of(cfg.weights),
             from_scratch=tiny,
         )
-    blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)] if name == "tiny" else VGG16_BLOCKS
+    blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)] if tiny else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
-    tiny = name == "tiny"
     return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
 
 
@@ -107,8 +105,7 @@ def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5He
         return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
     if cfg.head.kind == "conv":
         return ConvHead(channels, cfg.head.dim)
-    name = cfg.backbone.removesuffix("_det")
-    tiny = name.startswith("tiny")
+    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
     count, width = RESNET_UNITS[name][3], cfg.width if tiny else 64
     units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
     return Conv5Head(units, out_features=32 * width)

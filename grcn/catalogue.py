@@ -78,7 +78,7 @@ def catalogue(configs: Path, results: Path) -> str:
 def _purpose(path: Path) -> str:
     """Returns the first sentence of a config's comment."""
     comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0].partition(": own conv5")[0]
+    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0]
 
 
 def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
