@@ -14,7 +14,7 @@ from torch import Tensor
 from . import build
 from .config import Config
 from .describe import image_size
-from .models.detector import Detector
+from .models.detector import Detector, to_device
 
 _OBJECTS = 8
 # Standard deviation of the classifier's outputs.
@@ -34,9 +34,8 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         device, or on a CPU of the process, until the end.
     """
     classes = len(build.usual_classes(cfg.data))
-    model = build.build_model(cfg.model, classes + 1, cfg.run.seed).to(device)
+    model = to_device(build.build_model(cfg.model, classes + 1, cfg.run.seed), device)
     if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
         torch.cuda.reset_peak_memory_stats(device)
     optimizer = build.build_optimizer(cfg.train, model)
     for group in optimizer.param_groups:
@@ -111,16 +110,15 @@ def _scene(cfg: Config, classes: int, device: torch.device) -> tuple[Tensor, dic
 
 
 def _interleaved(variants: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Runs all variants in turn, once uncounted and then ``repeats`` times; returns the milliseconds of each."""
+    """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
     found: list[list[float]] = [[] for _ in variants]
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for variant, times in zip(variants, found, strict=True):
             _wait(device)
             start = time.perf_counter()
             variant()
             _wait(device)
-            if turn > 0:
-                times.append(1000 * (time.perf_counter() - start))
+            times.append(1000 * (time.perf_counter() - start))
     return found
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .build import build_model, usual_classes
 from .config import Config, Model, ShapesData
 from .models.detector import Detector, count_parameters
-from .models.features import TASKS
+from .models.features import TASKS, Backbone
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,20 @@ def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000,
         projections folded into the keys.
     """
     with torch.device("meta"):
-        model = build_model(cfg, num_classes).eval()
+        return _parts(build_model(cfg, num_classes), cfg, height, width, rois)
+
+
+def _parts(model: Detector, cfg: Model, height: int, width: int, rois: int) -> list[Part]:
+    model.eval()
+    with torch.device("meta"):
         image = torch.empty(1, 3, height, width)
         cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
     heads = model.roi_heads.heads
     pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
     whole = cls_map.expand(-1, -1, cfg.context.size, cfg.context.size)
 
-    parts = _backbone_parts(model, lambda: model.backbone(image))
-    with torch.no_grad():
-        feature = model.backbone(image)[cfg.rpn.reads]
+    parts, features = _backbone_parts(model.backbone, image)
+    feature = features[cfg.rpn.reads]
     parts.append(Part("RPN", count_parameters(model.rpn), _gmac(lambda: _rpn_layers(model, feature))))
     for task, context in model.roi_heads.context.items():
         parts.append(Part(f"context/{task}", count_parameters(context), _gmac(partial(context, pooled, whole))))
@@ -75,9 +79,9 @@ def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
     """Describes a config's model at its own image size; returns the parts and the strides of the maps by task."""
     classes = len(usual_classes(cfg.data)) + 1
     with torch.device("meta"):
-        specs = build_model(cfg.model, classes).backbone.feature_specs
-    parts = describe(cfg.model, classes, *image_size(cfg), cfg.model.rpn.post_nms_test)
-    return parts, {task: specs[task].stride for task in TASKS}
+        model = build_model(cfg.model, classes)
+    parts = _parts(model, cfg.model, *image_size(cfg), cfg.model.rpn.post_nms_test)
+    return parts, {task: model.backbone.feature_specs[task].stride for task in TASKS}
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
@@ -110,10 +114,10 @@ def as_json(parts: list[Part], strides: dict[str, int]) -> dict[str, object]:
     }
 
 
-def _backbone_parts(model: Detector, run: Callable[[], object]) -> list[Part]:
-    backbone = model.backbone
+def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part], dict[str, torch.Tensor]]:
+    """Describes a backbone, and returns its maps of an image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
+        features = backbone(image)
     counts = {name: sum(of.values()) / 2e9 for name, of in counter.get_flop_counts().items()}
     kind = type(backbone).__name__
     groups = {
@@ -128,7 +132,7 @@ def _backbone_parts(model: Detector, run: Callable[[], object]) -> list[Part]:
         size = sum(count_parameters(chain) for chain in chains if chain is not None)
         if size > 0:
             parts.append(Part(name, size, sum(counts.get(f"{kind}.{member}", 0.0) for member in members)))
-    return parts
+    return parts, features
 
 
 def _rpn_layers(model: Detector, feature: torch.Tensor) -> None:

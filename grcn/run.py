@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 
 from . import build
+from .compat import check_continuation, check_model, check_same_evaluation
 from .config import Config
-from .configfile import difference, dump_config, parse_config
+from .configfile import dump_config, parse_config
 from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.loading import eval_batches, train_batches
@@ -24,8 +24,8 @@ from .engine.log import start_logging, write_environment
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
-from .errors import CheckpointError, ConfigError
-from .models.detector import Detector, count_parameters
+from .errors import ConfigError
+from .models.detector import Detector, count_parameters, to_device
 from .models.features import MEMORY_FORMATS, TASKS
 from .models.weights import load_weights, normalisation_of
 from .report import score
@@ -34,27 +34,6 @@ logger = logging.getLogger("grcn")
 
 Metrics = dict[str, float | None]
 AMP = {"none": None, "bf16": torch.bfloat16}
-# Settings that do not change what is computed, only how fast, how often and where it is written.
-HARMLESS = (
-    "data.root",  # the fingerprint of the annotations decides
-    "data.test",
-    "eval.",
-    "paper",
-    "run.device",
-    "run.threads",
-    "run.workers",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.keep",
-    "train.log_every",
-)
-
-# Settings of the model that a detection does not depend on.
-TRAINING_ONLY = (
-    "model.head.dropout",
-    *(f"model.rpn.{key}" for key in ("batch", "bg_iou", "fg_", "post_nms_train", "pre_nms_train", "smooth", "stradd")),
-    *(f"model.roi.{key}" for key in ("add_gt", "batch", "bg_iou", "fg_", "smooth_l1")),
-)
 
 
 def default_folder(path: str | Path, cfg: Config) -> Path:
@@ -102,7 +81,7 @@ def train(
             state = _state(cfg, folder, resume, resume_from, data.table, allow_changes)
             if state is None:
                 _load_initial(model, cfg, init)
-            model = _to_device(model, device)
+            model = to_device(model, device)
             optimizer = build.build_optimizer(cfg.train, model)
             stop.check()
 
@@ -119,7 +98,7 @@ def train(
                     checkpoint.restore(state, model)
                 return _try_one_step(model, cfg, data.table, test.table, next(batches(0)), device)
             if state is not None and state["step"] == cfg.train.steps:
-                _refuse_other_evaluation(cfg, state, folder)
+                check_same_evaluation(cfg, state, folder)
                 logger.info("%s: finished; its recorded metrics follow", folder)
             elif writes:
                 _write_facts(folder, cfg, model, device)
@@ -162,12 +141,12 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             state = checkpoint.load(weights)
-            _check_model(cfg, state, weights, allow_changes)
+            check_model(cfg, state, weights, allow_changes)
             classes = tuple(state["classes"])
             test = build.build_test_split(cfg.data, classes)
             model = build.build_model(cfg.model, len(classes) + 1)
             checkpoint.restore(state, model)
-            return _evaluate_model(_to_device(model, device), cfg, test, folder, device, stop, devkit=True)
+            return _evaluate_model(to_device(model, device), cfg, test, folder, device, stop, devkit=True)
         if detections is None:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
         test = build.build_test_split(cfg.data, build.class_names(cfg.data))
@@ -217,42 +196,9 @@ def _state(
         raise ConfigError(
             f"{folder}: holds later checkpoints than {path} ({later[0]}); choose another --output-dir or remove them"
         )
-    if tuple(state["classes"]) != table.classes:
-        known = ", ".join(state["classes"])
-        raise CheckpointError(f"{path}: of other classes ({known[:80]}); the data has {', '.join(table.classes)[:80]}")
-    changes = [
-        line for line in difference(parse_config(state["config"], str(path)), cfg) if not line.startswith(HARMLESS)
-    ]
-    if state["data_fingerprint"] != table.fingerprint():
-        changes.append("data: the annotations are not those it was trained on")
-    _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
+    check_continuation(cfg, state, path, table, allow_changes)
     logger.info("resuming from %s", path)
     return state
-
-
-def _refuse_other_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
-    """A finished run has metrics of its own evaluation only."""
-    measured = ("data.test", "eval.limit", "eval.protocols", "eval.voc_iou")
-    changes = [
-        line for line in difference(parse_config(state["config"], str(folder)), cfg) if line.startswith(measured)
-    ]
-    _refuse(changes, f"{folder}: finished, and evaluated otherwise; use tools/eval.py with its checkpoint", False)
-
-
-def _check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
-    """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
-    found = difference(parse_config(state["config"], str(path)), cfg)
-    changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
-    remedy = "use the config.yaml of its run or pass --allow-changes"
-    _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
-
-
-def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
-    """Stops with the message and the changed settings, or, where they are allowed, says what they are."""
-    if changes and not allow_changes:
-        raise ConfigError("\n".join([message, *changes]))
-    for line in changes:
-        logger.warning("going on under a change: %s", line)
 
 
 def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
@@ -274,11 +220,6 @@ def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
             "model.weights: null: the first layers of %s stay as they are, at random values; give weights, or use a "
             "tiny backbone, which trains all of its layers", cfg.model.backbone,
         )  # fmt: skip
-
-
-def _to_device(model: Detector, device: torch.device) -> Detector:
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
 def _record(cfg: Config, table: Table) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):
 
     monkeypatch.setattr(TaskHeads, "hidden", spy)
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    found = benchmark.measure(cfg, torch.device("cpu"), repeats=1)
+    found = benchmark.measure(cfg, torch.device("cpu"), repeats=2)
     assert seen["steps"] == [True, True, True]
     *_, (first, rois), (second, localized) = seen["passes"]
     assert (first, second) == ("cls", "loc") and rois == 100 and localized == found["localized_rois"] > 50

@@ -9,7 +9,8 @@ ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
-    "run": {"report", "build", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "run": {"report", "build", "compat", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
     "benchmark": {"build", "config", "describe", "models"},
     "describe": {"build", "config", "models"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .features import Backbone
@@ -59,6 +60,12 @@ class Detector(nn.Module):
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, original)
+
+
+def to_device(model: Detector, device: torch.device) -> Detector:
+    """Moves a detector to where it is to run, with its weights in the memory format of that device."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,0 +1,78 @@
+"""What may differ between a checkpoint and the config that it is used with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .configfile import difference, parse_config
+from .data.table import Table
+from .errors import CheckpointError, ConfigError
+
+logger = logging.getLogger("grcn")
+
+# Settings that do not change what is computed, only how fast, how often and where it is written.
+HARMLESS = (
+    "data.root",  # the fingerprint of the annotations decides
+    "data.test",
+    "eval.",
+    "paper",
+    "run.device",
+    "run.threads",
+    "run.workers",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
+)
+# Settings of the model that a detection does not depend on.
+TRAINING_ONLY = (
+    "model.head.dropout",
+    *(
+        f"model.rpn.{key}"
+        for key in ("batch", "bg_iou", "fg_", "post_nms_train", "pre_nms_train", "smooth_l1", "straddling")
+    ),
+    *(f"model.roi.{key}" for key in ("add_gt", "batch", "bg_iou", "fg_", "smooth_l1")),
+)
+
+
+def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table: Table, allow_changes: bool) -> None:
+    """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
+    if tuple(state["classes"]) != table.classes:
+        known = ", ".join(state["classes"])
+        raise CheckpointError(f"{path}: of other classes ({known[:80]}); the data has {', '.join(table.classes)[:80]}")
+    changes = [line for line in _changes(state, path, cfg) if not line.startswith(HARMLESS)]
+    if state["data_fingerprint"] != table.fingerprint():
+        changes.append("data: the annotations are not those it was trained on")
+    _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
+
+
+def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
+    """Refuses to report a finished run under another evaluation: it has metrics of its own only."""
+    measured = ("data.test", "eval.limit", "eval.protocols", "eval.voc_iou")
+    changes = [line for line in _changes(state, folder, cfg) if line.startswith(measured)]
+    _refuse(changes, f"{folder}: finished, and evaluated otherwise; use tools/eval.py with its checkpoint", False)
+
+
+def check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
+    """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
+    found = _changes(state, path, cfg)
+    changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
+    remedy = "use the config.yaml of its run or pass --allow-changes"
+    _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
+
+
+def _changes(state: Mapping[str, Any], path: Path, cfg: Config) -> list[str]:
+    """Lists the settings in which a checkpoint and a config differ, as ``key: its -> the config's``."""
+    return difference(parse_config(state["config"], str(path)), cfg)
+
+
+def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
+    """Stops with the message and the changed settings, or, where they are allowed, says what they are."""
+    if changes and not allow_changes:
+        raise ConfigError("\n".join([message, *changes]))
+    for line in changes:
+        logger.warning("going on under a change: %s", line)
