@@ -1,29 +1,50 @@
-"""G-RCN: two-stage detectors whose classification and localization read different feature maps (arXiv 2012.03677)."""
+"""G-RCN: two-stage detectors whose classification and localization read different feature maps (arXiv 2012.03677).
 
-from .build import build_model
-from .configfile import load_config
-from .models.context import ContextAttention
-from .models.detector import Detector
-from .models.features import FeatureSpec
-from .models.resnet import RESNET_UNITS, SplitResNet
-from .models.roi_heads import RoIHeads
-from .models.rpn import RegionProposalNetwork
-from .models.vgg import VGG16_BLOCKS, SplitVGG
-from .models.weights import load_weights
+Public names are imported when they are first used: torch takes seconds, and a mistake in a config is told before.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .build import build_model as build_model
+    from .configfile import load_config as load_config
+    from .models.context import ContextAttention as ContextAttention
+    from .models.detector import Detector as Detector
+    from .models.features import FeatureSpec as FeatureSpec
+    from .models.resnet import RESNET_UNITS as RESNET_UNITS
+    from .models.resnet import SplitResNet as SplitResNet
+    from .models.roi_heads import RoIHeads as RoIHeads
+    from .models.rpn import RegionProposalNetwork as RegionProposalNetwork
+    from .models.vgg import VGG16_BLOCKS as VGG16_BLOCKS
+    from .models.vgg import SplitVGG as SplitVGG
+    from .models.weights import load_weights as load_weights
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "RESNET_UNITS",
-    "VGG16_BLOCKS",
-    "ContextAttention",
-    "Detector",
-    "FeatureSpec",
-    "RegionProposalNetwork",
-    "RoIHeads",
-    "SplitResNet",
-    "SplitVGG",
-    "build_model",
-    "load_config",
-    "load_weights",
-]
+_MODULES = {
+    "RESNET_UNITS": "models.resnet",
+    "VGG16_BLOCKS": "models.vgg",
+    "ContextAttention": "models.context",
+    "Detector": "models.detector",
+    "FeatureSpec": "models.features",
+    "RegionProposalNetwork": "models.rpn",
+    "RoIHeads": "models.roi_heads",
+    "SplitResNet": "models.resnet",
+    "SplitVGG": "models.vgg",
+    "build_model": "build",
+    "load_config": "configfile",
+    "load_weights": "models.weights",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -69,7 +69,7 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         "step_ms": statistics.median(steps),
         "infer_ms": statistics.median(infers),
         "localized_rois": localized,
-        "peak_mb": _peak_mb(device),
+        "peak_mb": peak_mb(device),
         "losses": first,
         "steps_ms": steps,
         "infers_ms": infers,
@@ -127,7 +127,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_mb(device: torch.device) -> float:
+def peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes

@@ -22,6 +22,7 @@ HARMLESS = (
     "paper",
     "run.device",
     "run.threads",
+    "run.timeout",
     "run.workers",
     "train.checkpoint_every",
     "train.eval_every",

@@ -410,6 +410,9 @@ class Run(Section):
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
     workers: CountOrZero = 2
     """Processes per rank that read images; 0 reads in the main process. [O]"""
+    timeout: Positive = 1800.0
+    """Seconds to wait for another process, one that trains too or one that reads images, before giving up. It must
+    cover scoring the whole test set. [O]"""
     threads: Count | None = None
     """CPU threads of torch per process; null leaves torch's choice. [O]"""
 

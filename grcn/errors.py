@@ -10,26 +10,33 @@ Every tool ends with one of these codes::
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-import torch
-
+PREFIX = "grcn: error: "
+LONGEST_LINE = 300
 PREEMPTED = 75
 INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """A mistake or fault that the user can act on. The message is one line: where, what (got X); remedy."""
+    """A mistake or fault that the user can act on. The message is one line: where, what (got X); remedy.
+
+    Attributes:
+        shared: all processes of a run meet this error, so the first one of each machine tells it for all.
+    """
 
     exit_code = 1
+    shared = False
 
 
 class ConfigError(UserError):
     """The config file, an override or a command-line argument is wrong. May hold several lines, one per problem."""
 
     exit_code = 2
+    shared = True
 
 
 class DataError(UserError):
@@ -54,12 +61,24 @@ class NonFiniteError(UserError):
     """A loss or a gradient is NaN or infinite. The weights are those of the last finite step."""
 
     exit_code = 6
+    shared = True
 
 
 # The operating system's faults that no code of ours can mend, whatever file they strike.
 _ENVIRONMENT_ERRNOS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.EFBIG),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+_OTHER_PATH = "free space, fix access or choose another path"
+_REMEDIES = {errno.EMFILE: "raise the limit with ulimit -n, or lower run.workers"}
+
+_SMALLER = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
+# How torch words the machine's faults, which it raises as plain RuntimeErrors, and what is to be told.
+_RUNTIME_FAULTS = {
+    "out of memory": ("out of memory", _SMALLER),
+    "DefaultCPUAllocator": ("out of memory", _SMALLER),
+    "DataLoader worker": ("a process that reads images died, most often for want of memory", "lower run.workers"),
+    "DataLoader timed out": ("no image came from a reading process", "check the disk, or raise run.timeout"),
 }
 
 
@@ -74,21 +93,42 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
     except UserError as error:
         code = error.exit_code
-        for line in str(error).splitlines():
-            print(f"grcn: error: {line}", file=sys.stderr)
+        _tell(error, *(str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]))
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:
             raise
         code = EnvironmentFault.exit_code
-        remedy = "free space, fix access or choose another path"
-        print(f"grcn: error: {error.filename or 'system'}: {error.strerror}; {remedy}", file=sys.stderr)
-    except RuntimeError as error:  # torch.OutOfMemoryError, or its plain parent from the allocator of the CPU
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        _tell(error, f"{error.filename or 'system'}: {error.strerror}; {_REMEDIES.get(error.errno, _OTHER_PATH)}")
+    except MemoryError as error:
+        code = EnvironmentFault.exit_code
+        _tell(error, f"out of memory; {_SMALLER}")
+    except RuntimeError as error:
+        known = [told for text, told in _RUNTIME_FAULTS.items() if text in str(error)]
+        if not known:
             raise
         code = EnvironmentFault.exit_code
-        remedy = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
-        print(f"grcn: error: out of memory ({str(error)[:100]}); {remedy}", file=sys.stderr)
-    except KeyboardInterrupt:
+        what, remedy = known[0]
+        _tell(error, f"{what} ({' '.join(str(error).split())[:100]}); {remedy}")
+    except KeyboardInterrupt as error:
         code = INTERRUPTED
-        print("grcn: error: interrupted", file=sys.stderr)
+        _tell(error, "interrupted; run it again")
     sys.exit(code)
+
+
+def one_line(text: str, limit: int = LONGEST_LINE - len(PREFIX)) -> str:
+    """Makes a message fit for a terminal, whatever names and values of the user's it quotes.
+
+    What cannot be printed is escaped. A text that is too long loses its middle: it begins with the place and ends with
+    the remedy.
+    """
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 1]}…{text[-end:]}"
+
+
+def _tell(error: BaseException, *lines: str) -> None:
+    if not getattr(error, "shared", False) or os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in lines:
+            print(PREFIX + one_line(line), file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from .data import voc as voc_files
 from .data.loading import eval_batches, train_batches
 from .data.table import Table
 from .draw import contact_sheet
+from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
-from .engine.evaluate import detect, move_images, move_targets
+from .engine.evaluate import detect
 from .engine.log import start_logging, write_environment
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
@@ -51,6 +52,7 @@ def train(
     init: Path | None = None,
     allow_changes: bool = False,
     dry_run: bool = False,
+    stop: StopSignals | None = None,
 ) -> Metrics:
     """Trains a detector, evaluates it and returns its last metrics.
 
@@ -62,62 +64,62 @@ def train(
         resume_from: continue from this checkpoint.
         init: start from the weights of this checkpoint, at step 0, instead of ``model.weights``.
         allow_changes: resume although settings that change the result differ from those of the checkpoint.
-        dry_run: do one step on the first batch, describe it, and write nothing.
+        dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
+        stop: signals to obey.
 
     Raises:
         UserError: whatever is wrong with config, data, checkpoint or machine.
         Stopped: a signal came; the checkpoint is saved.
     """
-    with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
+    with ExitStack() as held:
+        device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
         _prepare(cfg)
-        writes = distributed.is_main() and not dry_run
         if not dry_run:
-            distributed.on_main(lambda: _check_folder(folder, resume or resume_from is not None))
-        data = build.build_train_split(cfg.data)
-        test = build.build_test_split(cfg.data, data.table.classes)
-        with checkpoint.run_lock(folder) if writes else nullcontext():
-            model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
-            state = _state(cfg, folder, resume, resume_from, data.table, allow_changes)
-            if state is None:
-                _load_initial(model, cfg, init)
-            model = to_device(model, device)
-            optimizer = build.build_optimizer(cfg.train, model)
-            stop.check()
+            distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
+        found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
+        data, test, model = distributed.together(lambda: _read(cfg, found, allow_changes))
+        distributed.check_same({"settings": dump_config(cfg), "annotations": data.table.fingerprint()})
+        state = None if found is None else found[1]
+        if state is None:
+            _load_initial(model, cfg, init)
+        model = to_device(model, device)
+        optimizer = build.build_optimizer(cfg.train, model)
+        distributed.obey(stop)
 
-            def batches(start: int) -> Any:
-                return train_batches(
-                    data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
-                    start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(),
-                    world=distributed.world_size(), workers=0 if dry_run else cfg.run.workers, flip=cfg.data.flip,
-                    drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda",
-                )  # fmt: skip
-
-            if dry_run:
-                if state is not None:
-                    checkpoint.restore(state, model)
-                return _try_one_step(model, cfg, data.table, test.table, next(batches(0)), device)
-            if state is not None and state["step"] == cfg.train.steps:
-                check_same_evaluation(cfg, state, folder)
-                logger.info("%s: finished; its recorded metrics follow", folder)
-            elif writes:
-                _write_facts(folder, cfg, model, device)
-
-            def evaluate_now(step: int) -> Metrics:
-                return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
-
-            return train_loop(
-                model, batches(0 if state is None else state["step"]), optimizer, steps=cfg.train.steps,
-                lr_at=lambda step: learning_rate(
-                    step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
-                    milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
-                    warmup_factor=cfg.train.warmup_factor,
-                ),
-                device=device, folder=folder, state=state, record=_record(cfg, data.table), seed=cfg.run.seed,
-                accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
-                log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
-                evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
+        def batches(start: int) -> Any:
+            return train_batches(
+                data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
+                start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(),
+                world=distributed.world_size(), workers=0 if dry_run else cfg.run.workers, flip=cfg.data.flip,
+                drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda", timeout=cfg.run.timeout,
             )  # fmt: skip
+
+        if dry_run:
+            if state is not None:
+                checkpoint.restore(state, model)
+            return try_steps(model, optimizer, cfg, data.table, test.table, next(batches(0)), device)
+        if state is not None and state["step"] == cfg.train.steps:
+            check_same_evaluation(cfg, state, folder)
+            logger.info("%s: finished; its recorded metrics follow", folder)
+        elif distributed.is_main():
+            _write_facts(folder, cfg, model, device)
+
+        def evaluate_now(step: int) -> Metrics:
+            return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
+
+        return train_loop(
+            model, batches(0 if state is None else state["step"]), optimizer, steps=cfg.train.steps,
+            lr_at=lambda step: learning_rate(
+                step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
+                milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
+                warmup_factor=cfg.train.warmup_factor,
+            ),
+            device=device, folder=folder, state=state, record=_record(cfg, data.table), seed=cfg.run.seed,
+            accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
+            log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
+            evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
+        )  # fmt: skip
 
 
 def evaluate(
@@ -127,6 +129,7 @@ def evaluate(
     weights: Path | None = None,
     detections: Path | None = None,
     allow_changes: bool = False,
+    stop: StopSignals | None = None,
 ) -> Metrics:
     """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
 
@@ -134,27 +137,38 @@ def evaluate(
         weights: a checkpoint.
         allow_changes: evaluate although settings of the model differ from those that it was trained with.
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
+        stop: signals to obey.
     """
-    with StopSignals() as stop, distributed.process_group(cfg.run.device) as device:
+    with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         start_logging()
         _prepare(cfg)
-        folder.mkdir(parents=True, exist_ok=True)
+        distributed.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         if weights is not None:
-            state = checkpoint.load(weights)
-            check_model(cfg, state, weights, allow_changes)
-            classes = tuple(state["classes"])
-            test = build.build_test_split(cfg.data, classes)
-            model = build.build_model(cfg.model, len(classes) + 1)
-            checkpoint.restore(state, model)
+            test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
+            distributed.obey(stop)
             return _evaluate_model(to_device(model, device), cfg, test, folder, device, stop, devkit=True)
         if detections is None:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        test = build.build_test_split(cfg.data, build.class_names(cfg.data))
-        read = voc_files.read_detections if detections.is_dir() else coco_files.read_detections
-        found, table = read(detections, test.table), _limited(cfg, test.table)
-        known = found["rows"] < len(table)
-        found = {key: values[known] for key, values in found.items()}
-        return score(cfg, table, test, found, folder, devkit=True)
+        return distributed.on_main(lambda: _score_file(cfg, detections, folder))
+
+
+def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
+    state = checkpoint.load(weights)
+    check_model(cfg, state, weights, allow_changes)
+    classes = tuple(state["classes"])
+    test = build.build_test_split(cfg.data, classes)
+    model = build.build_model(cfg.model, len(classes) + 1)
+    checkpoint.restore(state, model)
+    return test, model
+
+
+def _score_file(cfg: Config, detections: Path, folder: Path) -> Metrics:
+    test = build.build_test_split(cfg.data, build.class_names(cfg.data))
+    read = voc_files.read_detections if detections.is_dir() else coco_files.read_detections
+    found, table = read(detections, test.table), _limited(cfg, test.table)
+    known = found["rows"] < len(table)
+    found = {key: values[known] for key, values in found.items()}
+    return score(cfg, table, test, found, folder, devkit=True)
 
 
 def _limited(cfg: Config, table: Table) -> Table:
@@ -166,60 +180,76 @@ def _prepare(cfg: Config) -> None:
         torch.set_num_threads(cfg.run.threads)
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuses a folder that holds another run, unless that is to be continued."""
+def _claim(folder: Path, resume: bool, held: ExitStack) -> None:
+    """Locks the run's folder for as long as ``held`` is open; one that holds another run is refused.
+
+    A folder on a full or read-only disk is found out here, before data are read.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; choose another --output-dir")
-    found = sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
+    held.enter_context(checkpoint.run_lock(folder))
+    found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
     if found and not resume:
         raise ConfigError(
             f"{folder}: not empty (got {', '.join(found[:3])}); continue with --resume, or choose another --output-dir"
         )
 
 
-def _state(
-    cfg: Config, folder: Path, resume: bool, resume_from: Path | None, table: Table, allow_changes: bool
-) -> dict[str, Any] | None:
-    """Returns the checkpoint to continue from, after making sure that it belongs to this config and data; or None."""
-    found = None
-    if resume_from is not None:
-        found = resume_from, checkpoint.load(resume_from)
-    elif resume:
-        found = distributed.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
-        if found is None:
+def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the checkpoint to continue from, or None to begin at step 0."""
+    if resume_from is None:
+        found = checkpoint.newest(folder / "checkpoints") if resume else None
+        if resume and found is None:
             logger.info("%s: no checkpoint yet; starting at step 0", folder)
-    if found is None:
-        return None
-    path, state = found
+        return found
+    state = checkpoint.load(resume_from)
     later = [other.name for other in folder.glob("checkpoints/step_*.pt") if int(other.name[5:13]) > state["step"]]
-    if resume_from is not None and later:
+    if later:
         raise ConfigError(
-            f"{folder}: holds later checkpoints than {path} ({later[0]}); choose another --output-dir or remove them"
+            f"{folder}: holds later checkpoints than {resume_from} ({later[0]}); choose another --output-dir or remove "
+            "them"
         )
-    check_continuation(cfg, state, path, table, allow_changes)
-    logger.info("resuming from %s", path)
-    return state
+    return resume_from, state
+
+
+def _read(
+    cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes: bool
+) -> tuple[build.Split, build.Split, Detector]:
+    """Reads both splits and builds the model, after making sure that the checkpoint belongs to config and data."""
+    data = build.build_train_split(cfg.data)
+    test = build.build_test_split(cfg.data, data.table.classes)
+    if found is not None:
+        path, state = found
+        check_continuation(cfg, state, path, data.table, allow_changes)
+        logger.info("resuming from %s", path)
+    return data, test, build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
 
 
 def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
+    """Gives the model the weights to start from. One process at a time meets the network; the others find the file."""
+    told = distributed.on_main(lambda: _load_weights(model, cfg, init))
+    if not distributed.is_main():
+        _load_weights(model, cfg, init)
+    logger.log(*told)
+
+
+def _load_weights(model: Detector, cfg: Config, init: Path | None) -> tuple[int, str]:
+    """Loads the initial weights; returns what to log about it, and how urgent that is."""
     if init is not None:
         state = checkpoint.load(init)
         theirs = parse_config(state["config"], str(init)).model.weights
         if normalisation_of(theirs) != normalisation_of(cfg.model.weights):
             raise ConfigError(f"{init}: its images are normalised for weights {theirs}; set model.weights={theirs}")
         checkpoint.restore(state, model)
-        logger.info("initial weights from %s", init)
-    elif cfg.model.weights is not None:
-        # One process at a time meets the network; the others find the file.
-        report = distributed.on_main(lambda: load_weights(model, cfg.model.weights or ""))
-        if not distributed.is_main():
-            load_weights(model, cfg.model.weights)
-        logger.info("%s", report)
-    elif any(True for _ in model.backbone.frozen.parameters()):
-        logger.warning(
-            "model.weights: null: the first layers of %s stay as they are, at random values; give weights, or use a "
-            "tiny backbone, which trains all of its layers", cfg.model.backbone,
-        )  # fmt: skip
+        return logging.INFO, f"initial weights from {init}"
+    if cfg.model.weights is not None:
+        return logging.INFO, str(load_weights(model, cfg.model.weights))
+    if any(True for _ in model.backbone.frozen.parameters()):
+        return logging.WARNING, (
+            f"model.weights: null: the first layers of {cfg.model.backbone} stay as they are, at random values; give "
+            "weights, or use a tiny backbone, which trains all of its layers"
+        )
+    return logging.DEBUG, "initial weights are random"
 
 
 def _record(cfg: Config, table: Table) -> dict[str, Any]:
@@ -239,36 +269,22 @@ def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.devic
     )  # fmt: skip
 
 
-def _try_one_step(
-    model: Detector, cfg: Config, train_table: Table, test_table: Table, batch: Any, device: torch.device
-) -> Metrics:
-    """Runs forward and backward on one batch and says what the run would be."""
-    images, targets = batch
-    with torch.autocast(device.type, AMP[cfg.run.amp], enabled=cfg.run.amp != "none"):
-        losses = model.train()(move_images(images, device), move_targets(targets, device))
-    torch.stack(list(losses.values())).sum().backward()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
-    logger.info("tests on %d images of %s", len(test_table), test_table.name)
-    logger.info("classes: %s", ", ".join(test_table.classes))
-    return {name: value.item() for name, value in losses.items()}
-
-
 def _evaluate_model(
     model: Detector,
     cfg: Config,
     test: build.Split,
     folder: Path,
     device: torch.device,
-    stop: StopSignals,
+    stop: StopSignals | None,
     devkit: bool = False,
 ) -> Metrics:
     """Detects in all test images, in all processes, and scores the result in the first."""
     table = _limited(cfg, test.table)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
-        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda"
-    )
+        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
+        timeout=cfg.run.timeout,
+    )  # fmt: skip
     share = len(range(rank, len(table), world))
     found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
     return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit))

@@ -9,7 +9,11 @@ ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
-    "run": {"report", "build", "compat", "config", "configfile", "data", "draw", "engine", "evaluation", "models"},
+    "run": {
+        *("report", "build", "compat", "config", "configfile", "data", "draw", "dryrun", "engine", "evaluation"),
+        "models",
+    },
+    "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
     "benchmark": {"build", "config", "describe", "models"},

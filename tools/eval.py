@@ -7,9 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from grcn import errors, run
+from grcn import errors
 from grcn.configfile import load_config
-from grcn.engine.distributed import is_main
+from grcn.engine.signals import StopSignals
 
 
 def main() -> None:
@@ -26,13 +26,18 @@ def main() -> None:
     cfg = load_config(args.config, args.overrides)
     given = args.checkpoint or args.detections
     beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
-    metrics = run.evaluate(
-        cfg,
-        args.output_dir or beside / f"{given.stem}-eval",
-        weights=args.checkpoint,
-        detections=args.detections,
-        allow_changes=args.allow_changes,
-    )
+    with StopSignals() as stop:
+        from grcn import run  # imports torch, for seconds
+        from grcn.engine.distributed import is_main
+
+        metrics = run.evaluate(
+            cfg,
+            args.output_dir or beside / f"{given.stem}-eval",
+            weights=args.checkpoint,
+            detections=args.detections,
+            allow_changes=args.allow_changes,
+            stop=stop,
+        )
     if is_main():
         print(json.dumps(metrics))
 

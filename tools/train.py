@@ -7,9 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from grcn import errors, run
+from grcn import errors
 from grcn.configfile import load_config, print_config
-from grcn.engine.distributed import is_main
+from grcn.engine.signals import StopSignals
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     start.add_argument("--resume-from", type=Path, metavar="FILE", help="continue from this checkpoint")
     start.add_argument("--init", type=Path, metavar="FILE", help="start at step 0 with the weights of this checkpoint")
     parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
-    parser.add_argument("--dry-run", action="store_true", help="do one step on the first batch and write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="do a step on the first and on the largest batch, and write nothing"
+    )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
@@ -30,15 +32,20 @@ def main() -> None:
         print(print_config(args.config, args.overrides), end="")
         return
     cfg = load_config(args.config, args.overrides)
-    metrics = run.train(
-        cfg,
-        args.output_dir or run.default_folder(args.config, cfg),
-        resume=args.resume,
-        resume_from=args.resume_from,
-        init=args.init,
-        allow_changes=args.allow_changes,
-        dry_run=args.dry_run,
-    )
+    with StopSignals() as stop:
+        from grcn import run  # imports torch, for seconds
+        from grcn.engine.distributed import is_main
+
+        metrics = run.train(
+            cfg,
+            args.output_dir or run.default_folder(args.config, cfg),
+            resume=args.resume,
+            resume_from=args.resume_from,
+            init=args.init,
+            allow_changes=args.allow_changes,
+            dry_run=args.dry_run,
+            stop=stop,
+        )
     if is_main():
         print(json.dumps(metrics))
 

@@ -44,6 +44,7 @@ def train_batches(
     flip: float = 0.5,
     drop_empty: bool = True,
     pin_memory: bool = False,
+    timeout: float = 0.0,
 ) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
     """Yields the micro-batches of one process, ``accumulate`` of them for every step.
 
@@ -69,6 +70,7 @@ def train_batches(
         flip: probability that an image is mirrored.
         drop_empty: leave out images that have no object to train on.
         pin_memory: put images into page-locked memory, from where a GPU fetches them faster.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
 
     Raises:
         ConfigError: the micro-batches do not divide ``batch``.
@@ -101,7 +103,7 @@ def train_batches(
                 yield samples[first : first + share]
 
     read = partial(_read_sample, table, read_image)
-    return (_collate(pairs) for pairs in _load(read, micro_batches(), workers, pin_memory))
+    return (_collate(pairs) for pairs in _load(read, micro_batches(), workers, pin_memory, timeout))
 
 
 def eval_batches(
@@ -112,6 +114,7 @@ def eval_batches(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    timeout: float = 0.0,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Yields every image once over all processes, one at a time: its row and uint8 [3, H, W].
 
@@ -119,12 +122,13 @@ def eval_batches(
         read_image: row -> uint8 [3, H, W]; runs in the workers.
         workers: processes that read images; 0 reads in this one.
         pin_memory: put images into page-locked memory.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
 
     Raises:
         DataError: whatever ``read_image`` raises.
     """
     rows = range(rank, len(table), world)
-    images = _load(read_image, ([row] for row in rows), workers, pin_memory)
+    images = _load(read_image, ([row] for row in rows), workers, pin_memory, timeout)
     for row, batch in zip(rows, images, strict=True):
         yield [row], batch
 
@@ -203,7 +207,7 @@ class _Reader(Dataset):
 
 
 def _load(
-    read: Callable[[Any], Any], batches: Iterator[list[Any]], workers: int, pin_memory: bool
+    read: Callable[[Any], Any], batches: Iterator[list[Any]], workers: int, pin_memory: bool, timeout: float
 ) -> Iterator[list[Any]]:
     """Applies ``read`` to the items of each batch, ahead of time in worker processes."""
     loader = DataLoader(
@@ -213,6 +217,7 @@ def _load(
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
+        timeout=timeout if workers else 0.0,
         worker_init_fn=_start_worker,
         # Workers that are forked share the pages of the table.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,

@@ -6,6 +6,7 @@ never waits for a GPU.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import EnvironmentFault, UserError
+from .signals import Stopped, StopSignals
+
+logger = logging.getLogger("grcn")
 
 T = TypeVar("T")
 
@@ -33,7 +37,8 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
             longest time that one process works alone: scoring the detections of the whole test set.
 
     Raises:
-        EnvironmentFault: the device is missing, or torchrun's variables contradict each other.
+        EnvironmentFault: the device is missing, or torchrun's variables contradict each other; from
+            within, another process has ended or does not answer.
     """
     rank, world, local_rank = (_variable(name, default) for name, default in _TORCHRUN)
     if not 0 <= rank < world:
@@ -59,6 +64,13 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
     except SystemExit:  # all have agreed to stop; after another error some may never answer
         dist.destroy_process_group()
         raise
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise EnvironmentFault(
+            f"process {rank} of {world}: another process has ended, or kept silent for {timeout:g} s; see what it "
+            "told, or raise run.timeout"
+        ) from error
     dist.destroy_process_group()
 
 
@@ -143,6 +155,42 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def obey(stop: StopSignals | None) -> None:
+    """Raises :class:`Stopped` in all processes after a signal to one: where nothing needs saving."""
+    if code := maximum(0 if stop is None else stop.code):
+        logger.info("stopped by a signal; run it again")
+        raise Stopped(code)
+
+
+def together(function: Callable[[], T]) -> T:
+    """Calls a function in each process; if it fails in some, the error of the first of these comes to all.
+
+    For what each process does before they begin to work together: none waits for one that has given
+    up, and one message is shown. The function must not wait for other processes itself.
+    """
+    if world_size() == 1:
+        return function()
+    result, own = _attempt(function)
+    for error in gather(own):
+        if error is not None:
+            raise _shared(error)
+    return result
+
+
+def check_same(facts: dict[str, str]) -> None:
+    """Makes sure that all processes work on the same, as told by these facts, with the same torch.
+
+    Raises:
+        EnvironmentFault: a process differs from the first.
+    """
+    everyone = gather({**facts, "version of torch": str(torch.__version__)})
+    for number, other in enumerate(everyone):
+        differing = [name for name, fact in other.items() if fact != everyone[0][name]]
+        if differing:
+            what = ", ".join(differing)
+            raise _shared(EnvironmentFault(f"process {number} differs from process 0 in {what}; give all the same"))
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Calls a function in the main process; its result, or its error, comes to all processes.
 
@@ -151,13 +199,22 @@ def on_main(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    outcome: list[Any] = [None, None]  # result, error
-    if is_main():
-        try:
-            outcome[0] = function()
-        except (UserError, OSError) as error:
-            outcome[1] = error
+    outcome: list[Any] = list(_attempt(function)) if is_main() else [None, None]
     dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    result, error = outcome
+    if error is not None:
+        raise _shared(error)
+    return result
+
+
+def _attempt(function: Callable[[], Any]) -> tuple[Any, UserError | OSError | None]:
+    try:
+        return function(), None
+    except (UserError, OSError) as error:
+        return None, error
+
+
+def _shared(error: Exception) -> Exception:
+    """Marks an error that comes to all processes, of which one is to tell it."""
+    error.shared = True  # type: ignore[attr-defined]
+    return error

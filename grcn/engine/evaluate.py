@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,7 @@ from tqdm import tqdm
 from ..errors import NonFiniteError
 from . import distributed
 from .log import bar_seconds
-from .signals import Stopped, StopSignals
-
-logger = logging.getLogger("grcn")
+from .signals import StopSignals
 
 
 def detect(
@@ -62,10 +59,7 @@ def detect(
             rows += batch_rows
             if stop is not None and stop.code:
                 break
-    if code := distributed.maximum(0 if stop is None else stop.code):
-        logger.info("stopped by a signal; the evaluation is given up")
-        raise Stopped(code)
-
+    distributed.obey(stop)
     shares = distributed.gather(_pack(rows, outputs))
     packed = {key: np.concatenate([share[key] for share in shares]) for key in shares[0]}
     if not (np.isfinite(packed["boxes"]).all() and np.isfinite(packed["scores"]).all()):

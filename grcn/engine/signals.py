@@ -50,11 +50,6 @@ class StopSignals:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 
-    def check(self) -> None:
-        """Raises :class:`Stopped` after a signal: for places where nothing needs saving."""
-        if self.code:
-            raise Stopped(self.code)
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from .. import rng
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NonFiniteError
 from . import checkpoint, distributed
 from .evaluate import move_images, move_targets
 from .log import MetricsLog, RecentLosses, bar_seconds, logger
@@ -89,7 +89,7 @@ def train(
     if state is not None:
         if start > steps:
             raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
-        checkpoint.restore(state, model, optimizer)
+        distributed.together(lambda: checkpoint.restore(state, model, optimizer))
     metrics = MetricsLog(folder / "metrics.jsonl", start)
     groups = optimizer.param_groups
     weights = [weight for group in groups for weight in group["params"] if weight.requires_grad]
@@ -98,6 +98,8 @@ def train(
 
     def save(step: int) -> None:
         losses.fetch(step)
+        if not bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all()):
+            raise NonFiniteError(f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume")
         metrics.sync()
         contents = {
             "format": checkpoint.FORMAT,

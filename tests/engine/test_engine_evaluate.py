@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from toy_run import IMAGES, ToyDetector, evaluation_batches, tiny_faster_rcnn
 
+from grcn.engine import distributed
 from grcn.engine.evaluate import detect
 from grcn.engine.signals import Stopped, StopSignals
 from grcn.errors import INTERRUPTED, NonFiniteError
@@ -79,10 +80,10 @@ def test_stops_between_images() -> None:
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopSignals() as stop, pytest.raises(Stopped) as caught:
-        stop.check()
+        distributed.obey(stop)
         detect(ToyDetector(), interrupted(), CPU, stop=stop, progress=False)
     assert caught.value.code == INTERRUPTED
     assert read == 2
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(Stopped):
-        stop.check()
+        distributed.obey(stop)

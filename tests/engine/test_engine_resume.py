@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -54,19 +53,6 @@ def test_program_killed_stopped_and_continued(tmp_path: Path, straight: dict[str
     )
 
     assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
-    assert results(tmp_path) == straight
-
-
-def test_killed_at_random_moments(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    moments = random.Random(0)
-    kills = 0
-    for _ in range(8):
-        processes = launch({**RUN, "folder": str(tmp_path), "pause": 0.01})
-        time.sleep(moments.uniform(0.1, 0.5))
-        processes[0].kill()
-        kills += finish(processes) == [-signal.SIGKILL]
-    assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
-    assert kills >= 2
     assert results(tmp_path) == straight
 
 

@@ -1,0 +1,83 @@
+"""What a run would be, found out before it costs anything: its first step, and the largest that it may meet."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .benchmark import peak_mb
+from .config import Config
+from .data.table import Table
+from .engine.evaluate import move_images, move_targets
+from .models.detector import Detector
+
+logger = logging.getLogger("grcn")
+
+
+def dry_run(
+    model: Detector,
+    optimizer: torch.optim.Optimizer,
+    cfg: Config,
+    train_table: Table,
+    test_table: Table,
+    first: tuple[list[Tensor], list[dict[str, Any]]],
+    device: torch.device,
+) -> dict[str, float | None]:
+    """Does a step on the first batch and one on the largest that the data allow; writes nothing.
+
+    Returns:
+        the losses of the first batch.
+    """
+    losses = _step(model, optimizer, cfg, *first, device)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
+    logger.info("tests on %d images of %s", len(test_table), test_table.name)
+    logger.info("classes: %s", ", ".join(test_table.classes))
+
+    images, targets = _largest(model, train_table, cfg.train.batch, len(first[0]))
+    _step(model, optimizer, cfg, images, targets, device)
+    batch = model.transform(images, targets)[0]
+    logger.info(
+        "largest batch of a process: %d x %d x %d pixels, %d objects in each image; peak memory %.0f MB",
+        len(images), *batch.tensors.shape[-2:], len(targets[0]["boxes"]), peak_mb(device),
+    )  # fmt: skip
+    return losses
+
+
+def _largest(model: Detector, table: Table, step_images: int, images: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Makes blank images as large, and with as many objects, as any of the table's can be after resizing."""
+    originals = [(height, width) for height, width in np.unique(table.sizes, axis=0).tolist()]
+    resized = [model.transform.resized(size) for size in originals]
+    area = max(range(len(originals)), key=lambda i: resized[i][0] * resized[i][1])
+    extremes = [max(range(len(originals)), key=lambda i: resized[i][side]) for side in (0, 1)]
+    # A batch is padded to its tallest and its widest image, which may be two.
+    size, together = originals[area], [originals[i] for i in extremes] if step_images > 1 else []
+    crowded = int(np.diff(table.offsets).argmax())
+    objects = table.objects(crowded)
+    scale = np.tile(np.array(size[::-1]) / table.sizes[crowded, ::-1], 2)
+    target = {
+        "boxes": torch.from_numpy(table.boxes[objects] * scale).float(),
+        "labels": torch.from_numpy(table.labels[objects]).long(),
+        "batch_sizes": together,
+    }
+    return [torch.zeros(3, *size, dtype=torch.uint8)] * images, [target] * images
+
+
+def _step(
+    model: Detector,
+    optimizer: torch.optim.Optimizer,
+    cfg: Config,
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    device: torch.device,
+) -> dict[str, float | None]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16"):
+        losses = model.train()(move_images(images, device), move_targets(targets, device))
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {name: value.item() for name, value in losses.items()}

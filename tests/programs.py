@@ -1,0 +1,103 @@
+"""The tools in processes of their own, each forked from a server that has imported torch: a start takes 50 ms."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["grcn.run", "torchvision.ops", "torchvision.models.detection", "torch.distributed", "tqdm", "hotcoco"]
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended; ``code`` is negative after a signal."""
+
+    command: str
+    code: int
+    stdout: str
+    stderr: str
+
+
+def start(
+    tool: str,
+    *args: object,
+    folder: Path,
+    patch: Callable[[], None] | None = None,
+    variables: dict[str, str] | None = None,
+    name: str = "program",
+) -> Any:
+    """Starts ``tools/train.py`` or another in ``folder``, where ``<name>.out`` and ``<name>.err`` get what it writes.
+
+    Args:
+        patch: of an importable module; called before the tool, to put something out of order.
+        variables: of the environment.
+    """
+    process = CONTEXT.Process(target=_become, args=(tool, [str(arg) for arg in args], folder, patch, variables, name))
+    process.start()
+    return process
+
+
+def call(tool: str, *args: object, folder: Path, timeout: float = 60.0, **options: Any) -> Outcome:
+    """Runs a tool to its end; see :func:`start`. One that does not end in time is killed."""
+    process = start(tool, *args, folder=folder, **options)
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return outcome(tool, args, process, folder, options.get("name", "program"))
+
+
+def outcome(tool: str, args: Sequence[object], process: Any, folder: Path, name: str = "program") -> Outcome:
+    """Reads what a program that has ended left."""
+    written = [folder / f"{name}.{kind}" for kind in ("out", "err")]
+    texts = [path.read_text(errors="replace") if path.exists() else "" for path in written]
+    return Outcome(shlex.join([tool, *map(str, args)]), process.exitcode, *texts)
+
+
+def assert_contract(result: Outcome, code: int, *named: str) -> None:
+    """Asserts what every failure owes the user: its exit code, one clear line with a remedy, and nothing else.
+
+    Only a config may have several lines, one per problem.
+    """
+    told = f"{result.command}\nexit {result.code}, expected {code}\n{result.stdout}{result.stderr}"
+    assert result.code == code, told
+    lines = [line for line in result.stderr.splitlines() if line.startswith("grcn: error: ")]
+    assert len(lines) == 1 or (code == 2 and lines), told
+    for line in lines:
+        assert len(line) <= 300 and line.isprintable(), told
+    assert any("; " in line for line in lines), f"no remedy\n{told}"
+    for text in named:
+        assert any(text in line for line in lines), f"does not name {text!r}\n{told}"
+    assert "Traceback" not in result.stderr and not result.stdout, told
+
+
+def _become(
+    tool: str,
+    args: list[str],
+    folder: Path,
+    patch: Callable[[], None] | None,
+    variables: dict[str, str] | None,
+    name: str,
+) -> None:
+    for number, kind in ((1, "out"), (2, "err")):
+        descriptor = os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    os.environ.update(variables or {})
+    os.chdir(folder)
+    if patch is not None:
+        patch()
+    sys.argv = [tool, *args]
+    runpy.run_path(str(ROOT / tool), run_name="__main__")
