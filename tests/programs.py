@@ -9,6 +9,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["grcn.run", "torchvision.ops", "torchvision.models.detection", "torch.distributed", "tqdm", "hotcoco"]
 )
+
+
+# A run of seconds whose end, to the byte, must not depend on what happened on the way.
+RUN = [
+    "--config", ROOT / "configs/shapes/grcn_tiny_resnet.yaml", "--resume", "model.width=8", "model.head.dim=16",
+    "model.image={short: 64, max: 64}", "model.roi.size=4", "model.roi.batch=16", "model.rpn.post_nms_test=20",
+    "model.context.size=4", "data.size=64", "data.train_images=16", "data.test_images=4", "train.batch=2",
+    "train.warmup=0", "train.steps=12", "train.log_every=4", "train.schedule=step", "train.checkpoint_every=3",
+    "train.eval_every=6", "eval.pictures=0", "eval.protocols=[coco]", "run.workers=0", "run.threads=1",
+    "run.device=cpu",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,25 @@ def outcome(tool: str, args: Sequence[object], process: Any, folder: Path, name:
     return Outcome(shlex.join([tool, *map(str, args)]), process.exitcode, *texts)
 
 
+def left(folder: Path) -> dict[str, bytes]:
+    """Reads what a run leaves in ``folder``. The newest checkpoint has the SHA-256 of its bytes in its name."""
+    newest = max((folder / "checkpoints").glob("step_*.pt"))
+    results = sorted(folder.glob("eval/step_*/results.json"))
+    return {
+        "checkpoint": newest.name.encode(),
+        "log": (folder / "metrics.jsonl").read_bytes(),
+        "results": b"".join(path.read_bytes() for path in results),
+    }
+
+
+def undisturbed(folder: Path, *settings: object) -> dict[str, bytes]:
+    """Does :data:`RUN` in ``folder`` and returns what it leaves when nothing happens to it."""
+    folder.mkdir(exist_ok=True)
+    result = call("tools/train.py", *RUN, "--output-dir", folder / "run", *settings, folder=folder)
+    assert result.code == 0, result.stderr
+    return left(folder / "run")
+
+
 def assert_contract(result: Outcome, code: int, *named: str) -> None:
     """Asserts what every failure owes the user: its exit code, one clear line with a remedy, and nothing else.
 
@@ -81,6 +114,26 @@ def assert_contract(result: Outcome, code: int, *named: str) -> None:
     for text in named:
         assert any(text in line for line in lines), f"does not name {text!r}\n{told}"
     assert "Traceback" not in result.stderr and not result.stdout, told
+
+
+def signal_at(place: str, number: int, nth: int = 1, after: bool = False) -> None:
+    """A patch: the process signals itself before, or after, the ``nth`` call of ``module:function``."""
+    module, _, path = place.partition(":")
+    *parents, name = path.split(".")
+    owner = reduce(getattr, parents, import_module(module))
+    real = getattr(owner, name)
+    calls = count(1)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        due = next(calls) == nth
+        if due and not after:
+            os.kill(os.getpid(), number)
+        result = real(*args, **kwargs)
+        if due and after:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(owner, name, call)
 
 
 def _become(

@@ -158,7 +158,7 @@ def gather(value: T) -> list[T]:
 def obey(stop: StopSignals | None) -> None:
     """Raises :class:`Stopped` in all processes after a signal to one: where nothing needs saving."""
     if code := maximum(0 if stop is None else stop.code):
-        logger.info("stopped by a signal; run it again")
+        logger.info("stopped by a signal; run it again, training with --resume")
         raise Stopped(code)
 
 
