@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 PREFIX = "grcn: error: "
@@ -91,9 +92,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         code = error.exit_code
         _tell(error, *(str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]))
+    except BrokenPipeError:  # whoever asked for the result has gone
+        code = EnvironmentFault.exit_code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRNOS:
             raise
@@ -126,6 +131,17 @@ def one_line(text: str, limit: int = LONGEST_LINE - len(PREFIX)) -> str:
         return text
     end = limit // 2
     return f"{text[: limit - end - 1]}…{text[-end:]}"
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives an error of the operating system the name of the file that was written, which a full disk does not tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _tell(error: BaseException, *lines: str) -> None:

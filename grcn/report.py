@@ -18,7 +18,7 @@ from .data import voc as voc_files
 from .data.table import Table
 from .draw import detection_grid, pr_curves
 from .engine.checkpoint import write_durably
-from .errors import EnvironmentFault
+from .errors import EnvironmentFault, named
 from .evaluation import coco, voc
 from .evaluation.diagnosis import diagnose
 
@@ -29,6 +29,13 @@ def score(
     cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool = False
 ) -> dict[str, float | None]:
     """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``."""
+    with named(folder):
+        return _score(cfg, table, test, found, folder, devkit)
+
+
+def _score(
+    cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool
+) -> dict[str, float | None]:
     folder.mkdir(parents=True, exist_ok=True)
     coco_files.write_detections(folder / "detections.json", table, found)
     if devkit:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, EnvironmentFault
+from ..errors import CheckpointError, EnvironmentFault, named
 
 FORMAT = 1
 
@@ -159,7 +159,7 @@ def write_durably(path: Path, contents: bytes | memoryview) -> None:
     """Replaces a file; after a crash at any moment the old one or the new one is there, whole."""
     temporary = path.parent / f".tmp-{path.name}"
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())

@@ -11,13 +11,15 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, named
 from .checkpoint import write_durably
 from .distributed import gather, is_main, mean, world_size
 
@@ -31,8 +33,29 @@ class _AboveProgressBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _Unheard:
+    """A stream that falls silent, instead of failing, when its reader has gone: the run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def start_logging() -> None:
     """Sends messages of the logger ``grcn`` to stderr, from the main process only."""
+    if not isinstance(sys.stderr, _Unheard):
+        sys.stderr = _Unheard(sys.stderr)
     handler = _AboveProgressBar()
     handler.setFormatter(logging.Formatter("grcn: %(message)s"))
     logger.handlers = [handler] if is_main() else [logging.NullHandler()]
@@ -87,8 +110,9 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, object]) -> None:
         """Appends a line."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-            self._file.flush()
+            with named(self.path):
+                self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+                self._file.flush()
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Appends an evaluation; returns it as written: NaN (a class without objects) as null."""
@@ -108,7 +132,8 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with named(self.path):
+                self._file.close()
 
 
 class RecentLosses:

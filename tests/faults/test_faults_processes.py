@@ -1,0 +1,167 @@
+"""The real program in two processes, of which one or both are killed: the other ends soon, the run goes on exactly."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import RUN, Outcome, assert_contract, left, outcome, signal_at, start
+from toy_run import wait_for
+
+from grcn.errors import PREEMPTED, DataError, EnvironmentFault
+
+SOON = 10.0  # seconds in which a process notices that another has ended
+
+
+def launch(folder: Path, *settings: object, patches: dict[int, Callable[[], None]] | None = None) -> list[Any]:
+    """Starts two processes of one run, as torchrun does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = ["tools/train.py", *RUN, "--output-dir", folder / "run", *settings]
+    return [
+        start(
+            *command, folder=folder, patch=(patches or {}).get(rank), name=f"rank{rank}",
+            variables={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def has_begun(told: Path) -> bool:
+    return told.exists() and "grcn: " in told.read_text()
+
+
+def finish(processes: list[Any], folder: Path, timeout: float = 60.0) -> list[Outcome]:
+    limit = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, limit - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [outcome("train", [], process, folder, f"rank{rank}") for rank, process in enumerate(processes)]
+
+
+def pair(folder: Path, *settings: object, **options: Any) -> list[Outcome]:
+    folder.mkdir(exist_ok=True)
+    return finish(launch(folder, *settings, **options), folder)
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+def test_killed_pairs_end_as_if_nothing_had_happened(
+    tmp_path: Path, faults: int, record_property: Callable[[str, object], None], victims: tuple[int, ...]
+) -> None:
+    assert [result.code for result in pair(tmp_path / "straight")] == [0, 0]
+    began = time.monotonic()
+    assert [result.code for result in pair(tmp_path / "again")] == [0, 0]
+    seconds = time.monotonic() - began
+    expected = left(tmp_path / "straight/run")
+    assert left(tmp_path / "again/run") == expected
+    chance = random.Random(len(victims) + victims[0])
+    kills, slowest = 0, 0.0
+    for number in range(faults):
+        folder = tmp_path / f"pair{number}"
+        folder.mkdir()
+        for _ in range(2):
+            told = folder / "rank0.err"
+            told.unlink(missing_ok=True)
+            processes = launch(folder)
+            wait_for(partial(has_begun, told))  # before, none can know of the other
+            processes[0].join(chance.uniform(0.0, 0.8 * seconds))
+            for rank in victims:
+                processes[rank].kill()
+            killed = time.monotonic()
+            results = finish(processes, folder, SOON)
+            slowest = max(slowest, time.monotonic() - killed)
+            fatal = [result.code == -signal.SIGKILL for result in results]
+            kills += sum(fatal[rank] for rank in victims)
+            for rank, result in enumerate(results):
+                if rank not in victims and fatal[1 - rank] and result.code:  # it may just have finished
+                    assert_contract(result, EnvironmentFault.exit_code, f"process {rank} of 2: another process has")
+        assert [result.code for result in pair(folder)] == [0, 0]
+        assert left(folder / "run") == expected, f"pair {number}"
+        shutil.rmtree(folder)
+    what = f"SIGKILL of {victims} of 2 processes: {kills} kills in {faults} runs, {faults} ended the same"
+    record_property("faults", f"{what}; the other ended within {slowest:.1f} s")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_ends_both_and_is_told(tmp_path: Path, rank: int) -> None:
+    results = pair(tmp_path, patches={rank: broken_image})
+    assert_contract(results[rank], DataError.exit_code, "image 7 is broken")
+    assert_contract(results[1 - rank], EnvironmentFault.exit_code, "another process has ended")
+
+
+def broken_image() -> None:
+    """A patch: every image is broken, once training has begun."""
+    from grcn.data.shapes import ShapesImages
+
+    def read(self: ShapesImages, row: int) -> Any:
+        raise DataError("image 7 is broken; fix it")
+
+    ShapesImages.__call__ = read  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_at_the_start_of_one_process_is_told_once(tmp_path: Path, rank: int) -> None:
+    results = pair(tmp_path, patches={rank: no_annotations})
+    assert [result.code for result in results] == [DataError.exit_code] * 2
+    assert_contract(results[0], DataError.exit_code, "no annotations here")
+    assert results[1].stderr == ""
+
+
+def no_annotations() -> None:
+    """A patch: this machine does not have the data."""
+    from grcn import build
+
+    def load(*args: Any) -> Any:
+        raise DataError("data/train.json: no annotations here; copy them")
+
+    build.build_train_split = load
+
+
+def test_a_silent_process_is_given_up(tmp_path: Path) -> None:
+    hang = partial(signal_at, "grcn.models.detector:Detector.forward", signal.SIGSTOP, 3)
+    processes = launch(tmp_path, "run.timeout=2", patches={1: hang})
+    processes[0].join(30)
+    results = finish(processes, tmp_path, 0.1)
+    assert_contract(results[0], EnvironmentFault.exit_code, "kept silent for 2 s", "run.timeout")
+
+
+def test_processes_must_agree(tmp_path: Path) -> None:
+    results = pair(tmp_path, patches={1: other_annotations})
+    assert_contract(results[0], EnvironmentFault.exit_code, "process 1 differs from process 0 in annotations")
+    assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
+
+
+def other_annotations() -> None:
+    """A patch: this machine has an older copy of the annotations."""
+    from grcn.data.table import Table
+
+    Table.fingerprint = lambda self: "0" * 64  # type: ignore[method-assign]
+
+
+def test_a_locked_folder_is_told_once(tmp_path: Path) -> None:
+    from grcn.engine.checkpoint import run_lock
+
+    with run_lock(tmp_path / "run"):
+        results = pair(tmp_path)
+    assert_contract(results[0], EnvironmentFault.exit_code, "in use by process")
+    assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
+
+
+@pytest.mark.parametrize("place", ["grcn.run:_read", "grcn.models.detector:Detector.forward", "grcn.run:score"])
+def test_a_signal_to_one_process_stops_both(tmp_path: Path, place: str) -> None:
+    rank = 0 if place.endswith("score") else 1
+    results = pair(tmp_path, patches={rank: partial(signal_at, place, signal.SIGTERM)})
+    assert [result.code for result in results] == [PREEMPTED, PREEMPTED]
+    assert sum("stopped by a signal" in result.stderr for result in results) == 1
