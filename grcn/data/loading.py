@@ -28,6 +28,8 @@ from grcn.errors import ConfigError, DataError, UserError
 
 ReadImage = Callable[[int], Tensor]
 
+_WATCH = 2.0  # seconds between two looks at whether the main process is still there
+
 
 def train_batches(
     table: Table,
@@ -245,8 +247,13 @@ def _start_worker(_: int) -> None:
 
 
 def _obey_parent() -> None:
-    """Ends this worker at a SIGTERM of its parent; a job manager sends one to every process."""
+    """Ends this worker at a SIGTERM of its parent, of which a job manager sends one to every process, and after it.
+
+    The loader's own watch takes whoever is the parent when it begins, at times the adopter of an orphan.
+    """
     parent = multiprocessing.parent_process()
-    while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    while parent and os.getppid() == parent.pid:
+        received = signal.sigtimedwait({signal.SIGTERM}, _WATCH)
+        if received is not None and received.si_pid == parent.pid:
+            break
     os._exit(0)
