@@ -400,12 +400,14 @@ class Eval(Section):
 
 
 class Run(Section):
-    """Where and how a run is carried out; only seed and amp change what is computed."""
+    """Where and how a run is carried out; only seed, deterministic and amp change what is computed."""
 
     seed: CountOrZero = 0
     """Seed of everything random but the shapes data. [O]"""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
+    deterministic: bool = False
+    """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
     amp: Literal["none", "bf16"] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
     workers: CountOrZero = 2

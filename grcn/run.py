@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def train(
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
-        _prepare(cfg)
+        _prepare(cfg, device)
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
@@ -141,7 +142,7 @@ def evaluate(
     """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         start_logging()
-        _prepare(cfg)
+        _prepare(cfg, device)
         distributed.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
@@ -175,9 +176,14 @@ def _limited(cfg: Config, table: Table) -> Table:
     return table if cfg.eval.limit is None else table.first(cfg.eval.limit)
 
 
-def _prepare(cfg: Config) -> None:
+def _prepare(cfg: Config, device: torch.device) -> None:
     if cfg.run.threads is not None:
         torch.set_num_threads(cfg.run.threads)
+    if cfg.run.deterministic and device.type == "cuda":
+        if cfg.model.roi.op != "align":
+            raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrices are multiplied
+        torch.use_deterministic_algorithms(True)
 
 
 def _claim(folder: Path, resume: bool, held: ExitStack) -> None:

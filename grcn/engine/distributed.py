@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -125,6 +126,8 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return model
+    # It is told of 1x1 convolutions, whose gradients have other strides of the same order, and is none of the user's.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from programs import RUN, call, left, signal_at, start, undisturbed
 
 from grcn.engine import checkpoint
@@ -48,6 +49,26 @@ def test_killed_runs_end_as_if_nothing_had_happened(
         assert left(folder) == expected, f"run {number}"
         shutil.rmtree(folder)
     record_property("faults", f"SIGKILL, {workers} workers: {kills} kills in {faults} runs, {faults} ended the same")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_killed_runs_on_a_gpu_end_as_if_nothing_had_happened(
+    tmp_path: Path, faults: int, record_property: Callable[[str, object], None]
+) -> None:
+    settings = ["run.device=cuda", "run.deterministic=true"]
+    expected = undisturbed(tmp_path / "straight", *settings)
+    places = [("grcn.engine.checkpoint:save", nth) for nth in (1, 2, 3)]
+    places += [("grcn.models.detector:Detector.forward", nth) for nth in (2, 6, 9)]
+    chosen = places if faults > 1 else places[:2]
+    command = ["tools/train.py", *RUN, *settings, "--output-dir", tmp_path / "run"]
+    for place, nth in chosen:
+        kill = partial(signal_at, place, signal.SIGKILL, nth)
+        assert call(*command, folder=tmp_path, patch=kill).code == -signal.SIGKILL
+        assert call(*command, folder=tmp_path).code == 0
+        assert left(tmp_path / "run") == expected
+        shutil.rmtree(tmp_path / "run")
+    record_property("faults", f"SIGKILL on a GPU: {len(chosen)} kills, {len(chosen)} ended the same")
 
 
 def forget(item: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import RUN, Outcome, assert_contract, left, outcome, signal_at, start
+from programs import ROOT, RUN, Outcome, assert_contract, left, outcome, signal_at, start
 from toy_run import wait_for
 
 from grcn.errors import PREEMPTED, DataError, EnvironmentFault
@@ -157,6 +160,23 @@ def test_a_locked_folder_is_told_once(tmp_path: Path) -> None:
         results = pair(tmp_path)
     assert_contract(results[0], EnvironmentFault.exit_code, "in use by process")
     assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
+
+
+def test_torchrun_starts_again_and_the_run_continues(tmp_path: Path, faults: int) -> None:
+    """With the variable that the README asks for, without which torchrun's restarted processes never meet."""
+    if faults == 1:
+        pytest.skip("takes 20 seconds; make faults does it")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    command = [*torchrun, ROOT / "tools/train.py", *RUN, "--output-dir", tmp_path / "run", "train.steps=200"]
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(list(map(str, command)), env={**os.environ, **variables}, stderr=err)
+    wait_for(lambda: bool(list(tmp_path.glob("run/checkpoints/step_*"))))
+    os.kill(int((tmp_path / "run/.lock").read_text().split()[1]), signal.SIGKILL)
+    assert process.wait(120) == 0
+    told = (tmp_path / "err").read_text()
+    assert "resuming from" in told and "another process has ended" in told
+    assert b'"step": 200, "metrics"' in (tmp_path / "run/metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("place", ["grcn.run:_read", "grcn.models.detector:Detector.forward", "grcn.run:score"])
