@@ -45,8 +45,8 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or a label out
-                of range (checked where it costs no wait: on the CPU).
+            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or not finite, a
+                label out of range (checked where it costs no wait: on the CPU).
         """
         if self.training:
             if targets is None:
@@ -80,6 +80,9 @@ def _check_targets(targets: list[dict], classes: int) -> None:
             raise ValueError(
                 f"target {index}: labels {labels.tolist()[:9]} must be 1 to {classes - 1}; 0 is background"
             )
-        if found.device.type == "cpu" and not (found[:, 2:] > found[:, :2]).all():
-            worst = int((found[:, 2:] > found[:, :2]).all(1).logical_not().nonzero()[0])
-            raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent; drop it or mend it")
+        if found.device.type == "cpu":
+            # An infinite one would end the process in torchvision's pooling.
+            sound = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
+            if not sound.all():
+                worst = int(sound.logical_not().nonzero()[0])
+                raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent or is not finite")

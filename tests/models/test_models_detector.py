@@ -76,6 +76,11 @@ def test_mistakes_are_named():
     targets[1]["boxes"][0, 2] = targets[1]["boxes"][0, 0]
     with pytest.raises(ValueError, match="target 1: box 0 .* has no extent"):
         model(images, targets)
+    for value in (float("nan"), float("inf")):
+        targets = small_batch()[1]
+        targets[0]["boxes"][1, 2] = value
+        with pytest.raises(ValueError, match="target 0: box 1 .* is not finite"):
+            model(images, targets)
     targets = small_batch()[1]
     targets[0]["labels"][2] = 5
     with pytest.raises(ValueError, match=r"target 0: labels \[1, 3, 5\] must be 1 to 4"):
