@@ -18,7 +18,6 @@ from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.loading import eval_batches, train_batches
 from .data.table import Table
-from .draw import contact_sheet
 from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
 from .engine.evaluate import detect
@@ -294,19 +293,3 @@ def _evaluate_model(
     share = len(range(rank, len(table), world))
     found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
     return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit))
-
-
-def browse(cfg: Config, path: Path, images: int) -> None:
-    """Draws the first training images, mirrored ones included, before resizing, into a contact sheet."""
-    if images < 1 or path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"{path}: need at least one image and a .png or .jpg file (got {images} images)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = build.build_train_split(cfg.data)
-    batches = train_batches(
-        data.table, data.read_image, seed=cfg.run.seed, batch=images, steps=1, flip=cfg.data.flip,
-        drop_empty=cfg.data.drop_empty,
-    )  # fmt: skip
-    shown, targets = next(batches)
-    titles = [f"image {int(target['image_id'])}" for target in targets]
-    contact_sheet(shown, targets, data.table.classes, titles=titles).save(path)
-    print(path)

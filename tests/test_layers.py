@@ -10,9 +10,9 @@ EVERYBODY = {"errors", "rng"}
 ALLOWED = {
     "report": {"build", "config", "data", "draw", "engine", "evaluation"},
     "run": {
-        *("report", "build", "compat", "config", "configfile", "data", "draw", "dryrun", "engine", "evaluation"),
-        "models",
+        *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
     },
+    "browse": {"build", "config", "data", "draw"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},

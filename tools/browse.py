@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from grcn import errors, run
+from grcn import errors
+from grcn.browse import browse
 from grcn.configfile import load_config
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="how many images")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
-    run.browse(load_config(args.config, args.overrides), args.output, args.images)
+    browse(load_config(args.config, args.overrides), args.output, args.images)
 
 
 if __name__ == "__main__":
