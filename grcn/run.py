@@ -102,8 +102,8 @@ def train(
         if state is not None and state["step"] == cfg.train.steps:
             check_same_evaluation(cfg, state, folder)
             logger.info("%s: finished; its recorded metrics follow", folder)
-        elif distributed.is_main():
-            _write_facts(folder, cfg, model, device)
+        else:
+            distributed.on_main(lambda: _write_facts(folder, cfg, model, device))
 
         def evaluate_now(step: int) -> Metrics:
             return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)

@@ -45,8 +45,8 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or not finite, a
-                label out of range (checked where it costs no wait: on the CPU).
+            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or not finite,
+                a label out of range (checked where it costs no wait: on the CPU).
         """
         if self.training:
             if targets is None:
