@@ -117,10 +117,9 @@ def _sample(number: int, double: bool, poisoned: bool) -> tuple[Tensor, dict[str
     return image, target
 
 
-def evaluation_batches(double: bool = False, pause: float = 0.0) -> Iterator[tuple[list[int], list[Tensor]]]:
+def evaluation_batches(double: bool = False) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Yields this process's share of the images to evaluate on."""
     for row in range(distributed.rank(), IMAGES, distributed.world_size()):
-        time.sleep(pause)
         yield [row], [_sample(1004 + row, double, False)[0]]
 
 
@@ -137,7 +136,6 @@ def run(
     log_every: int = 5,
     eval_every: int = 10,
     pause: float = 0.0,
-    eval_pause: float = 0.0,
 ) -> None:
     """Trains in ``folder``, continuing what is there; evaluations leave ``step_N.npz`` behind."""
     torch.set_num_threads(1)
@@ -156,8 +154,7 @@ def run(
             start = state["step"] if state else 0
 
             def evaluate(step: int) -> dict[str, float]:
-                (out / "evaluating").touch()
-                detections = detect(model, evaluation_batches(double, eval_pause), device, stop=stop, progress=False)
+                detections = detect(model, evaluation_batches(double), device, stop=stop, progress=False)
                 np.savez(out / f"step_{step}.npz", allow_pickle=False, **detections)
                 return {"mean_score": float(np.asarray(detections["scores"], np.float64).mean())}
 

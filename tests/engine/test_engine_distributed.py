@@ -67,25 +67,6 @@ def test_every_image_is_evaluated_once(tmp_path: Path, alone: Path) -> None:
         np.testing.assert_allclose(one["scores"], two["scores"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_process_ends_the_other_and_the_run_continues(tmp_path: Path, victim: int) -> None:
-    folders = [tmp_path / "straight", tmp_path / "killed"]
-    assert finish(launch({**RUN, "folder": str(folders[0])}, 2)) == [0, 0]
-    processes = launch({**RUN, "folder": str(folders[1]), "pause": 0.05}, 2)
-    wait_for(lambda: any(folders[1].glob("checkpoints/step_00000005*")))
-    processes[victim].kill()
-    codes = finish(processes, timeout=10)
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == EnvironmentFault.exit_code
-    [line] = (folders[1] / f"stderr_{1 - victim}.txt").read_text().splitlines()
-    assert line.startswith(f"grcn: error: process {1 - victim} of 2: another process has ended")
-
-    assert finish(launch({**RUN, "folder": str(folders[1])}, 2)) == [0, 0]
-    files = [next(folder.glob("checkpoints/step_00000012*")) for folder in folders]
-    assert files[0].name == files[1].name
-    assert len({(folder / "metrics.jsonl").read_bytes() for folder in folders}) == 1
-
-
 def test_signal_to_one_process_stops_both_at_one_step(tmp_path: Path) -> None:
     processes = launch({**RUN, "steps": 1000, "folder": str(tmp_path), "pause": 0.02}, 2)
     wait_for(lambda: any(tmp_path.glob("checkpoints/step_*")))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from toy_run import finish, launch, results, wait_for
 
 from grcn.engine import checkpoint
-from grcn.errors import INTERRUPTED, PREEMPTED, EnvironmentFault
+from grcn.errors import PREEMPTED
 
 RUN: dict[str, Any] = {"steps": 40, "dropout": 0.3}
 SCRIPT = Path(__file__).parents[1] / "toy_run.py"
@@ -77,60 +76,6 @@ def test_comparison_notices_a_dropped_item(tmp_path: Path, straight: dict[str, b
 
     assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
     assert results(tmp_path) != straight
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, PREEMPTED), (signal.SIGUSR1, PREEMPTED), (signal.SIGINT, INTERRUPTED)],
-)
-def test_signal_in_training_saves_the_step(
-    tmp_path: Path, straight: dict[str, bytes], number: signal.Signals, code: int
-) -> None:
-    options = {**RUN, "folder": str(tmp_path), "checkpoint_every": 1000, "eval_every": 0}
-    processes = launch({**options, "pause": 0.05})
-    log = tmp_path / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.stat().st_size > 0)
-    os.kill(processes[0].pid, number)
-    assert finish(processes) == [code]
-    assert 5 <= newest_step(tmp_path) < 40
-
-    assert finish(launch({**options, "eval_every": 10})) == [0]
-    assert results(tmp_path)["state"] == straight["state"]
-
-
-def test_signal_in_evaluation(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    """The evaluation is given up at once, and done when the run continues."""
-    processes = launch({**RUN, "folder": str(tmp_path), "eval_pause": 1.5})
-    wait_for((tmp_path / "evaluating").exists)
-    began = time.monotonic()
-    os.kill(processes[0].pid, signal.SIGTERM)
-    assert finish(processes) == [PREEMPTED]
-    assert time.monotonic() - began < 5, "all five images take 7.5 s"
-    assert newest_step(tmp_path) == 10
-
-    assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
-    assert results(tmp_path) == straight
-
-
-def test_second_signal_ends_at_once(tmp_path: Path) -> None:
-    processes = launch({**RUN, "folder": str(tmp_path), "eval_pause": 30.0})
-    wait_for((tmp_path / "evaluating").exists)
-    os.kill(processes[0].pid, signal.SIGTERM)
-    time.sleep(0.2)
-    os.kill(processes[0].pid, signal.SIGTERM)
-    assert finish(processes, 5.0) == [128 + signal.SIGTERM]
-
-
-def test_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
-    processes = launch({**RUN, "folder": str(tmp_path), "pause": 0.5})
-    wait_for(lambda: (tmp_path / "metrics.jsonl").exists())
-    assert finish(launch({**RUN, "folder": str(tmp_path)})) == [EnvironmentFault.exit_code]
-    [line] = (tmp_path / "stderr_0.txt").read_text().splitlines()
-    assert f"in use by process {processes[0].pid} on " in line and len(line) <= 300
-    processes[0].kill()
-    finish(processes)
-    with checkpoint.run_lock(tmp_path):
-        pass
 
 
 def test_finished_run_is_left_alone(tmp_path: Path, straight: dict[str, bytes]) -> None:
