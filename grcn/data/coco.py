@@ -7,6 +7,7 @@ A split ``train2014`` below ``root`` has its images in ``train2014/`` and its bo
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -15,16 +16,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from grcn.data.table import (
-    Table,
-    concatenate,
-    is_contained,
-    pack,
-    pack_detections,
-    read_bytes,
-    shown,
-)
-from grcn.errors import DataError
+from grcn.data.faults import check_class_name, fault, is_contained, read_bytes
+from grcn.data.table import Table, concatenate, pack, pack_detections
+from grcn.errors import one_line
+
+logger = logging.getLogger("grcn")
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -73,8 +69,7 @@ def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
     path = Path(file)
     document = _read_json(path, "pass an existing file")
     if not isinstance(document, list):
-        kind = type(document).__name__
-        raise DataError(f"{path}: not a list (got {kind}); use COCO's result format")
+        raise fault(path, "not a list (got {}); use COCO's result format", type(document).__name__)
     records = _Records(f"{path}#", document)
     scores = records.column("score", float, int)
     return pack_detections(
@@ -119,11 +114,10 @@ class _Records:
 
     def __init__(self, place: str, records: Any) -> None:
         if not isinstance(records, list):
-            kind = type(records).__name__
-            raise DataError(f"{place}: not a list (got {kind}); use COCO's format")
+            raise fault(place, "not a list (got {}); use COCO's format", type(records).__name__)
         for number, record in enumerate(records):
             if not isinstance(record, dict):
-                raise DataError(f"{place}/{number}: not an object (got {shown(record)}); fix it")
+                raise fault(f"{place}/{number}", "not an object (got {}); fix it", record)
         self.place = place
         self.records = records
 
@@ -134,7 +128,7 @@ class _Records:
             for number, value in enumerate(values):
                 if type(value) not in kinds:
                     wanted = " or ".join(kind.__name__ for kind in kinds)
-                    self._refuse(number, key, f"missing or not of type {wanted}", value)
+                    self._refuse(number, key, f"missing or not of type {wanted} (got {{}})", value)
         if int in kinds:
             self._check_range(key, values)
         return values
@@ -146,7 +140,7 @@ class _Records:
             seen = set()
             for number, value in enumerate(values):
                 if value in seen:
-                    self._refuse(number, key, "used before", value)
+                    self._refuse(number, key, "used before (got {})", value)
                 seen.add(value)
         return values
 
@@ -156,8 +150,7 @@ class _Records:
         values = self.column(key, *{type(value) for value in known}, default=default)
         found = np.array([position.get(value, -1) for value in values], np.int64)
         for number in np.flatnonzero(found < 0)[:1]:
-            what = f"unknown, the file has {shown(sorted(known), 40)}"
-            self._refuse(int(number), key, what, values[number])
+            self._refuse(int(number), key, "unknown (got {}, the file has {})", values[number], sorted(known))
         return found
 
     def boxes(self) -> np.ndarray:
@@ -165,7 +158,7 @@ class _Records:
         values = self.column("bbox", list)
         for number, box in enumerate(values):
             if len(box) != 4 or not {type(value) for value in box} <= {int, float}:
-                self._refuse(number, "bbox", "not four numbers", box)
+                self._refuse(number, "bbox", "not four numbers (got {})", box)
         self._check_range("bbox", list(chain.from_iterable(values)), 4)
         boxes = np.array(values, np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -175,32 +168,35 @@ class _Records:
         """Refuses numbers that fit no int64, which numpy would not take."""
         for index, value in enumerate(values):
             if abs(value) >= 2**63:
-                self._refuse(index // per_record, key, "too large", value)
+                self._refuse(index // per_record, key, "too large (got {})", value)
 
-    def _refuse(self, number: int, key: str, what: str, value: Any) -> NoReturn:
-        raise DataError(f"{self.place}/{number}/{key}: {what} (got {shown(value)}); fix it")
+    def _refuse(self, number: int, key: str, what: str, *values: Any) -> NoReturn:
+        raise fault(f"{self.place}/{number}/{key}", f"{what}; fix it", *values)
 
 
 def _load_split(root: Path, split: str, classes: Sequence[str] | None) -> Table:
     path = root / "annotations" / f"instances_{split}.json"
     document = _read_json(path, "set data.root and the splits to what exists")
     if not isinstance(document, dict):
-        kind = type(document).__name__
-        raise DataError(f"{path}: not an object (got {kind}); use COCO's instances format")
+        raise fault(path, "not an object (got {}); use COCO's instances format", type(document).__name__)
     images, annotations, categories = (
         _Records(f"{path}#/{key}", document.get(key)) for key in ("images", "annotations", "categories")
     )
-    if not images.records:
-        raise DataError(f"{path}#/images: no image; use another split")
+    for part in (images, categories):
+        if not part.records:
+            raise fault(part.place, "an empty list; use another split or file")
     names = images.column("file_name", str)
     for number, name in enumerate(names):
         if not is_contained(name):
             place = f"{path}#/images/{number}/file_name"
-            raise DataError(f"{place}: not below {root / split} (got {shown(name)}); fix it")
+            raise fault(place, "not a path below {} (got {}); fix it", f"{split}/", name)
+    if len(set(names)) < len(names):
+        repeated = len(names) - len(set(names))
+        logger.warning("%s: %d files are listed again, under other ids", one_line(str(path)), repeated)
     sizes = np.array([images.column("height", int), images.column("width", int)]).T
-    for number in np.flatnonzero((sizes < 1).any(axis=1))[:1]:
+    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1))[:1]:
         height, width = sizes[number]
-        raise DataError(f"{path}#/images/{number}: no size (got {width} x {height}); fix it")
+        raise fault(f"{path}#/images/{number}", "no size of an image (got {} x {}); fix it", width, height)
     image_ids = images.unique("id", int)
     ids = annotations.unique("id", int)
     classes, category_ids = _categories(path, categories, annotations, classes)
@@ -226,16 +222,18 @@ def _categories(
 ) -> tuple[Sequence[str], list[int]]:
     """Returns the class names and their category ids, in the order of the labels."""
     names = categories.unique("name", str)
+    for number, name in enumerate(names):
+        check_class_name(f"{categories.place}/{number}/name", name)
     id_of = dict(zip(names, categories.unique("id", int), strict=True))
     if classes is None:
         classes = sorted(names, key=id_of.__getitem__)
     used = set(annotations.column("category_id", int))
     for name in names:
         if name not in classes and id_of[name] in used:
-            raise DataError(f"{path}: unknown class (got {shown(name)}); add it to data.classes")
+            raise fault(path, "unknown class (got {}); add it to data.classes", name)
     for name in classes:
         if name not in id_of:
-            raise DataError(f"{categories.place}: a class is missing (got no {shown(name)}); add it")
+            raise fault(categories.place, "a class is missing (got no {}); add it", name)
     return classes, [id_of[name] for name in classes]
 
 
@@ -245,14 +243,14 @@ def _read_json(path: Path, remedy: str) -> Any:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; convert the file") from None
+        raise fault(path, "not UTF-8 text; convert the file") from None
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
-        raise DataError(f"{place}: broken JSON (got {error.msg}); fix or replace it") from None
+        raise fault(place, "broken JSON (got {}); fix or replace it", error.msg) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: bad JSON (got {shown(str(error))}); fix it") from None
+        raise fault(path, "bad JSON (got {}); fix it", str(error)) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,21 +11,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from grcn.errors import DataError
+from grcn.data.faults import check_class_name, fault
+from grcn.data.faults import shown as shown
+from grcn.errors import one_line
 
 logger = logging.getLogger("grcn")
 
 # Annotations are rounded, so a box may stick out of its image by this many pixels, untouched.
 ROUNDING = 0.5
-
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Sides below this are none: as float32, in which targets are computed, they may come out as zero.
+THINNEST = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +138,9 @@ def pack(
 ) -> Table:
     """Checks the annotations of N images and M objects and packs them; objects in any order.
 
-    A box of zero width or height is dropped, and one that sticks out of its image by more than
-    half a pixel is clipped; a warning counts both. Everything else that is wrong is an error.
+    A box whose width or height is zero, or under a hundredth of a pixel, is dropped, and one that
+    sticks out of its image by more than half a pixel is clipped; a warning counts both. Everything
+    else that is wrong is an error.
 
     Args:
         image_ids: N integers or strings, each once.
@@ -156,8 +157,8 @@ def pack(
         describe: names object m of the input in messages, its file first.
 
     Raises:
-        DataError: an image is listed twice or has no size; a label is outside 1..C; a box is not
-            finite, reversed, or outside its image.
+        DataError: a class has no usable name or that of another; an image is listed twice or has no
+            size; a label is outside 1..C; a box is not finite, reversed, or outside its image.
     """
     ids = _id_array(image_ids)
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
@@ -169,17 +170,16 @@ def pack(
     def object_name(m: int) -> str:
         return describe(m) if describe else f"{name}: object {m} of image {shown(ids[rows[m]])}"
 
-    if len(set(classes)) < len(classes):
-        raise DataError(f"{name}: a class is listed twice (got {shown(list(classes))}); remove one")
+    _check_classes(name, classes)
     _check_images(name, ids, sizes)
     for m in np.flatnonzero((labels < 1) | (labels > len(classes)))[:1]:
-        raise DataError(f"{object_name(m)}: unknown label (got {labels[m]}); use 1..{len(classes)}")
+        raise fault(object_name(m), "unknown label (got {}); use 1..{}", labels[m], len(classes))
     kept = _check_boxes(name, boxes, sizes[rows], object_name)
     order = kept[np.argsort(rows[kept], kind="stable")]
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = box_area if area is None else np.where(np.isnan(area), box_area, area)
-    for m in np.flatnonzero(~((areas >= 0) & (areas < np.inf)))[:1]:
-        raise DataError(f"{object_name(m)}: area is no area (got {areas[m]}); fix or remove it")
+    for m in np.flatnonzero(~((areas >= 0) & (areas <= np.finfo(np.float32).max)))[:1]:
+        raise fault(object_name(m), "area is no area (got {}); fix or remove it", areas[m])
     return Table(
         name=name,
         classes=tuple(classes),
@@ -209,7 +209,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     for table in tables[1:]:
         same_ids = np.array_equal(table.category_ids, first.category_ids)
         if table.classes != first.classes or not same_ids:
-            raise DataError(f"{table.name}: classes differ from those of {first.name}; use one list")
+            raise fault(table.name, "classes differ from those of {}; use one list", first.name)
         if table.root != first.root:
             raise ValueError(f"tables of two roots: {first.root} and {table.root}")
 
@@ -265,8 +265,8 @@ def pack_detections(
     scores = np.array(scores, np.float64)
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
     for k in np.flatnonzero(~finite | (boxes[:, 2:] < boxes[:, :2]).any(axis=1))[:1]:
-        got = ", ".join(f"{value:.6g}" for value in (*boxes[k], scores[k]))
-        raise DataError(f"{describe(k)}: not a box and a score (got {got}); remove it")
+        got = [*boxes[k].round(3).tolist(), scores[k].item()]
+        raise fault(describe(k), "not a box and a score (got {}); remove it", got)
     return {
         "rows": np.array(rows, np.int64),
         "boxes": boxes,
@@ -275,64 +275,52 @@ def pack_detections(
     }
 
 
-def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
-    """Reads a regular file whole; what stands in the way is a DataError that ends in ``remedy``."""
-    try:
-        # A pipe or a device under the name of a data file would block for ever.
-        if not os.path.isfile(path):
-            raise FileNotFoundError
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'no such file'}; {remedy}") from None
-
-
-def is_contained(path: str) -> bool:
-    """Tells whether a path is relative, stays below its folder and has no control characters."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and parts[0] != "/" and ".." not in parts and not _UNPRINTABLE.search(path)
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """Returns a value out of a data file as a message may show it: short, no control characters."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    text = repr(os.fsdecode(value)) if isinstance(value, bytes) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _check_classes(name: str, classes: Sequence[str]) -> None:
+    """Refuses names that are unusable or differ in nothing but spaces; those that differ in case may be letters."""
+    seen: dict[str, str] = {}
+    for label in classes:
+        check_class_name(name, label)
+        key = " ".join(label.split())
+        if key in seen:
+            raise fault(name, "a class is listed twice (got {} and {}); remove or rename one", seen[key], label)
+        seen[key] = label
+    same = {key.casefold(): key for key in seen}
+    for key in [key for key in seen if same[key.casefold()] != key][:1]:
+        logger.warning("%s: classes %r and %r differ in case only: are they one?", name, key, same[key.casefold()])
 
 
 def _check_images(name: str, ids: np.ndarray, sizes: np.ndarray) -> None:
     _check_unique(name, ids)
     for row in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1))[:1]:
         height, width = sizes[row]
-        image = shown(ids[row])
-        raise DataError(f"{name}: image {image}: no valid size (got {width} x {height}); fix it")
+        raise fault(f"{name}: image {shown(ids[row])}", "no valid size (got {} x {}); fix it", width, height)
 
 
 def _check_unique(name: str, keys: np.ndarray) -> None:
     values, counts = np.unique(keys, return_counts=True)
     for value in values[counts > 1][:1]:
-        raise DataError(f"{name}: an image is listed twice (got {shown(value)}); remove one")
+        raise fault(name, "an image is listed twice (got {}); remove one", value)
 
 
 def _check_boxes(name: str, boxes: np.ndarray, sizes: np.ndarray, object_name: Callable[[int], str]) -> np.ndarray:
     """Clips boxes [M, 4] to image sizes [M, 2] in place; returns the indices of those to keep."""
     limits = sizes[:, ::-1]
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
-    empty = (bottom_right == top_left).any(axis=1)
+    outside = ((top_left >= limits) | (bottom_right <= 0)).any(axis=1)
     faults = {
         "is not finite": ~np.isfinite(boxes).all(axis=1),
         "is reversed": (bottom_right < top_left).any(axis=1),
-        "lies outside its image": ((top_left >= limits) | (bottom_right <= 0)).any(axis=1) & ~empty,
+        "lies outside its image": outside & (bottom_right > top_left).all(axis=1),
     }
-    for fault, mask in faults.items():
+    for what, mask in faults.items():
         for m in np.flatnonzero(mask)[:1]:
-            box = ", ".join(f"{value:.6g}" for value in boxes[m])
-            raise DataError(f"{object_name(m)}: box {fault} (got x1, y1, x2, y2 = {box}); fix it")
+            raise fault(object_name(m), f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", boxes[m].round(3).tolist())
 
-    over = ((top_left < -ROUNDING) | (bottom_right > limits + ROUNDING)).any(axis=1) & ~empty
+    over = ((top_left < -ROUNDING) | (bottom_right > limits + ROUNDING)).any(axis=1) & ~outside
     boxes[over] = np.clip(boxes[over], 0, np.tile(limits[over], 2))
-    tiny = (bottom_right - top_left < 2).all(axis=1)
+    sides = bottom_right - top_left
+    empty = outside | (sides < THINNEST).any(axis=1)
+    tiny = (sides < 2).all(axis=1)
     warnings = {
         "have no width or height, dropped": empty,
         "stick out of their image, clipped": over,
@@ -341,7 +329,7 @@ def _check_boxes(name: str, boxes: np.ndarray, sizes: np.ndarray, object_name: C
     }
     for what, mask in warnings.items():
         for m in np.flatnonzero(mask)[:1]:
-            logger.warning("%s: %d boxes %s (first: %s)", name, mask.sum(), what, object_name(m))
+            logger.warning("%s: %d boxes %s (first: %s)", name, mask.sum(), what, one_line(object_name(m)))
     return np.flatnonzero(~empty)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -12,8 +13,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from grcn.data.table import Table, read_bytes, shown
-from grcn.errors import DataError
+from grcn.data.faults import fault, read_bytes
+from grcn.data.table import Table
+
+# Larger images are refused by their header, before memory is taken for their pixels.
+MOST_PIXELS = 100_000_000
+
+# What photographs and drawings come as. Pillow opens more, of which some start other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 # What Pillow's readers raise on a broken file; UnidentifiedImageError is an OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError,
@@ -22,6 +29,8 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Ove
 
 class FileImages:
     """Reads the images of a table from their files: row -> uint8 [3, H, W], RGB, as displayed.
+
+    Folders and files may be symbolic links, see :func:`grcn.data.faults.is_contained`.
 
     Args:
         table: every file it names must exist.
@@ -39,11 +48,11 @@ class FileImages:
         image = read_image(path)
         height, width = self.table.sizes[row].tolist()
         if image.shape[1:] != (height, width):
-            got = f"got {image.shape[2]} x {image.shape[1]}, annotated {width} x {height}"
-            with Image.open(path) as stored:
+            with _open(path) as stored:
                 unrotated = stored.size == (width, height)
-            remedy = "annotate the image as its EXIF orientation turns it" if unrotated else "fix it"
-            raise DataError(f"{path}: image size differs from its annotation ({got}); {remedy}")
+            remedy = "mind EXIF orientation" if unrotated else "fix it"
+            what = f"image size (got {{}} x {{}}) is not the annotated {{}} x {{}}; {remedy}"
+            raise fault(path, what, image.shape[2], image.shape[1], width, height)
         return image
 
 
@@ -55,20 +64,20 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     dropped, of 16 bits the high 8 are kept, of an animation the first frame.
 
     Raises:
-        DataError: no such file, not an image, truncated, over Pillow's limit of 179 megapixels, or
-            of 32 bits per channel, which has no agreed scale.
+        DataError: no such file, not an image of :data:`FORMATS`, truncated, over 100 megapixels, or of
+            32 bits per channel, which has no agreed scale.
     """
     data = read_bytes(path, "check the folder and the annotation")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(io.BytesIO(data)) as image:
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: image is too large to be real; replace or shrink it") from None
+    except Image.DecompressionBombError as error:
+        raise fault(path, "image has over 100 megapixels (got {}); shrink or replace it", str(error)) from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image (starts with {shown(data[:12])}); fix it") from None
+        raise fault(path, "not an image (starts with {}); save it as JPEG or PNG", data[:12]) from None
     except _BROKEN as error:
         what = str(error) or type(error).__name__
-        raise DataError(f"{path}: image cannot be decoded ({shown(what, 120)}); fix it") from None
+        raise fault(path, "image cannot be decoded (got {}); replace it", what) from None
 
 
 def horizontal_flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +85,16 @@ def horizontal_flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     width = image.shape[-1]
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def _open(file: str | io.BytesIO) -> Image.Image:
+    """Reads the header of an image and decodes nothing yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a limit somewhat below ours
+        image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    return image
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -96,13 +115,19 @@ def _check_files(table: Table) -> None:
     for row in range(len(table)):
         folder, name = os.path.split(table.path(row))
         if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            folders[folder] = _list(folder)
         if name not in folders[folder]:
             missing.append((folder, name))
     if missing:
         folder, name = missing[0]
         count = f"{len(missing)} of {len(table)} images"
-        alike = [other for other in folders[folder] if other.lower() == name.lower()]
-        remedy = f"rename {shown(min(alike))}" if alike else "add them or set data.root"
-        path = os.path.join(folder, name)
-        raise DataError(f"{path}: no such image (got {count} missing); {remedy}")
+        alike = sorted(other for other in folders[folder] if other.lower() == name.lower())
+        remedy = "rename {}" if alike else "add them or set data.root"
+        raise fault(os.path.join(folder, name), f"no such image ({count} missing); {remedy}", *alike[:1])
+
+
+def _list(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    except OSError as error:
+        raise fault(folder, f"{error.strerror}; give access to it") from None

@@ -23,15 +23,8 @@ from xml.parsers.expat import ErrorString
 
 import numpy as np
 
-from grcn.data.table import (
-    Table,
-    concatenate,
-    is_contained,
-    pack,
-    pack_detections,
-    read_bytes,
-    shown,
-)
+from grcn.data.faults import check_class_name, fault, is_contained, read_bytes
+from grcn.data.table import Table, concatenate, pack, pack_detections
 from grcn.errors import DataError
 
 logger = logging.getLogger("grcn")
@@ -115,13 +108,12 @@ def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
                 continue
             image, *values = text.split()
             if image not in row_of:
-                raise DataError(f"{path}:{line}: image is not in {table.name} (got {shown(image)}); remove it")
+                raise fault(f"{path}:{line}", "image is not in {} (got {}); remove it", table.name, image)
             try:
                 score, xmin, ymin, xmax, ymax = map(float, values)
             except ValueError:
-                raise DataError(
-                    f"{path}:{line}: broken line (got {shown(text)}); write 'image score xmin ymin xmax ymax'"
-                ) from None
+                what = "broken line (got {}); write 'image score xmin ymin xmax ymax'"
+                raise fault(f"{path}:{line}", what, text) from None
             rows.append(row_of[image])
             numbers.append([score, xmin, ymin, xmax, ymax])
             labels.append(label)
@@ -143,7 +135,7 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
     folder = Path(folder)
     for name in table.classes:
         if not is_contained(name) or "/" in name:
-            raise DataError(f"{folder}: class cannot be in a file name (got {shown(name)}); rename")
+            raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
     folder.mkdir(parents=True, exist_ok=True)
     images = [str(image) for image in table.result_ids()]
     boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
@@ -169,8 +161,8 @@ def _read_split(root: Path, name: str) -> _Split:
         split.stems.append(stem)
         split.files.append(str(image.relative_to(root)))
         height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
-        if not (height >= 1 and height.is_integer() and width >= 1 and width.is_integer()):
-            raise DataError(f"{path}: <size> is no image size (got {width} x {height}); fix it")
+        if not all(1 <= side < 2**31 and side.is_integer() for side in (height, width)):
+            raise fault(path, "<size> is no image size (got {} x {}); fix it", width, height)
         split.sizes.append((int(height), int(width)))
         for number, element in enumerate(annotation.findall("object"), start=1):
             place = f"{path}: object {number}"
@@ -178,6 +170,7 @@ def _read_split(root: Path, name: str) -> _Split:
             split.rows.append(row)
             split.boxes.append([_number(element, f"bndbox/{tag}", place) for tag in corners])
             split.names.append(_text(element, "name", place))
+            check_class_name(f"{place}: <name>", split.names[-1])
             split.difficult.append(_difficult(element, place))
             split.places.append(place)
     return split
@@ -192,12 +185,12 @@ def _read_list(folder: Path, name: str) -> list[str]:
             continue
         stem, *flag = text.split()
         if not is_contained(stem) or flag not in ([], ["1"], ["0"], ["-1"]):
-            raise DataError(f"{path}:{line}: not an image name (got {shown(text)}); fix the line")
+            raise fault(f"{path}:{line}", "not an image name (got {}); fix the line", text)
         if stem in stems:
-            raise DataError(f"{path}:{line}: listed before (got {shown(stem)} as in line {stems[stem]}); remove")
+            raise fault(f"{path}:{line}", "listed before (got {} as in line {}); remove it", stem, stems[stem])
         stems[stem] = line
     if not stems:
-        raise DataError(f"{path}: the list names no image; add images or use another split")
+        raise fault(path, "the list names no image; add images or use another split")
     return list(stems)
 
 
@@ -207,7 +200,7 @@ def _lines(path: Path) -> list[str]:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text; convert the file") from None
+        raise fault(f"{path}:{line}", "not UTF-8 text; convert the file") from None
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
@@ -223,18 +216,18 @@ def _read_xml(path: Path) -> ElementTree.Element:
         parser = ElementTree.XMLParser(target=_TreeBuilder())
         return ElementTree.fromstring(data, parser)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise fault(path, str(error)) from None
     except ElementTree.ParseError as error:
-        what = ErrorString(error.code)
-        raise DataError(f"{path}:{error.position[0]}: broken XML (got {what}); fix it") from None
+        what = "broken XML (got {}); fix it"
+        raise fault(f"{path}:{error.position[0]}", what, ErrorString(error.code)) from None
     except (LookupError, ValueError) as error:
-        raise DataError(f"{path}: unknown encoding (got {shown(str(error))}); use UTF-8") from None
+        raise fault(path, "unknown encoding (got {}); use UTF-8", str(error)) from None
 
 
 def _text(element: ElementTree.Element, tag: str, place: str | Path) -> str:
     text = (element.findtext(tag) or "").strip()
     if not text:
-        raise DataError(f"{place}: <{tag}> is missing or empty; add it")
+        raise fault(place, f"<{tag}> is missing or empty; add it")
     return text
 
 
@@ -243,13 +236,13 @@ def _number(element: ElementTree.Element, tag: str, place: str | Path) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DataError(f"{place}: <{tag}> is no number (got {shown(text)}); fix it") from None
+        raise fault(place, f"<{tag}> is no number (got {{}}); fix it", text) from None
 
 
 def _difficult(element: ElementTree.Element, place: str) -> bool:
     text = (element.findtext("difficult") or "0").strip()
     if text not in ("0", "1"):
-        raise DataError(f"{place}: <difficult> is neither 0 nor 1 (got {shown(text)}); fix it")
+        raise fault(place, "<difficult> is neither 0 nor 1 (got {}); fix it", text)
     return text == "1"
 
 
@@ -258,10 +251,7 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str]) -> Table:
     for name, place in zip(split.names, split.places, strict=True):
         if name not in label_of:
             near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
-            raise DataError(
-                f"{place}: unknown class (got {shown(name)}, nearest is {shown(near[0])}); "
-                "rename it, or list it in data.classes"
-            )
+            raise fault(place, "unknown class (got {}, near {}); rename it or add it to data.classes", name, near[0])
     return pack(
         split.name,
         classes,
@@ -285,14 +275,14 @@ def _result_files(folder: Path, table: Table) -> dict[int, Path]:
         rest = path.stem.removeprefix("comp4_det_")
         named = [name for name in table.classes if rest.endswith(f"_{name}")]
         if not named:
-            raise DataError(f"{path}: its name ends in no class of {table.name}; remove or rename")
+            raise fault(path, "its name ends in no class of {}; remove or rename it", table.name)
         name = max(named, key=len)
         files[table.classes.index(name) + 1] = path
         splits.add(rest.removesuffix(f"_{name}"))
     if not files:
-        raise DataError(f"{folder}: no file comp4_det_<split>_<class>.txt; use another folder")
+        raise fault(folder, "no file comp4_det_<split>_<class>.txt; use another folder")
     if len(splits) > 1:
-        raise DataError(f"{folder}: files of several splits (got {shown(sorted(splits))}); use one")
+        raise fault(folder, "files of several splits (got {}); use one", sorted(splits))
     for label, name in enumerate(table.classes, start=1):
         if label not in files:
             logger.warning("%s: no file of class %s, counted as no detections", folder, name)

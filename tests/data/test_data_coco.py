@@ -161,6 +161,12 @@ def test_unset_fields_are_filled_in(tmp_path):
     assert not table.iscrowd.any()
 
 
+def test_a_file_under_two_ids_is_allowed_and_said(tmp_path, caplog):
+    path = write(tmp_path, changed("images", 1, "file_name", to="c.jpg"))
+    assert len(coco.load(tmp_path, ["train"])) == 3
+    assert f"{path}: 1 files are listed again, under other ids" in caplog.text
+
+
 def test_boxes_without_a_size_are_dropped_and_counted(tmp_path, caplog):
     content = document()
     content["annotations"][0]["bbox"][3] = 0
@@ -185,24 +191,27 @@ def changed(*keys: Any, to: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], r"not an object \(got list\)"),
-        (changed("images", to=KeyError), r"#/images: not a list \(got NoneType\)"),
-        (changed("images", to=[]), "#/images: no image"),
+        ([], r"not an object \(got 'list'\)"),
+        (changed("images", to=KeyError), r"#/images: not a list \(got 'NoneType'\)"),
+        (changed("images", to=[]), "#/images: an empty list"),
         (changed("annotations", to=None), "#/annotations: not a list"),
         (changed("annotations", 1, to=3), r"#/annotations/1: not an object \(got 3\)"),
         (changed("images", 1, "id", to=30), r"#/images/1/id: used before \(got 30\)"),
         (changed("images", 1, "id", to="10"), "#/images/1/id: missing or not of type int"),
         (changed("images", 1, "id", to=2**63), "#/images/1/id: too large"),
-        (changed("images", 1, "width", to=0), r"#/images/1: no size \(got 0 x 50\)"),
+        (changed("images", 1, "width", to=0), r"#/images/1: no size of an image \(got 0 x 50\)"),
+        (changed("images", 1, "width", to=2**31), r"#/images/1: no size of an image \(got 2147483648 x"),
+        (changed("categories", to=[]), "#/categories: an empty list"),
+        (changed("categories", 1, "name", to="a\nb"), r"#/categories/1/name: not a class name \(got 'a\\nb'"),
         (changed("images", 1, "height", to=KeyError), "#/images/1/height: missing or not of"),
-        (changed("images", 2, "file_name", to="../x.jpg"), "#/images/2/file_name: not below"),
-        (changed("images", 2, "file_name", to="/x.jpg"), "#/images/2/file_name: not below"),
+        (changed("images", 2, "file_name", to="../x.jpg"), "#/images/2/file_name: not a path below"),
+        (changed("images", 2, "file_name", to="/x.jpg"), "#/images/2/file_name: not a path below"),
         (changed("images", 2, "file_name", to="\x1b]0;"), r"got '\\x1b\]0;'"),
         (changed("categories", 1, "id", to=7), "#/categories/1/id: used before"),
         (changed("categories", 1, "name", to="cat"), "#/categories/1/name: used before"),
         (changed("annotations", 2, "id", to=0), r"#/annotations/2/id: used before \(got 0\)"),
-        (changed("annotations", 1, "image_id", to=11), r"image_id: unknown, .*\[10, 20, 30\]"),
-        (changed("annotations", 1, "category_id", to=4), r"category_id: unknown, .*\[3, 7\]"),
+        (changed("annotations", 1, "image_id", to=11), r"image_id: unknown .got 11, .*\[10, 20, 30\]"),
+        (changed("annotations", 1, "category_id", to=4), r"category_id: unknown .got 4, .*\[3, 7\]"),
         (changed("annotations", 1, "category_id", to=True), "category_id: missing or not of type"),
         (changed("annotations", 1, "iscrowd", to=2), "#/annotations/1/iscrowd: unknown"),
         (changed("annotations", 1, "area", to="9"), "#/annotations/1/area: missing or not"),
@@ -306,7 +315,7 @@ def test_no_detections_are_an_empty_list(tmp_path):
     [
         ({"image_id": 31}, r"results\.json#/1/image_id: unknown"),
         ({"image_id": "30"}, r"results\.json#/1/image_id: missing or not of type int"),
-        ({"category_id": 1}, r"results\.json#/1/category_id: unknown, .*\[3, 7\]"),
+        ({"category_id": 1}, r"results\.json#/1/category_id: unknown .*\[3, 7\]"),
         ({"score": None}, r"results\.json#/1/score: missing or not of type float or int"),
         ({"bbox": [1, 2]}, r"results\.json#/1/bbox: not four numbers"),
         ({"bbox": [1, 2, -3, 4]}, r"results\.json#/1: not a box and a score"),

@@ -159,11 +159,19 @@ def test_what_is_no_image(tmp_path, data):
         read_image(tmp_path / "image.jpg")
 
 
-def test_an_image_too_large_to_be_real_is_refused_before_decoding(tmp_path):
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+@pytest.mark.parametrize("size", [(10_001, 10_000), (60_000, 60_000)])
+def test_over_a_hundred_megapixels_are_refused_before_decoding(tmp_path, size):
+    header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
     (tmp_path / "image.png").write_bytes(png(header, []))
-    with pytest.raises(DataError, match="too large to be real"):
+    with pytest.raises(DataError, match=r"image\.png: image has over 100 megapixels"):
         read_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("suffix", ["EPS", "PDF", "ICO", "TGA", "PCX"])
+def test_unusual_formats_are_not_opened(tmp_path, suffix):
+    picture().save(tmp_path / "image.jpg", suffix)
+    with pytest.raises(DataError, match=r"image\.jpg: not an image \(starts with"):
+        read_image(tmp_path / "image.jpg")
 
 
 def test_missing_files_are_counted_before_anything_is_read(tmp_path):
@@ -179,7 +187,7 @@ def test_missing_files_are_counted_before_anything_is_read(tmp_path):
         root=str(tmp_path),
         **empty,
     )
-    with pytest.raises(DataError, match=r"b\.jpg: no such image \(got 2 of 3 images missing\); add"):
+    with pytest.raises(DataError, match=r"b\.jpg: no such image \(2 of 3 images missing\); add"):
         FileImages(table)
     (tmp_path / "B.JPG").write_bytes(b"")
     with pytest.raises(DataError, match=r"rename 'B\.JPG'"):
@@ -197,14 +205,14 @@ def test_reads_the_images_of_a_table(tmp_path):
 
 def test_a_size_unlike_the_annotated_one_is_an_error(tmp_path):
     picture().save(tmp_path / "a.jpg")
-    message = r"a\.jpg: image size differs .*got 48 x 32, annotated 47 x 32\); fix it"
+    message = r"a\.jpg: image size \(got 48 x 32\) is not the annotated 47 x 32; fix it"
     with pytest.raises(DataError, match=message):
         FileImages(one_image(tmp_path, "a.jpg", (32, 47)))(0)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     picture().save(tmp_path / "a.jpg", exif=exif)
     assert FileImages(one_image(tmp_path, "a.jpg", (48, 32)))(0).shape == (3, 48, 32)
-    with pytest.raises(DataError, match="got 32 x 48, annotated 48 x 32.*EXIF orientation"):
+    with pytest.raises(DataError, match="got 32 x 48. is not the annotated 48 x 32; mind EXIF orientation"):
         FileImages(one_image(tmp_path, "a.jpg", (32, 48)))(0)
 
 

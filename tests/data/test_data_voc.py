@@ -139,14 +139,16 @@ def test_a_list_that_is_no_text(root):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("</annotation>", "", r"a\.xml:1[0-9]: broken XML \(got no element found\)"),
-        ("<part>", "<x>", r"a\.xml:7: broken XML \(got mismatched tag\)"),
+        ("</annotation>", "", r"a\.xml:1[0-9]: broken XML \(got 'no element found'\)"),
+        ("<part>", "<x>", r"a\.xml:7: broken XML \(got 'mismatched tag'\)"),
         ("<annotation>", "<!DOCTYPE a><annotation>", r"a\.xml: DOCTYPE is not allowed"),
         ("<annotation>", "<?xml version='1.0' encoding='none'?><annotation>", "unknown encoding"),
         ("<width>40</width>", "", "<size/width> is missing"),
         ("<width>40</width>", "<width>0</width>", "<size> is no image size"),
         ("<width>40</width>", "<width>4.5</width>", r"size \(got 4.5 x 30.0\)"),
         ("<width>40</width>", "<width>nan</width>", "<size> is no image size"),
+        ("<width>40</width>", "<width>1e300</width>", r"a\.xml: <size> is no image size"),
+        ("<name>dog</name>", "<name>do\ng</name>", r"object 1: <name>: not a class name .got 'do\\ng'"),
         ("<name>dog</name>", "", "object 1: <name> is missing"),
         ("<ymin>4</ymin>", "", "object 2: <bndbox/ymin> is missing"),
         ("<ymin>4</ymin>", "<ymin>four</ymin>", r"<bndbox/ymin> is no number \(got 'four'\)"),

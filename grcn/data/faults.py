@@ -1,0 +1,72 @@
+"""How a fault of a data set is told, and what keeps names and files out of it from doing harm."""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from grcn.errors import LONGEST_LINE, PREFIX, DataError, one_line
+
+LONGEST_PATH = 1000  # a table keeps every name at the length of the longest one
+
+_REPR = reprlib.Repr()  # of a document of gigabytes it takes the beginning only
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlist = _REPR.maxdict = 30
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def fault(place: object, what: str, *values: object) -> DataError:
+    """Words a fault in one line. Where it would be too long, the values are shortened and the place stays whole.
+
+    Args:
+        place: the file, and where in it.
+        what: what is wrong and the remedy, as ``not a list (got {}); use COCO's format``; the braces take the values.
+    """
+    where = one_line(str(place))
+    free = LONGEST_LINE - len(PREFIX) - len(where) - len(what)
+    limit = min(60, max(10, free // max(len(values), 1)))
+    return DataError(one_line(f"{where}: {what.format(*(shown(value, limit) for value in values))}"))
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Returns a value out of a data file as a message may show it: short, no control characters."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    text = _REPR.repr(os.fsdecode(value) if isinstance(value, bytes) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def is_contained(path: str) -> bool:
+    """Tells whether a path is relative, stays below its folder, and is neither very long nor has control characters.
+
+    This is about names. A symbolic link below the folder may lead out of it: image folders are often linked from other
+    disks, and whoever can place a link there can read what it points to.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        return False
+    return len(path) <= LONGEST_PATH and not _UNPRINTABLE.search(path)
+
+
+def check_class_name(place: object, name: str) -> None:
+    """Refuses a name that cannot stand in tables, pictures and messages: blank, long, or with control characters."""
+    if not name.strip() or len(name) > 100 or _UNPRINTABLE.search(name):
+        raise fault(place, "not a class name (got {}); rename the class", name)
+
+
+def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
+    """Reads a regular file whole; what stands in the way is a DataError that ends in ``remedy``."""
+    try:
+        # A pipe or a device under the name of a data file would block for ever.
+        if not os.path.isfile(path):
+            what = "not a file" if os.path.exists(path) else "no such file"
+            raise fault(path, f"{what}; {remedy}")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise fault(path, f"{error.strerror or 'cannot be read'}; {remedy}") from None

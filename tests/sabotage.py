@@ -1,0 +1,84 @@
+"""What puts the program out of order, in its own process, before it starts: ``programs.call(…, patch=limited)``."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ImageFile
+
+from grcn.data import coco, table, transforms, voc
+from grcn.models import detector
+
+
+def limited() -> None:
+    """Leaves it 200 MB more memory than it has, and 5 seconds of computing."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200 * 10**6,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+
+
+def without_access() -> None:
+    """Denies access to an image, also to the superuser."""
+
+    def opened(path: str | os.PathLike[str], mode: str) -> Any:
+        if str(path).endswith("train/1.jpg"):
+            raise PermissionError(13, "Permission denied", path)
+        return open(path, mode)
+
+    transforms.read_bytes.__globals__["open"] = opened
+
+
+def vanishing() -> None:
+    """Removes an image after the data set was found complete."""
+    read = transforms.read_image
+
+    def remove_and_read(path: str) -> Any:
+        Path("data/train/1.jpg").unlink(missing_ok=True)
+        return read(path)
+
+    transforms.read_image = remove_and_read
+
+
+# One guard less. A check that still succeeds then is none.
+
+
+def without_pixel_limit() -> None:
+    limited()
+    transforms.MOST_PIXELS = 10**10
+
+
+def with_truncated_images() -> None:
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+
+def without_nan_checks() -> None:
+    """Removes all that stands between a box of NaN and torchvision's operators."""
+    pack = voc.pack
+
+    def careless(*args: Any, **options: Any) -> table.Table:
+        packed = pack(*args, **options | {"boxes": np.nan_to_num(options["boxes"])})
+        return replace(packed, boxes=np.array(options["boxes"]))
+
+    voc.pack = careless
+    detector._check_targets = lambda *_: None
+
+
+def without_box_checks() -> None:
+    table._check_boxes = lambda name, boxes, *_: np.arange(len(boxes))
+
+
+def without_path_checks() -> None:
+    coco.is_contained = lambda path: True
+
+
+def without_number_checks() -> None:
+    voc._number = lambda *_: 48.0
+
+
+def without_doctype_checks() -> None:
+    del voc._TreeBuilder.doctype
