@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,20 @@ TRAINING_ONLY = (
 
 def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table: Table, allow_changes: bool) -> None:
     """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
-    if tuple(state["classes"]) != table.classes:
-        known = ", ".join(state["classes"])
-        raise CheckpointError(f"{path}: of other classes ({known[:80]}); the data has {', '.join(table.classes)[:80]}")
+    check_classes(state, path, table)
     changes = [line for line in _changes(state, path, cfg) if not line.startswith(HARMLESS)]
     if state["data_fingerprint"] != table.fingerprint():
         changes.append("data: the annotations are not those it was trained on")
     _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
+
+
+def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
+    """Refuses a checkpoint of other classes than the data's; those of other names or order may fit every shape."""
+    _check_record(state, path)
+    for label, (its, ours) in enumerate(zip_longest(state["classes"], table.classes), start=1):
+        if its != ours:
+            got = f"class {label} is {its!r:.40} in it, {ours!r:.40} in the data"
+            raise CheckpointError(f"{path}: of other classes (got {got}); use its data, or set data.classes to its")
 
 
 def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
@@ -60,10 +68,19 @@ def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -
 
 def check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
     """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
+    _check_record(state, path)
     found = _changes(state, path, cfg)
     changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
     remedy = "use the config.yaml of its run or pass --allow-changes"
     _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
+
+
+def _check_record(state: Mapping[str, Any], path: Path) -> None:
+    """Refuses a checkpoint of somebody else's use of the training loop, which records what it likes."""
+    kinds = {"config": str, "classes": list, "data_fingerprint": str}
+    missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    if missing:
+        raise CheckpointError(f"{path}: not of tools/train.py (no {', '.join(missing)} in it); use one of its runs")
 
 
 def _changes(state: Mapping[str, Any], path: Path, cfg: Config) -> list[str]:

@@ -13,12 +13,10 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import re
 import shutil
 import socket
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, EnvironmentFault, named
+from ..archive import appearance, cause, check_archive, is_archive, unusable
+from ..errors import CheckpointError, EnvironmentFault, named, one_line
 
 FORMAT = 1
 
 logger = logging.getLogger("grcn")
 
-_NAME = re.compile(r"step_\d{8,}-[0-9a-f]{16}\.pt")
-_REQUIRED = ("format", "step", "model", "optimizer", "losses")
+_NAME = re.compile(r"step_(\d{8,})-[0-9a-f]{16}\.pt")
+_REQUIRED = {"format": int, "step": int, "model": dict, "optimizer": dict, "losses": list}
 
 
 def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
@@ -76,23 +75,18 @@ def load(path: Path) -> dict[str, Any]:
     zip archive.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not a checkpoint of ours.
+        CheckpointError: the file is missing, damaged or not a checkpoint of ours; its weights are
+            not finite.
     """
-    try:
-        contents = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read ({error.strerror}); pass an existing checkpoint") from error
+    contents = _read(path)
     _verify(path, contents)
     try:
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        cause = ascii(str(error).partition("\n")[0])[:120]
-        raise CheckpointError(f"{path}: not a checkpoint of plain tensors (got {cause}); use one of grcn") from error
-    missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise CheckpointError(f"{path}: not a checkpoint of grcn (no {', '.join(missing)} in it); use one of grcn")
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{path}: written in another format (got {state['format']}, need {FORMAT}); update grcn")
+        problem = _problem(state, path.name)
+    except Exception as error:  # whatever a foreign file makes torch raise
+        problem = f"not a checkpoint of plain tensors (got {cause(error)}); use one of grcn"
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
     return state
 
 
@@ -109,7 +103,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load(path)
         except CheckpointError as error:
-            logger.warning("skipped: %s", error)
+            logger.warning("skipped: %s", one_line(str(error)))
     if paths:
         raise CheckpointError(f"{folder}: no usable checkpoint among {len(paths)}; restore one or use a new folder")
     return None
@@ -142,17 +136,28 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.O
     model.load_state_dict(theirs)
     if optimizer is not None:
         groups = optimizer.state_dict()["param_groups"]
-        saved = [group["params"] for group in state["optimizer"]["param_groups"]]
-        if saved != [group["params"] for group in groups]:
-            got, need = (
-                [len(params) for params in saved],
-                [len(group["params"]) for group in groups],
-            )
-            raise CheckpointError(
-                f"{where}: another optimizer (got groups of {got} weights, need {need}); "
-                "use the config it was trained with"
-            )
+        if fault := _optimizer_fault(state["optimizer"], optimizer):
+            raise CheckpointError(f"{where}: another optimizer ({fault}); use the config it was trained with")
         optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+
+
+def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """Says why a saved optimizer is not one for the same weights in the same order; None if it is."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    try:
+        got = [len(group["params"]) for group in saved["param_groups"]]
+        need = [len(group["params"]) for group in optimizer.param_groups]
+        if got != need:
+            return f"got groups of {got} weights, need {need}"
+        if len(saved["state"]) not in (0, len(weights)):
+            return f"got the state of {len(saved['state'])} weights, need {len(weights)}"
+        for index, values in saved["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != weights[index].shape:
+                    return f"got {name} of {list(value.shape)}, need {list(weights[index].shape)}"
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return "got no groups and states of weights"
+    return None
 
 
 def write_durably(path: Path, contents: bytes | memoryview) -> None:
@@ -220,24 +225,41 @@ def _digest(contents: bytes | memoryview) -> str:
     return hashlib.sha256(contents).hexdigest()[:16]
 
 
-# What zipfile raises for bytes that are not a zip archive, or no longer one.
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # a pipe would block for ever
+            what = "a folder" if path.is_dir() else "no such file"
+            raise CheckpointError(f"{path}: {what}; pass an existing checkpoint, as step_00001000-….pt")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read ({error.strerror}); pass an existing checkpoint") from error
 
 
 def _verify(path: Path, contents: bytes) -> None:
-    """Raises a CheckpointError for a file that differs from what was written."""
-    if match := re.search(r"-([0-9a-f]{16})\.pt$", path.name):
-        if (digest := _digest(contents)) != match[1]:
-            raise CheckpointError(f"{path}: damaged: its SHA-256 is not that in its name (got {digest}); use another")
-        return
-    try:
-        broken = zipfile.ZipFile(io.BytesIO(contents)).testzip()
-    except _ZIP_ERRORS as error:
+    """Raises a CheckpointError for a file that differs from what was written, or must not be unpacked."""
+    match = re.search(r"-([0-9a-f]{16})\.pt$", path.name)
+    if match and (digest := _digest(contents)) != match[1]:
+        looks = "" if is_archive(contents) else f", {appearance(contents)}"
         raise CheckpointError(
-            f"{path}: damaged or not a checkpoint (starts with {contents[:8]!r}); use another"
-        ) from error
-    if broken is not None:
-        raise CheckpointError(f"{path}: damaged (wrong checksum of {broken!r:.60}); use another")
+            f"{path}: damaged: its SHA-256 is not that in its name (got {digest}{looks}); use another"
+        )
+    try:
+        check_archive(contents, checksums=not match)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint (got {error}); use another") from error
+
+
+def _problem(state: Any, name: str) -> str | None:
+    """Says what is wrong with the contents of a checkpoint of this name, and the remedy."""
+    found = state if isinstance(state, dict) else {}
+    if wrong := [key for key, kind in _REQUIRED.items() if not isinstance(found.get(key), kind)]:
+        return f"not a checkpoint of grcn (no {', '.join(wrong)} in it); use one of grcn"
+    if state["format"] != FORMAT:
+        return f"written in another format (got {state['format']}, need {FORMAT}); update grcn"
+    if (match := _NAME.fullmatch(name)) and int(match[1]) != state["step"]:
+        return f"damaged or renamed (got step {state['step']}); give it its name back, or use another"
+    fault = unusable(state["model"])
+    return f"{fault}; use an earlier checkpoint" if fault else None
 
 
 def _plain(value: Any) -> Any:

@@ -10,9 +10,10 @@ second convolution of a unit (torchvision) or in the first (MSRA's release for C
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import re
 import sys
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 
+from grcn.archive import appearance, cause, check_archive, is_archive, unusable
 from grcn.errors import CheckpointError
 
 from .detector import Detector
@@ -108,9 +110,8 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
         raise CheckpointError(
             f"{source}: unexpected keys ({_names(unexpected)}); need {network} under torchvision's names"
         )
-    for key, value in wanted.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"{source}: {key} is not finite; use other weights, or drop this key from the file")
+    if fault := unusable(wanted):
+        raise CheckpointError(f"{source}: {fault}; use other weights, or drop this key from the file")
     optional = () if "classifier.0.weight" in wanted else ("fc6.", "fc7.")
     missing = [key for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
     if missing:
@@ -225,32 +226,54 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
     if entry in _NAMED:
         if entry not in _RELEASES[network].__members__:
             raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
-        url = _RELEASES[network][entry].url
-        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
-                state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-            return state, entry
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{entry}: cannot load {url} ({_short(error)}); put the file at {place}") from error
+        path = _fetch(entry, _RELEASES[network][entry].url)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not digest.startswith(path.stem.rpartition("-")[2]):
+            raise CheckpointError(f"{path}: damaged (its SHA-256 is not that in its name); remove it and run again")
+        return _read_file(path), entry
     path = Path(entry.partition(":")[2])
+    if not path.is_file():  # a pipe would block for ever
+        what = "a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {what}; give model.weights=LAYOUT:FILE an existing file")
+    return _read_file(path), str(path)
+
+
+def _fetch(entry: str, url: str) -> Path:
+    """Downloads a release into torch's hub folder, unless it is there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except Exception as error:  # whatever the network makes urllib raise
+        raise CheckpointError(f"{entry}: cannot load {url} ({cause(error)}); put the file at {path}") from error
+    return path
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Reads a file of tensors, after making sure that unpacking it is harmless."""
+    try:
+        contents = path.read_bytes()
+        if is_archive(contents):  # torch's own old format, in which some releases are, is none
+            check_archive(contents, compressed=path.suffix == ".npz")
+        elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
+            raise ValueError(appearance(contents))
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}, str(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-            keys = f" of {_names([str(key) for key in state])}" if isinstance(state, dict) else ""
-            raise ValueError(f"it holds a {type(state).__name__}{keys}; save the state_dict alone")
-        return state, str(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give model.weights=LAYOUT:FILE an existing one") from error
+            with np.load(io.BytesIO(contents), allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
-        raise CheckpointError(f"{path}: not a readable .npz or .pt file of tensors ({_short(error)})") from error
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        remedy = "use another, or download it again"
+        raise CheckpointError(
+            f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        keys = f" of {_names([str(key) for key in state])}" if isinstance(state, dict) else ""
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}{keys}, not tensors; save the state_dict alone")
+    return state
 
 
 def _names(names: list[str]) -> str:

@@ -250,6 +250,30 @@ def test_another_optimizer() -> None:
     assert_one_line(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved.pop("param_groups"), "no groups"),
+        (lambda saved: saved.update(param_groups=3), "no groups"),
+        (lambda saved: saved.update(param_groups=[{}]), "no groups"),
+        (lambda saved: saved.update(state=[1, 2]), "no groups"),
+        (lambda saved: saved["state"].pop(1), "state of 1 weights, need 2"),
+        (lambda saved: saved["state"].update({7: saved["state"].pop(1)}), "no groups"),
+        (lambda saved: saved["state"].update({0: saved["state"][1], 1: saved["state"][0]}), r"need \[2, 3\]"),
+    ],
+)
+def test_a_broken_optimizer(change: Any, message: str) -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True)
+    layer(torch.ones(3)).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    change(saved)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.restore({"step": 3, "model": layer.state_dict(), "optimizer": saved}, layer, optimizer)
+    assert_one_line(caught.value)
+
+
 def test_optimizer_keeps_its_own_settings() -> None:
     """Who continues a run with another weight decay, and says so, gets it."""
     layer = nn.Linear(3, 2)
