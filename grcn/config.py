@@ -100,7 +100,7 @@ class Image(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.max < self.short:
-            yield "max", f"must be at least image.short = {self.short} (got {self.max})"
+            yield "max", f"must be at least image.short = {self.short} (got {self.max}); raise it"
 
 
 class Branch(Section):
@@ -131,7 +131,7 @@ class Context(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.dim is not None and self.dim % self.heads:
-            yield "heads", f"must divide context.dim = {self.dim} (got {self.heads})"
+            yield "heads", f"must divide context.dim = {self.dim} (got {self.heads}); choose a divisor"
 
 
 class Anchors(Section):
@@ -178,7 +178,7 @@ class Rpn(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.bg_iou > self.fg_iou:
-            yield "bg_iou", f"must not exceed rpn.fg_iou = {self.fg_iou} (got {self.bg_iou})"
+            yield "bg_iou", f"must not exceed rpn.fg_iou = {self.fg_iou} (got {self.bg_iou}); lower it"
 
 
 class Roi(Section):
@@ -222,7 +222,7 @@ class Roi(Section):
         if self.bg_iou_low > self.fg_iou:
             yield (
                 "bg_iou_low",
-                f"must not exceed roi.fg_iou = {self.fg_iou} (got {self.bg_iou_low})",
+                f"must not exceed roi.fg_iou = {self.fg_iou} (got {self.bg_iou_low}); lower it",
             )
 
 
@@ -369,9 +369,9 @@ class Train(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.batch % self.accumulate:
-            yield "accumulate", f"must divide train.batch = {self.batch} (got {self.accumulate})"
+            yield "accumulate", f"must divide train.batch = {self.batch} (got {self.accumulate}); choose a divisor"
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
-            yield "lr_steps", f"must rise (got {list(self.lr_steps)})"
+            yield "lr_steps", f"must rise (got {list(self.lr_steps)}); sort them, each once"
 
 
 class Eval(Section):
@@ -396,7 +396,7 @@ class Eval(Section):
                 yield key, f"names {repeated[0]!r} twice; remove one"
         for iou in self.voc_iou:
             if not 0 < iou < 1 or abs(iou * 100 - round(iou * 100)) > 1e-9:
-                yield "voc_iou", f"expected whole percents between 0 and 1, as 0.75 (got {iou})"
+                yield "voc_iou", f"expected whole percents between 0 and 1, as 0.75 (got {iou}); round it"
 
 
 class Run(Section):
@@ -420,7 +420,7 @@ class Run(Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):
-            yield "device", f"expected auto, cpu, cuda or cuda:N (got {self.device!r})"
+            yield "device", f"expected auto, cpu, cuda or cuda:N (got {self.device!r}); choose one"
 
 
 class PaperRow(Section):

@@ -39,7 +39,10 @@ def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
         )
     channels = _channels(model)
     if model.context.on != "none" and channels % model.context.heads:
-        yield "context.heads", f"must divide the {channels} channels of the map (got {model.context.heads})"
+        yield (
+            "context.heads",
+            f"must divide the {channels} channels of the map (got {model.context.heads}); choose a divisor",
+        )
     yield from _wrong_weights(model)
 
 
@@ -65,10 +68,10 @@ def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
         if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
             yield (
                 "split",
-                f"{model.backbone} splits off units of conv4: give none or how many, 1 to {most} (got {model.split})",
+                f"{model.backbone} splits off units of conv4 (got {model.split}); give none or how many, 1 to {most}",
             )
     elif isinstance(model.split, int):
-        yield "split", f"{model.backbone} splits at a block: give none, conv3, conv4 or conv5 (got {model.split})"
+        yield "split", f"{model.backbone} splits at a block (got {model.split}); give none, conv3, conv4 or conv5"
     for task, branch in (("cls", model.cls), ("loc", model.loc)):
         if _resnet(model) and branch.last_pool != "max":
             yield (
@@ -96,7 +99,7 @@ def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
     layout, _, file = model.weights.partition(":")
     if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
         choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
-        yield "weights", f"expected null, {choices} (got {model.weights!r})"
+        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose one"
     elif _tiny(model):
         yield (
             "weights",

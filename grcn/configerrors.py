@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -14,26 +15,27 @@ from grcn.yamlfile import Node, Problem
 Keys = tuple[str, ...]
 Path = tuple[str | int, ...]
 
-# What pydantic's kinds of error expect; the braces take the error's context.
+# What pydantic's kinds of error expect, and the remedy; the braces take the error's context.
 _EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_unicode": "text",
-    "string_too_short": "text",
-    "tuple_type": "a list",
-    "model_type": "a mapping of keys",
-    "model_attributes_type": "a mapping of keys",
-    "literal_error": "{expected}",
-    "union_tag_invalid": "{expected_tags}",
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "at most {le}",
-    "too_short": "at least {min_length} in the list",
-    "too_long": "at most {max_length} in the list",
+    "int_type": ("a whole number", "write one, without quotes"),
+    "float_type": ("a number", "write one, without quotes"),
+    "finite_number": ("a finite number", "write one"),
+    "bool_type": ("true or false", "write one of them, without quotes"),
+    "string_type": ("text", "write some, in quotes if it is a number"),
+    "string_unicode": ("text", "write some"),
+    "string_too_short": ("text", "write some"),
+    "tuple_type": ("a list", "write [a, b]"),
+    "model_type": ("a mapping of keys", "write key: value"),
+    "model_attributes_type": ("a mapping of keys", "write key: value"),
+    "literal_error": ("{expected}", "choose one"),
+    "union_tag_invalid": ("{expected_tags}", "choose one"),
+    "split": ("{expected}", "choose one"),
+    "greater_than": ("a number above {gt}", "raise it"),
+    "greater_than_equal": ("at least {ge}", "raise it"),
+    "less_than": ("a number below {lt}", "lower it"),
+    "less_than_equal": ("at most {le}", "lower it"),
+    "too_short": ("at least {min_length} in the list", "add one"),
+    "too_long": ("at most {max_length} in the list", "remove one"),
 }
 
 
@@ -80,17 +82,16 @@ def clip(text: str, length: int) -> str:
 def _mismatch(kind: str, context: dict[str, Any], message: str, got: object) -> str:
     """Says what was expected and, where the choices are listed, which of them is close."""
     numbers = {key: f"{value:g}" for key, value in context.items() if isinstance(value, float)}
-    template = _EXPECTED.get(kind)
-    expected = message if template is None else template.format_map(context | numbers)
-    close = difflib.get_close_matches(str(got), expected.split("'")[1::2], n=1)
-    remedy = f"; did you mean {close[0]!r}?" if close else ""
-    return f"expected {expected} (got {show(got)}){remedy}"
+    template, remedy = _EXPECTED.get(kind, ("{message}", "correct it"))
+    expected = template.format_map(context | numbers | {"message": message})
+    close = difflib.get_close_matches(str(got)[:60], expected.split("'")[1::2], n=1)
+    return f"expected {expected} (got {show(got)}); " + (f"did you mean {close[0]!r}?" if close else remedy)
 
 
 def _suggestion(loc: Path) -> str:
     """Says what an unknown key may mean: a neighbour, a key elsewhere, or else lists the keys."""
-    sections = dict(_sections(Config))
-    section, key = tuple(step for step in loc[:-1] if isinstance(step, str)), str(loc[-1])
+    sections = _all_sections()
+    section, key = tuple(step for step in loc[:-1] if isinstance(step, str)), str(loc[-1])[:80]
     close = difflib.get_close_matches(key, sections[section], n=1)
     if close and difflib.SequenceMatcher(None, key, close[0]).ratio() >= 0.8:
         return f"did you mean {close[0]!r}?"
@@ -102,6 +103,11 @@ def _suggestion(loc: Path) -> str:
         meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
         return f"did you mean {' or '.join(meant)}?"
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sections[section])}"
+
+
+@cache
+def _all_sections() -> dict[Keys, list[str]]:
+    return dict(_sections(Config))
 
 
 def _sections(kind: type[Section], path: Keys = ()) -> Iterator[tuple[Keys, list[str]]]:

@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from grcn.config import Config, Section
 from grcn.configerrors import clip, explain, show
-from grcn.errors import ConfigError
+from grcn.errors import ConfigError, one_line
 from grcn.yamlfile import (
+    MAX_DEPTH,
     Node,
     Place,
     Problem,
@@ -33,7 +34,7 @@ from grcn.yamlfile import (
 )
 
 MAX_PARENTS = 2
-MAX_LINE = 300
+MAX_PROBLEMS = 50
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
@@ -62,7 +63,7 @@ def load_config_with_sources(
     try:
         tree = _read_with_parents(os.fspath(path), problems)
     except ConfigError as error:
-        raise ConfigError(_one_line(str(error))) from error
+        raise ConfigError(one_line(str(error))) from error
     for override in overrides:
         tree = merge(tree, _read_override(override, problems))
     config = _validate(tree, problems)
@@ -87,7 +88,7 @@ def parse_config(text: str, name: str) -> Config:
     try:
         tree = read_text(text, name, problems)
     except ConfigError as error:
-        raise ConfigError(_one_line(str(error))) from error
+        raise ConfigError(one_line(str(error))) from error
     return _validate(tree, problems)
 
 
@@ -157,7 +158,7 @@ def _read_with_parents(path: str, problems: list[Problem], children: tuple[str, 
         return tree
     if not isinstance(base.value, str):
         got = show(base.plain())
-        raise ConfigError(f"{base.place}: base: expected the name of a file (got {got})")
+        raise ConfigError(f"{base.place}: base: expected the name of a file (got {got}); write base: FILE")
     if len(children) == MAX_PARENTS:
         chain = " -> ".join((*children, path))
         raise ConfigError(f"{base.place}: base: too many levels (got {chain}); join two files")
@@ -174,7 +175,9 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
     names = key.split(".")
     try:
         if not equals or not all(names):
-            raise ConfigError("expected key=value with a dotted key, as train.lr=0.01")
+            raise ConfigError("not a setting; write key=value with a dotted key, as train.lr=0.01")
+        if len(names) > MAX_DEPTH:
+            raise ConfigError("nested too deeply for a config; write key=value with a dotted key, as train.lr=0.01")
         if key == "base":
             raise ConfigError("base is read from files only; pass another config instead")
         node = read_value(text, key, place, problems)
@@ -193,7 +196,9 @@ def _validate(tree: Node, problems: list[Problem]) -> Config:
     except ValidationError as error:
         problems += explain(error, tree)
     if problems:
-        lines = [_one_line(f"{place}: {text}") for place, text in sorted(problems)]
+        lines = [one_line(f"{place}: {text}") for place, text in sorted(problems)]
+        if len(lines) > MAX_PROBLEMS:
+            lines[MAX_PROBLEMS:] = [f"{len(lines) - MAX_PROBLEMS} more problems; correct these first"]
         raise ConfigError("\n".join(lines))
     return config
 
@@ -226,7 +231,3 @@ def _flow(value: Any) -> str:
         quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
         return quoted.strip()
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-
-
-def _one_line(text: str) -> str:
-    return clip(" ".join(text.split()), MAX_LINE)

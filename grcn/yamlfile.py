@@ -16,6 +16,9 @@ import yaml
 
 from grcn.errors import ConfigError
 
+MAX_BYTES = 2**17  # a config has some thousands; a data set given in its place has many millions
+MAX_DEPTH = 20
+
 
 @dataclass(frozen=True, order=True)
 class Place:
@@ -100,7 +103,11 @@ def read_file(path: str, problems: list[Problem]) -> Node:
         ConfigError: the file cannot be read, or is not YAML.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open("rb") as file:
+            contents = file.read(MAX_BYTES + 1)
+        if len(contents) > MAX_BYTES:
+            raise ConfigError(f"{path}: too large for a config (over {MAX_BYTES >> 10} KiB); pass the config file")
+        text = contents.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -164,6 +171,7 @@ def _float(text: str) -> float:
 # The scalars of YAML 1.2, section 10.3.2: tag, form and meaning; the first form that fits decides.
 # Python refuses to convert integers of thousands of digits, so the longest are left to be floats.
 _TAG = "tag:yaml.org,2002:"
+_TOO_DEEP = "nested too deeply for a config; flatten it"
 _FLOAT = (
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -182,6 +190,17 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {None: [(tag, form) for tag, (form, _) in _SCALARS.items()]}
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Stops at a depth that no config has, before the interpreter's stack decides where."""
+        if self.depth == MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
 
 def _compose(text: str, place: Place) -> yaml.Node | None:
     try:
@@ -190,11 +209,18 @@ def _compose(text: str, place: Place) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         if mark is not None and place.line:
             place = Place(place.file, mark.line + 1, mark.column + 1)
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{place}: nested too deeply to be a config") from error
+        problem = error.problem or error.context or ""
+        if problem.startswith("but "):  # the sentence began with the context
+            problem = f"{error.context}, {problem}"
+        if problem == _TOO_DEEP:
+            raise ConfigError(f"{place}: {problem}") from error
+        remedy = "indent with spaces" if "'\\t'" in problem else "correct the syntax"
+        raise ConfigError(f"{place}: not valid YAML: {problem}; {remedy}") from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        if place.line:
+            place = Place(place.file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise ConfigError(f"{place}: not valid YAML: unprintable letter U+{error.character:04X}; remove it") from error
 
 
 class _Converter:

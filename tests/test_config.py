@@ -108,15 +108,15 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"backbone": "resnet50", "split": 7}},
-            "split: resnet50 splits off units of conv4: give none or how many, 1 to 6 (got 7)",
+            "split: resnet50 splits off units of conv4 (got 7); give none or how many, 1 to 6",
         ),
         (
             {"model": {"backbone": "resnet101", "split": "conv5"}},
-            "split: resnet101 splits off units of conv4: give none or how many, 1 to 23 (got conv5)",
+            "split: resnet101 splits off units of conv4 (got conv5); give none or how many, 1 to 23",
         ),
         (
             {"model": {"backbone": "resnet50_det", "split": 2}},
-            "split: resnet50_det splits at a block: give none, conv3, conv4 or conv5 (got 2)",
+            "split: resnet50_det splits at a block (got 2); give none, conv3, conv4 or conv5",
         ),
         (
             {"model": {"backbone": "resnet50", "loc": {"last_pool": "none"}}},
@@ -156,7 +156,7 @@ def test_whole_numbers_do_for_fractions() -> None:
         (
             {"model": {"weights": "vgg.pt"}},
             "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
-            "caffe:FILE (got 'vgg.pt')",
+            "caffe:FILE (got 'vgg.pt'); choose one",
         ),
         (
             {"model": {"backbone": "tiny", "weights": "IMAGENET1K_V1"}},
@@ -164,33 +164,33 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"context": {"dim": 10, "heads": 4}}},
-            "heads: must divide context.dim = 10 (got 4)",
+            "heads: must divide context.dim = 10 (got 4); choose a divisor",
         ),
         (
             {"model": {"image": {"short": 600, "max": 500}}},
-            "max: must be at least image.short = 600 (got 500)",
+            "max: must be at least image.short = 600 (got 500); raise it",
         ),
         (
             {"model": {"rpn": {"bg_iou": 0.8}}},
-            "bg_iou: must not exceed rpn.fg_iou = 0.7 (got 0.8)",
+            "bg_iou: must not exceed rpn.fg_iou = 0.7 (got 0.8); lower it",
         ),
         (
             {"model": {"roi": {"bg_iou_low": 0.6}}},
-            "bg_iou_low: must not exceed roi.fg_iou = 0.5 (got 0.6)",
+            "bg_iou_low: must not exceed roi.fg_iou = 0.5 (got 0.6); lower it",
         ),
         (
             {"train": {"steps": 1, "batch": 4, "accumulate": 3}},
-            "accumulate: must divide train.batch = 4 (got 3)",
+            "accumulate: must divide train.batch = 4 (got 3); choose a divisor",
         ),
-        ({"train": {"steps": 1, "lr_steps": [5, 5]}}, "lr_steps: must rise (got [5, 5])"),
+        ({"train": {"steps": 1, "lr_steps": [5, 5]}}, "lr_steps: must rise (got [5, 5]); sort them, each once"),
         ({"eval": {"protocols": ["voc", "voc"]}}, "protocols: names 'voc' twice; remove one"),
         (
             {"eval": {"voc_iou": [0.505]}},
-            "voc_iou: expected whole percents between 0 and 1, as 0.75 (got 0.505)",
+            "voc_iou: expected whole percents between 0 and 1, as 0.75 (got 0.505); round it",
         ),
         (
             {"run": {"device": "cuda:one"}},
-            "device: expected auto, cpu, cuda or cuda:N (got 'cuda:one')",
+            "device: expected auto, cpu, cuda or cuda:N (got 'cuda:one'); choose one",
         ),
         (
             {"data": {"format": "voc", "root": "r", "train": ["a", "a"], "test": ["b"]}},

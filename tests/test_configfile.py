@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from grcn.config import Config
 from grcn.configfile import (
-    MAX_LINE,
     difference,
     dump_config,
     leaves,
@@ -26,11 +25,12 @@ from grcn.configfile import (
     print_config,
     schema,
 )
-from grcn.errors import ConfigError
+from grcn.errors import LONGEST_LINE, PREFIX, ConfigError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 SHIPPED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
+MAX_LINE = LONGEST_LINE - len(PREFIX)
 MINIMAL = "data: {format: shapes}\ntrain: {steps: 10}\n"
 
 
@@ -128,32 +128,33 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, width, image, split, "
         "cls, loc, context, anchors, rpn, roi, head",
         "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'sizes'?",
-        "c.yaml:4:33: model.anchors.ratios[0]: expected a number (got '1')",
-        "c.yaml:4:38: model.anchors.ratios[1]: expected a number above 0 (got -1)",
+        "c.yaml:4:33: model.anchors.ratios[0]: expected a number (got '1'); write one, without quotes",
+        "c.yaml:4:38: model.anchors.ratios[1]: expected a number above 0 (got -1); raise it",
         "c.yaml:5:3: unknown key 'model.channels'; did you mean 'model.rpn.channels'?",
         "c.yaml:6:10: model.split: expected 'none', 'conv3', 'conv4', 'conv5' or a whole number of units "
         "(got 'None'); did you mean 'none'?",
-        "c.yaml:8:39: model.context.value: expected true or false (got 'yes')",
+        "c.yaml:8:39: model.context.value: expected true or false (got 'yes'); write one of them, without quotes",
         "c.yaml:9:9: missing 'model.roi.box_weights[3]'; add it",
-        "c.yaml:9:38: model.roi.nms: expected at most 1 (got 1.5)",
-        "c.yaml:9:56: model.roi.fg_fraction: expected a finite number (got inf)",
-        "c.yaml:10:27: data.root: expected text (got 3)",
-        "c.yaml:10:37: data.train: expected at least 1 in the list (got [])",
+        "c.yaml:9:38: model.roi.nms: expected at most 1 (got 1.5); lower it",
+        "c.yaml:9:56: model.roi.fg_fraction: expected a finite number (got inf); write one",
+        "c.yaml:10:27: data.root: expected text (got 3); write some, in quotes if it is a number",
+        "c.yaml:10:37: data.train: expected at least 1 in the list (got []); add one",
         "c.yaml:10:55: unknown key 'data.level'; only format shapes has it",
         "c.yaml:11:1: missing 'train.steps'; add it",
         "c.yaml:13:3: train.lr: this key is repeated (first at c.yaml:12:3); remove one",
-        "c.yaml:13:7: train.lr: expected a number above 0 (got -1)",
-        "c.yaml:14:10: train.batch: expected a whole number (got 1.5)",
-        "c.yaml:15:19: train.clip_grad_norm: expected a number (got 'none')",
-        "c.yaml:16:29: run.workers: expected at least 0 (got -1)",
+        "c.yaml:13:7: train.lr: expected a number above 0 (got -1); raise it",
+        "c.yaml:14:10: train.batch: expected a whole number (got 1.5); write one, without quotes",
+        "c.yaml:15:19: train.clip_grad_norm: expected a number (got 'none'); write one, without quotes",
+        "c.yaml:16:29: run.workers: expected at least 0 (got -1); raise it",
         "c.yaml:17:9: missing 'paper[0].row'; add it",
-        "c.yaml:17:17: paper[0].table: expected at most 5 (got 9)",
+        "c.yaml:17:17: paper[0].table: expected at most 5 (got 9); lower it",
         "c.yaml:18:1: unknown key 'lr'; did you mean 'train.lr'?",
         "c.yaml:19:1: unknown key 'qqq'; known: model, data, train, eval, run, paper",
         "command line: base=x: base is read from files only; pass another config instead",
-        "command line: model.rpn.nms=fast: model.rpn.nms: expected a number (got 'fast')",
-        "command line: run.amp=[: not valid YAML: expected the node content, but found '<stream end>'",
-        "command line: steps: expected key=value with a dotted key, as train.lr=0.01",
+        "command line: model.rpn.nms=fast: model.rpn.nms: expected a number (got 'fast'); write one, without quotes",
+        "command line: run.amp=[: not valid YAML: expected the node content, but found '<stream end>'; "
+        "correct the syntax",
+        "command line: steps: not a setting; write key=value with a dotted key, as train.lr=0.01",
         "command line: train.lrr=1: unknown key 'train.lrr'; did you mean 'lr'?",
     ]
 
@@ -167,10 +168,10 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
             "data: {format: cocoa}\ntrain: {steps: 1}",
             "c.yaml:1:16: data.format: expected 'shapes', 'voc', 'coco' (got 'cocoa'); did you mean 'coco'?",
         ),
-        ("data: [1]\ntrain: {steps: 1}", "c.yaml:1:7: data: expected a mapping of keys (got [1])"),
-        ("- 1", "c.yaml:1:1: expected a mapping of keys (got [1])"),
-        ("hello", "c.yaml:1:1: expected a mapping of keys (got 'hello')"),
-        (MINIMAL + "model:", "c.yaml:3:7: model: expected a mapping of keys (got null)"),
+        ("data: [1]\ntrain: {steps: 1}", "c.yaml:1:7: data: expected a mapping of keys (got [1]); write key: value"),
+        ("- 1", "c.yaml:1:1: expected a mapping of keys (got [1]); write key: value"),
+        ("hello", "c.yaml:1:1: expected a mapping of keys (got 'hello'); write key: value"),
+        (MINIMAL + "model:", "c.yaml:3:7: model: expected a mapping of keys (got null); write key: value"),
         (MINIMAL + "? [a]\n: 1", "c.yaml:3:3: expected a word as the key; write key: value"),
         (
             MINIMAL + "run: {amp: !!python/name:os.system x}",
@@ -195,15 +196,19 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         ),
         (
             MINIMAL + "run: {seed: 1",
-            "c.yaml:3:14: not valid YAML: expected ',' or '}', but got '<stream end>'",
+            "c.yaml:3:14: not valid YAML: expected ',' or '}', but got '<stream end>'; correct the syntax",
         ),
         (
             MINIMAL + "run:\n\tseed: 1",
-            "c.yaml:4:1: not valid YAML: found character '\\t' that cannot start any token",
+            "c.yaml:4:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces",
         ),
-        (MINIMAL + "---\nrun: {}", "c.yaml:3:1: not valid YAML: but found another document"),
-        (MINIMAL + "a: \x07", "c.yaml:1:1: not valid YAML: "),
-        ("[" * 5000, "c.yaml:1:1: nested too deeply to be a config"),
+        (
+            MINIMAL + "---\nrun: {}",
+            "c.yaml:3:1: not valid YAML: expected a single document in the stream, but found another document; "
+            "correct the syntax",
+        ),
+        (MINIMAL + "a: \x07", "c.yaml:3:4: not valid YAML: unprintable letter U+0007; remove it"),
+        ("[" * 5000, "c.yaml:1:21: nested too deeply for a config; flatten it"),
     ],
 )
 def test_single_problems(write: Any, text: str, problem: str) -> None:
@@ -213,8 +218,9 @@ def test_single_problems(write: Any, text: str, problem: str) -> None:
 
 def test_a_repeated_problem_of_a_list_names_each_entry(write: Any) -> None:
     assert problems(write(MINIMAL), "eval.voc_iou=[0.5, x, 2]") == [
-        "command line: eval.voc_iou=[0.5, x, 2]: eval.voc_iou[1]: expected a number (got 'x')",
-        "command line: eval.voc_iou=[0.5, x, 2]: eval.voc_iou[2]: expected at most 1 (got 2)",
+        "command line: eval.voc_iou=[0.5, x, 2]: eval.voc_iou[1]: expected a number (got 'x'); write one, without "
+        "quotes",
+        "command line: eval.voc_iou=[0.5, x, 2]: eval.voc_iou[2]: expected at most 1 (got 2); lower it",
     ]
 
 
@@ -270,8 +276,8 @@ def test_a_problem_is_placed_in_the_file_that_has_it(write: Any) -> None:
     write("train: {steps: x, lr: x}\ndata: {format: shapes, levl: 1}", "base.yaml")
     assert problems(write("base: base.yaml\ntrain:\n  steps: y"), "train.lr=z") == [
         "base.yaml:2:24: unknown key 'data.levl'; did you mean 'level'?",
-        "c.yaml:3:10: train.steps: expected a whole number (got 'y')",
-        "command line: train.lr=z: train.lr: expected a number (got 'z')",
+        "c.yaml:3:10: train.steps: expected a whole number (got 'y'); write one, without quotes",
+        "command line: train.lr=z: train.lr: expected a number (got 'z'); write one, without quotes",
     ]
 
 
@@ -284,8 +290,8 @@ def test_a_missing_key_is_placed_in_the_file_not_the_override(write: Any) -> Non
 @pytest.mark.parametrize(
     ("base", "problem"),
     [
-        ("3", "c.yaml:1:7: base: expected the name of a file (got 3)"),
-        ("[a, b]", "c.yaml:1:7: base: expected the name of a file (got ['a', 'b'])"),
+        ("3", "c.yaml:1:7: base: expected the name of a file (got 3); write base: FILE"),
+        ("[a, b]", "c.yaml:1:7: base: expected the name of a file (got ['a', 'b']); write base: FILE"),
         ("no.yaml", "c.yaml:1:7: base: no such file (got no.yaml); name it relative to this file"),
         (
             "c.yaml",
@@ -304,7 +310,7 @@ def test_an_override_replaces_lists_and_follows_new_sections(write: Any) -> None
     assert config.model.weights == "caffe:a b.npz"
     assert config.paper[0].row == "x"
     assert problems(path, "data.train.x=1") == [
-        "command line: data.train.x=1: data.train: expected a list (got a mapping)"
+        "command line: data.train.x=1: data.train: expected a list (got a mapping); write [a, b]"
     ]
 
 
@@ -389,7 +395,7 @@ def test_a_text_is_parsed_like_a_file_but_has_no_parent() -> None:
         parse_config("base: c.yaml\ntrain: {steps: x}\ndata: {format: shapes}", "state")
     assert str(caught.value).splitlines() == [
         "state:1:1: unknown key 'base'; known: model, data, train, eval, run, paper",
-        "state:2:16: train.steps: expected a whole number (got 'x')",
+        "state:2:16: train.steps: expected a whole number (got 'x'); write one, without quotes",
     ]
     with pytest.raises(ConfigError, match="^state:1:2: not valid YAML"):
         parse_config("[", "state")
