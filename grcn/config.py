@@ -33,8 +33,10 @@ from pydantic_core import PydanticCustomError
 
 from .configchecks import model_contradictions
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=10**5)]  # of images, layers, batches: more is a slip, and no machine's
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -93,9 +95,9 @@ class Section(BaseModel):
 class Image(Section):
     """Size of the images that the network sees; the aspect ratio is kept."""
 
-    short: Count = 600
+    short: Size = 600
     """Length in pixels to which the shorter side is resized. [S]"""
-    max: Count = 1000
+    max: Size = 1000
     """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -120,13 +122,13 @@ class Context(Section):
 
     on: Literal["none", "cls", "loc", "both"] = "none"
     """Task whose RoI features receive the context; none is Faster R-CNN, cls is G-RCN. [S]"""
-    dim: Count | None = None
+    dim: Size | None = None
     """Width k of queries and keys; null is the number of channels of the map. [O]"""
-    heads: Count = 1
+    heads: Size = 1
     """Number of attention heads. [O]"""
     value: bool = False
     """Whether the values are projected by W_V, which the paper discarded. [S]"""
-    size: Count = 14
+    size: Size = 14
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -149,19 +151,19 @@ class Rpn(Section):
 
     reads: Literal["cls", "loc"] = "cls"
     """Branch whose map the RPN reads. [S]"""
-    channels: Count = 512
+    channels: Size = 512
     """Channels of its 3x3 convolution. [C]"""
-    pre_nms_train: Count = 12000
+    pre_nms_train: Size = 12000
     """Best-scored boxes that enter NMS in training. [C]"""
-    pre_nms_test: Count = 6000
+    pre_nms_test: Size = 6000
     """Best-scored boxes that enter NMS at test. [C]"""
-    post_nms_train: Count = 2000
+    post_nms_train: Size = 2000
     """Proposals per image in training. [S]"""
-    post_nms_test: Count = 300
+    post_nms_test: Size = 300
     """Proposals per image at test. [S]"""
     nms: Share = 0.7
     """IoU above which the lower-scored of two proposals is dropped. [R]"""
-    batch: Count = 256
+    batch: Size = 256
     """Anchors per image in the RPN's losses. [S]"""
     fg_fraction: Share = 0.5
     """Largest share of foreground anchors among them. [R]"""
@@ -186,13 +188,13 @@ class Roi(Section):
 
     op: Literal["pool", "align"] = "pool"
     """RoIPool or RoIAlign. [S: 7x7 RoI pooling]"""
-    size: Count = 7
+    size: Size = 7
     """Side of the pooled grid. [S]"""
     sampling_ratio: CountOrZero = 2
     """RoIAlign only: samples per cell and axis; 0 chooses by the size of the RoI. [O]"""
     aligned: bool = True
     """RoIAlign only: shift by half a cell, so that samples sit at cell centres. [O]"""
-    batch: Count = 128
+    batch: Size = 128
     """RoIs per image in training. [S]"""
     fg_fraction: Share = 0.25
     """Largest share of foreground RoIs among them. [R]"""
@@ -215,7 +217,7 @@ class Roi(Section):
     """Detections must score above it. [C]"""
     nms: Share = 0.3
     """IoU above which the lower-scored of two detections of one class is dropped. [S]"""
-    detections: Count = 100
+    detections: Size = 100
     """Most detections per image. [C]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -232,7 +234,7 @@ class Head(Section):
     kind: Literal["fc", "conv5", "conv"] = "fc"
     """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
     its mean; or two convolutions, 3x3, and their mean. [S; O: size and mean of the two convolutions]"""
-    dim: Count = 4096
+    dim: Size = 4096
     """Width of each layer; conv5 has its own. [C]"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
@@ -256,7 +258,7 @@ class Model(Section):
     strided in the first convolution of a unit, else in the second. Whatever the weights, conv1 and
     conv2 of VGG16 and of the ResNets, and all batch norms, are not trained.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
-    width: Count = 24
+    width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
     image: Image = Image()
     split: Split = "none"
@@ -291,13 +293,13 @@ class ShapesData(DataSection):
     """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
     level: Literal["flat", "full"] = "flat"
     """flat is quick to learn, for demonstrations; full is for studies. [O]"""
-    train_images: Count = 2000
+    train_images: Annotated[int, Field(ge=1, le=10**7)] = 2000
     """Images of the training split. [O]"""
-    test_images: Count = 500
+    test_images: Annotated[int, Field(ge=1, le=10**7)] = 500
     """Images of the test split. [O]"""
-    size: Annotated[int, Field(ge=32)] = 128
+    size: Annotated[int, Field(ge=32, le=10**5)] = 128
     """Side of the square images in pixels. [O]"""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of the images; not run.seed, so that all seeds of a study see the same images. [O]"""
 
 
@@ -331,9 +333,9 @@ class Train(Section):
 
     steps: Count
     """Number of updates."""
-    batch: Count = 1
+    batch: Size = 1
     """Images per step over all processes and micro-batches. [S]"""
-    accumulate: Count = 1
+    accumulate: Size = 1
     """Micro-batches per step in each process. [S]"""
     lr: Positive = 0.001
     """Learning rate of SGD. [S]"""
@@ -402,7 +404,7 @@ class Eval(Section):
 class Run(Section):
     """Where and how a run is carried out; only seed, deterministic and amp change what is computed."""
 
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of everything random but the shapes data. [O]"""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
@@ -410,12 +412,12 @@ class Run(Section):
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
     amp: Literal["none", "bf16"] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
-    workers: CountOrZero = 2
+    workers: Annotated[int, Field(ge=0, le=10**4)] = 2
     """Processes per rank that read images; 0 reads in the main process. [O]"""
     timeout: Positive = 1800.0
     """Seconds to wait for another process, one that trains too or one that reads images, before giving up. It must
     cover scoring the whole test set. [O]"""
-    threads: Count | None = None
+    threads: Size | None = None
     """CPU threads of torch per process; null leaves torch's choice. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import build
-from .compat import check_continuation, check_model, check_same_evaluation
+from .compat import check_classes, check_continuation, check_model, check_same_evaluation
 from .config import Config
 from .configfile import dump_config, parse_config
 from .data import coco as coco_files
@@ -26,6 +26,7 @@ from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
 from .errors import ConfigError
+from .evaluation.detections import check_objects
 from .models.detector import Detector, count_parameters, to_device
 from .models.features import MEMORY_FORMATS, TASKS
 from .models.weights import load_weights, normalisation_of
@@ -82,7 +83,7 @@ def train(
         distributed.check_same({"settings": dump_config(cfg), "annotations": data.table.fingerprint()})
         state = None if found is None else found[1]
         if state is None:
-            _load_initial(model, cfg, init)
+            _load_initial(model, cfg, init, data.table)
         model = to_device(model, device)
         optimizer = build.build_optimizer(cfg.train, model)
         distributed.obey(stop)
@@ -208,11 +209,9 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
             logger.info("%s: no checkpoint yet; starting at step 0", folder)
         return found
     state = checkpoint.load(resume_from)
-    later = [other.name for other in folder.glob("checkpoints/step_*.pt") if int(other.name[5:13]) > state["step"]]
-    if later:
+    if checkpoint.latest_step(folder / "checkpoints") > state["step"]:
         raise ConfigError(
-            f"{folder}: holds later checkpoints than {resume_from} ({later[0]}); choose another --output-dir or remove "
-            "them"
+            f"{folder}: holds later checkpoints than {resume_from}; choose another --output-dir or remove them"
         )
     return resume_from, state
 
@@ -223,6 +222,7 @@ def _read(
     """Reads both splits and builds the model, after making sure that the checkpoint belongs to config and data."""
     data = build.build_train_split(cfg.data)
     test = build.build_test_split(cfg.data, data.table.classes)
+    check_objects(_limited(cfg, test.table))
     if found is not None:
         path, state = found
         check_continuation(cfg, state, path, data.table, allow_changes)
@@ -230,18 +230,19 @@ def _read(
     return data, test, build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
 
 
-def _load_initial(model: Detector, cfg: Config, init: Path | None) -> None:
+def _load_initial(model: Detector, cfg: Config, init: Path | None, table: Table) -> None:
     """Gives the model the weights to start from. One process at a time meets the network; the others find the file."""
-    told = distributed.on_main(lambda: _load_weights(model, cfg, init))
+    told = distributed.on_main(lambda: _load_weights(model, cfg, init, table))
     if not distributed.is_main():
-        _load_weights(model, cfg, init)
+        _load_weights(model, cfg, init, table)
     logger.log(*told)
 
 
-def _load_weights(model: Detector, cfg: Config, init: Path | None) -> tuple[int, str]:
+def _load_weights(model: Detector, cfg: Config, init: Path | None, table: Table) -> tuple[int, str]:
     """Loads the initial weights; returns what to log about it, and how urgent that is."""
     if init is not None:
         state = checkpoint.load(init)
+        check_classes(state, init, table)
         theirs = parse_config(state["config"], str(init)).model.weights
         if normalisation_of(theirs) != normalisation_of(cfg.model.weights):
             raise ConfigError(f"{init}: its images are normalised for weights {theirs}; set model.weights={theirs}")

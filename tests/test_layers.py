@@ -28,7 +28,7 @@ ALLOWED = {
     "boxes": set(),
     "models": {"archive", "boxes", "models"},
     "data": {"data"},
-    "evaluation": {"data.table", "evaluation"},
+    "evaluation": {"data.faults", "data.table", "evaluation"},
     "draw": {"data.table"},
     "engine": {"archive", "engine"},
     "errors": set(),

@@ -206,6 +206,27 @@ def test_a_voc_folder_trains(devkit, tmp_path):
     assert len(per_class) == 21 and any(line.startswith("dog,") for line in per_class)
 
 
+def test_where_a_run_starts_from(devkit, tmp_path, monkeypatch, capfd):
+    """Classes in another order fit every shape; a copy of a checkpoint may have any name."""
+    root, config = devkit
+    train(config, tmp_path / "run", "data.classes=[cat, dog]")
+    (weights,) = (tmp_path / "run/checkpoints").glob("step_*.pt")
+    copy = weights.with_name("step_latest.pt")
+    copy.write_bytes(weights.read_bytes())
+    args = ["--config", config, "--output-dir", tmp_path / "other"]
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--init", copy, "data.classes=[dog, cat]", code=4)
+    assert_one_line(stderr, "class 1 is 'cat' in it, 'dog' in the data")
+    call_here(monkeypatch, capfd, "tools/train.py", *args, "--init", copy, "data.classes=[cat, dog]", code=0)
+    args = ["--config", config, "--output-dir", tmp_path / "run", "--resume-from", copy]
+    call_here(monkeypatch, capfd, "tools/train.py", *args, "data.classes=[cat, dog]", code=0)
+    (root / "ImageSets/Main/test.txt").write_text("000000\n")
+    (root / "Annotations/000000.xml").write_text(
+        XML.format(stem="000000", name="cat").split("<object>")[0] + "</annotation>"
+    )
+    args = ["--config", config, "--output-dir", tmp_path / "third"]
+    assert_one_line(call_here(monkeypatch, capfd, "tools/train.py", *args, code=3), "VOC2007/test: nothing to evaluate")
+
+
 def broken_xml(root):
     (root / "Annotations/000002.xml").write_text("<annotation><object>")
 
@@ -235,6 +256,7 @@ def test_faults_of_the_data_are_one_line_and_exit_3(devkit, tmp_path, fault, nam
     [
         (["model.strde=8"], 2, "unknown key 'model.strde'"),
         (["train.lr=fast"], 2, "train.lr: expected a number"),
+        (["train.batch=1000000000"], 2, "train.batch: expected at most 100000"),
         (["data.root=nowhere"], 3, "nowhere"),
         (["--init", "nowhere.pt"], 4, "nowhere.pt"),
         (["run.device=cuda:99"], 5, "cuda:99"),

@@ -16,8 +16,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from grcn.data.faults import check_class_name, fault
-from grcn.data.faults import shown as shown
+from grcn.data.faults import check_class_name, fault, shown
 from grcn.errors import one_line
 
 logger = logging.getLogger("grcn")

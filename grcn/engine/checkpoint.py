@@ -208,10 +208,19 @@ def run_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def latest_step(folder: Path) -> int:
+    """Returns the step of the newest checkpoint by its name, -1 where there is none."""
+    return max(map(_step, _checkpoints(folder)), default=-1)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Lists checkpoints by step, oldest first; clocks are not asked."""
     paths = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: (int(path.name[5:].partition("-")[0]), path.name))
+    return sorted(paths, key=lambda path: (_step(path), path.name))
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:].partition("-")[0])
 
 
 def _prune(folder: Path, saved: Path, keep: int) -> None:

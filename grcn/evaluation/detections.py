@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grcn.data.table import Table, shown
+from grcn.data.faults import shown
+from grcn.data.table import Table
 from grcn.errors import DataError
 
 
@@ -38,11 +39,7 @@ def check(table: Table, detections: Mapping[str, Any]) -> Detections:
             lacks, a box or score that is not finite, or a reversed box. Names the image.
         ValueError: the arrays disagree in length.
     """
-    if not len(table.boxes):
-        raise DataError(
-            f"{table.name}: nothing to evaluate (got 0 objects in {len(table)} images); "
-            "check the annotations and the split"
-        )
+    check_objects(table)
     rows = np.asarray(detections["rows"], dtype=np.int64).reshape(-1)
     boxes = np.asarray(detections["boxes"], dtype=np.float64).reshape(-1, 4)
     scores = np.asarray(detections["scores"], dtype=np.float64).reshape(-1)
@@ -70,6 +67,15 @@ def check(table: Table, detections: Mapping[str, Any]) -> Detections:
                 f"{wrong.sum()} such); look for a diverged model or a broken results file"
             )
     return Detections(rows, boxes, scores, labels)
+
+
+def check_objects(table: Table) -> None:
+    """Raises a DataError for a table without objects, which nothing can be scored against."""
+    if not len(table.boxes):
+        raise DataError(
+            f"{table.name}: nothing to evaluate (got 0 objects in {len(table)} images); "
+            "check the annotations and the split"
+        )
 
 
 def _image_name(table: Table, row: int) -> str:
