@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,6 +245,13 @@ def _start_worker(_: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
     torch.set_num_threads(1)
+    sys.excepthook = _say_nothing_of_the_parent
+
+
+def _say_nothing_of_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Leaves out that the main process ended while it fetched an image: it has told why itself."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _obey_parent() -> None:
