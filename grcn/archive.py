@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .errors import one_line
@@ -29,6 +30,10 @@ _ZIP_ERRORS = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError),
     *(struct.error, zlib.error, OverflowError, IndexError),
 )
+_KINDS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 _FORMATS = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89PNG": "a PNG image",
@@ -70,6 +75,8 @@ def cause(error: Exception) -> str:
 def unusable(tensors: Mapping[str, Tensor]) -> str | None:
     """Says which tensor out of a file is not to be computed with, and why; None if all are sound."""
     for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.dtype not in _KINDS:
+            return f"{key} is of a kind that is not read ({tensor.dtype}, {tensor.layout})"
         # With strides of zero a few bytes pose as any number of values, which every operation would write out.
         if tensor.numel() > tensor.untyped_storage().nbytes():
             return f"{key} has more values than are stored"

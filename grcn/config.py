@@ -414,7 +414,7 @@ class Run(Section):
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
     workers: Annotated[int, Field(ge=0, le=10**4)] = 2
     """Processes per rank that read images; 0 reads in the main process. [O]"""
-    timeout: Positive = 1800.0
+    timeout: Annotated[float, Field(gt=0, le=10**6)] = 1800.0
     """Seconds to wait for another process, one that trains too or one that reads images, before giving up. It must
     cover scoring the whole test set. [O]"""
     threads: Size | None = None

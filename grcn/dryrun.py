@@ -61,7 +61,7 @@ def _largest(model: Detector, table: Table, step_images: int, images: int) -> tu
     scale = np.tile(np.array(size[::-1]) / table.sizes[crowded, ::-1], 2)
     target = {
         "boxes": torch.from_numpy(table.boxes[objects] * scale).float(),
-        "labels": torch.from_numpy(table.labels[objects]).long(),
+        "labels": torch.from_numpy(table.labels[objects].astype(np.int64)),
         "batch_sizes": together,
     }
     return [torch.zeros(3, *size, dtype=torch.uint8)] * images, [target] * images

@@ -9,6 +9,7 @@ Every tool ends with one of these codes::
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -20,6 +21,13 @@ PREFIX = "grcn: error: "
 LONGEST_LINE = 300
 PREEMPTED = 75
 INTERRUPTED = 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaints are like all others: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
 
 
 class UserError(Exception):
@@ -66,19 +74,30 @@ class NonFiniteError(UserError):
 
 
 # The operating system's faults that no code of ours can mend, whatever file they strike.
-_ENVIRONMENT_ERRNOS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.EFBIG),
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+_PATH_ERRNOS = {
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM),
+}
+_MACHINE_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT),
 }
 _OTHER_PATH = "free space, fix access or choose another path"
-_REMEDIES = {errno.EMFILE: "raise the limit with ulimit -n, or lower run.workers"}
+_FEWER = "free memory or lower run.workers"
+_REMEDIES = {
+    errno.EMFILE: "raise the limit with ulimit -n, or lower run.workers",
+    errno.ENOMEM: _FEWER,
+    errno.EAGAIN: _FEWER,
+    errno.ESTALE: "check the network disk and run again",
+    errno.ETIMEDOUT: "check the network disk and run again",
+}
 
 _SMALLER = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
 # How torch words the machine's faults, which it raises as plain RuntimeErrors, and what is to be told.
 _RUNTIME_FAULTS = {
     "out of memory": ("out of memory", _SMALLER),
     "DefaultCPUAllocator": ("out of memory", _SMALLER),
-    "DataLoader worker": ("a process that reads images died, most often for want of memory", "lower run.workers"),
+    "DataLoader worker (pid": ("a process that reads images died, most often for want of memory", "lower run.workers"),
     "DataLoader timed out": ("no image came from a reading process", "check the disk, or raise run.timeout"),
 }
 
@@ -92,15 +111,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         code = main() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the shell's >&- leaves none
+            sys.stdout.flush()
     except UserError as error:
         code = error.exit_code
         _tell(error, *(str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]))
     except BrokenPipeError:  # whoever asked for the result has gone
         code = EnvironmentFault.exit_code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(1)
     except OSError as error:
-        if error.errno not in _ENVIRONMENT_ERRNOS:
+        if error.errno not in _PATH_ERRNOS | _MACHINE_ERRNOS:
             raise
         code = EnvironmentFault.exit_code
         _tell(error, f"{error.filename or 'system'}: {error.strerror}; {_REMEDIES.get(error.errno, _OTHER_PATH)}")
@@ -108,11 +128,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = EnvironmentFault.exit_code
         _tell(error, f"out of memory; {_SMALLER}")
     except RuntimeError as error:
-        known = [told for text, told in _RUNTIME_FAULTS.items() if text in str(error)]
-        if not known:
+        known = _known_fault(error)
+        if known is None:
             raise
         code = EnvironmentFault.exit_code
-        what, remedy = known[0]
+        what, remedy = known
         _tell(error, f"{what} ({' '.join(str(error).split())[:100]}); {remedy}")
     except KeyboardInterrupt as error:
         code = INTERRUPTED
@@ -133,6 +153,17 @@ def one_line(text: str, limit: int = LONGEST_LINE - len(PREFIX)) -> str:
     return f"{text[: limit - end - 1]}…{text[-end:]}"
 
 
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether the machine fails, and not the file that is being read: memory, disk, network, limits."""
+    if isinstance(error, OSError):
+        return error.errno in _MACHINE_ERRNOS
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _known_fault(error) is not None)
+
+
+def _known_fault(error: RuntimeError) -> tuple[str, str] | None:
+    return next((told for text, told in _RUNTIME_FAULTS.items() if text in str(error)), None)
+
+
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Gives an error of the operating system the name of the file that was written, which a full disk does not tell."""
@@ -144,7 +175,14 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def _silence(descriptor: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
 def _tell(error: BaseException, *lines: str) -> None:
     if not getattr(error, "shared", False) or os.environ.get("LOCAL_RANK", "0") == "0":
-        for line in lines:
-            print(PREFIX + one_line(line), file=sys.stderr)
+        try:
+            for line in lines:
+                print(PREFIX + one_line(line), file=sys.stderr, flush=True)
+        except OSError:  # where nobody can be told the exit code matters, which a last flush in vain would change
+            _silence(2)

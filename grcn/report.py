@@ -17,7 +17,8 @@ from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.table import Table
 from .draw import detection_grid, pr_curves
-from .engine.checkpoint import write_durably
+from .engine.checkpoint import sync, write_durably
+from .engine.signals import StopSignals
 from .errors import EnvironmentFault, named
 from .evaluation import coco, voc
 from .evaluation.diagnosis import diagnose
@@ -26,15 +27,31 @@ logger = logging.getLogger("grcn")
 
 
 def score(
-    cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool = False
+    cfg: Config,
+    table: Table,
+    test: Split,
+    found: Mapping[str, np.ndarray],
+    folder: Path,
+    devkit: bool = False,
+    stop: StopSignals | None = None,
 ) -> dict[str, float | None]:
-    """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``."""
+    """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``.
+
+    Raises:
+        Stopped: a signal came, which is looked at before each protocol and before pictures are drawn.
+    """
     with named(folder):
-        return _score(cfg, table, test, found, folder, devkit)
+        return _score(cfg, table, test, found, folder, devkit, stop or StopSignals())
 
 
 def _score(
-    cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path, devkit: bool
+    cfg: Config,
+    table: Table,
+    test: Split,
+    found: Mapping[str, np.ndarray],
+    folder: Path,
+    devkit: bool,
+    stop: StopSignals,
 ) -> dict[str, float | None]:
     folder.mkdir(parents=True, exist_ok=True)
     coco_files.write_detections(folder / "detections.json", table, found)
@@ -44,6 +61,7 @@ def _score(
     per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
     results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
     for protocol in cfg.eval.protocols:
+        stop.check()
         if protocol == "voc":
             scored = voc.evaluate(table, found, cfg.eval.voc_iou)
         else:
@@ -57,7 +75,11 @@ def _score(
     results |= {"metrics": metrics, "per_class": per_class}
     write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     _write_per_class(folder / "per_class.csv", per_class)
+    stop.check()
     _draw(cfg, table, test, found, folder)
+    for path in folder.rglob("*"):  # the log is going to count on them
+        if path.is_file():
+            sync(path)
     logger.info("results, detections and pictures are in %s", folder)
     return metrics
 

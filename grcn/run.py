@@ -63,7 +63,7 @@ def train(
         folder: of the run; must be empty unless the run is resumed.
         resume: continue from the newest checkpoint in ``folder``, from the start if there is none.
         resume_from: continue from this checkpoint.
-        init: start from the weights of this checkpoint, at step 0, instead of ``model.weights``.
+        init: a run that is not continued starts from the weights of this checkpoint instead of ``model.weights``.
         allow_changes: resume although settings that change the result differ from those of the checkpoint.
         dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
         stop: signals to obey.
@@ -80,7 +80,8 @@ def train(
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
         data, test, model = distributed.together(lambda: _read(cfg, found, allow_changes))
-        distributed.check_same({"settings": dump_config(cfg), "annotations": data.table.fingerprint()})
+        facts = {"settings": dump_config(cfg), "annotations": data.table.fingerprint(), "device": device.type}
+        distributed.check_same(facts)
         state = None if found is None else found[1]
         if state is None:
             _load_initial(model, cfg, init, data.table)
@@ -100,6 +101,7 @@ def train(
             if state is not None:
                 checkpoint.restore(state, model)
             return try_steps(model, optimizer, cfg, data.table, test.table, next(batches(0)), device)
+        first = batches(0 if state is None else state["step"])
         if state is not None and state["step"] == cfg.train.steps:
             check_same_evaluation(cfg, state, folder)
             logger.info("%s: finished; its recorded metrics follow", folder)
@@ -110,7 +112,7 @@ def train(
             return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
 
         return train_loop(
-            model, batches(0 if state is None else state["step"]), optimizer, steps=cfg.train.steps,
+            model, first, optimizer, steps=cfg.train.steps,
             lr_at=lambda step: learning_rate(
                 step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
                 milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
@@ -143,7 +145,6 @@ def evaluate(
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         start_logging()
         _prepare(cfg, device)
-        distributed.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
             distributed.obey(stop)
@@ -231,7 +232,7 @@ def _read(
 
 
 def _load_initial(model: Detector, cfg: Config, init: Path | None, table: Table) -> None:
-    """Gives the model the weights to start from. One process at a time meets the network; the others find the file."""
+    """Gives the model the weights to start from; the first process downloads them before the others look."""
     told = distributed.on_main(lambda: _load_weights(model, cfg, init, table))
     if not distributed.is_main():
         _load_weights(model, cfg, init, table)
@@ -293,4 +294,4 @@ def _evaluate_model(
     )  # fmt: skip
     share = len(range(rank, len(table), world))
     found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
-    return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit))
+    return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit, stop))

@@ -206,6 +206,25 @@ def test_a_voc_folder_trains(devkit, tmp_path):
     assert len(per_class) == 21 and any(line.startswith("dog,") for line in per_class)
 
 
+def test_a_run_with_initial_weights_can_be_started_again(finished, tmp_path, monkeypatch, capfd):
+    """The same command line, with --init and --resume, begins with the weights and continues without."""
+    (weights,) = (finished[0] / "checkpoints").glob("step_*.pt")
+    config = finished[0] / "config.yaml"
+    args = ["--config", config, "--init", weights, "--resume", "--allow-changes", "--output-dir"]
+    for folder, stages in (("straight", [6]), ("parts", [2, 6])):
+        for steps in stages:
+            settings = [f"train.steps={steps}", "train.log_every=6", "train.schedule=step", "eval.limit=1"]
+            call_here(monkeypatch, capfd, "tools/train.py", *args, tmp_path / folder, *settings, code=0)
+    names = [next((tmp_path / run / "checkpoints").glob("step_00000006-*")) for run in ("straight", "parts")]
+    states = [load(name) for name in names]
+    assert_close(states[0]["model"], states[1]["model"], rtol=0, atol=0)
+    stderr = call_here(
+        monkeypatch, capfd, "tools/train.py", *args[:4], "--output-dir", tmp_path, "--resume-from", weights, code=2
+    )
+    assert_one_line(stderr, "argument --init: not allowed with argument --resume-from")
+    assert_one_line(call_here(monkeypatch, capfd, "tools/train.py", code=2), "required: --config; see --help")
+
+
 def test_where_a_run_starts_from(devkit, tmp_path, monkeypatch, capfd):
     """Classes in another order fit every shape; a copy of a checkpoint may have any name."""
     root, config = devkit

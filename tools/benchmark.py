@@ -20,7 +20,7 @@ from grcn.engine.distributed import process_group
 
 def main() -> None:
     """Reads the command line, describes and measures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/coco/grcn_resnet50.yaml")
     parser.add_argument("--describe", action="store_true", help="only describe the model, without running it")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the tables")

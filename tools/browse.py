@@ -1,7 +1,6 @@
 """Draws what the model is trained on as a contact sheet: python tools/browse.py --config C [--output FILE]
 [key=value ...]"""
 
-import argparse
 from pathlib import Path
 
 from grcn import errors
@@ -11,7 +10,7 @@ from grcn.configfile import load_config
 
 def main() -> None:
     """Reads the command line and draws."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = errors.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, type=Path, help="YAML file")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="picture to write")
     parser.add_argument("--images", type=int, default=16, help="how many images")

@@ -14,13 +14,13 @@ from grcn.engine.signals import StopSignals
 
 def main() -> None:
     """Reads the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/voc/grcn_vgg16.yaml")
     parser.add_argument("--output-dir", type=Path, help="run folder (default: runs/<data>/<config>/seed<k>)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint, if any")
     start.add_argument("--resume-from", type=Path, metavar="FILE", help="continue from this checkpoint")
-    start.add_argument("--init", type=Path, metavar="FILE", help="start at step 0 with the weights of this checkpoint")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="weights of this checkpoint to start from at step 0")
     parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
     parser.add_argument(
         "--dry-run", action="store_true", help="do a step on the first and on the largest batch, and write nothing"
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    if args.resume_from and args.init:
+        parser.error("argument --init: not allowed with argument --resume-from")
     if args.print_config:
         print(print_config(args.config, args.overrides), end="")
         return

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from grcn.errors import LONGEST_LINE, PREFIX, DataError, one_line
+from grcn.errors import LONGEST_LINE, PREFIX, DataError, is_of_the_machine, one_line
 
 LONGEST_PATH = 1000  # a table keeps every name at the length of the longest one
 
@@ -69,4 +69,6 @@ def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
+        if is_of_the_machine(error):
+            raise
         raise fault(path, f"{error.strerror or 'cannot be read'}; {remedy}") from None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..archive import appearance, cause, check_archive, is_archive, unusable
-from ..errors import CheckpointError, EnvironmentFault, named, one_line
+from ..errors import CheckpointError, EnvironmentFault, is_of_the_machine, named, one_line
 
 FORMAT = 1
 
@@ -84,6 +84,8 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
         problem = _problem(state, path.name)
     except Exception as error:  # whatever a foreign file makes torch raise
+        if is_of_the_machine(error):
+            raise
         problem = f"not a checkpoint of plain tensors (got {cause(error)}); use one of grcn"
     if problem:
         raise CheckpointError(f"{path}: {problem}")
@@ -172,11 +174,16 @@ def write_durably(path: Path, contents: bytes | memoryview) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings what a file holds, or which files a folder holds, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -241,6 +248,8 @@ def _read(path: Path) -> bytes:
             raise CheckpointError(f"{path}: {what}; pass an existing checkpoint, as step_00001000-….pt")
         return path.read_bytes()
     except OSError as error:
+        if is_of_the_machine(error):
+            raise
         raise CheckpointError(f"{path}: cannot read ({error.strerror}); pass an existing checkpoint") from error
 
 

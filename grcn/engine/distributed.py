@@ -6,7 +6,6 @@ never waits for a GPU.
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import EnvironmentFault, UserError
-from .signals import Stopped, StopSignals
-
-logger = logging.getLogger("grcn")
+from .signals import Stopped, StopSignals, give_up
 
 T = TypeVar("T")
 
@@ -44,24 +41,22 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
     rank, world, local_rank = (_variable(name, default) for name, default in _TORCHRUN)
     if not 0 <= rank < world:
         raise EnvironmentFault(f"RANK is not below WORLD_SIZE (got {rank} of {world}); use torchrun")
-    chosen = _device(device, local_rank, world)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    wanted = _wanted(device, world)
     if world == 1:
-        yield chosen
+        yield _device(wanted, local_rank)
         return
 
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    # A machine without the devices joins all the same, so that all processes hear of it.
+    backend = "cpu:gloo,cuda:nccl" if wanted.type == "cuda" and torch.cuda.device_count() else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    except (dist.DistError, ValueError) as error:
-        cause = str(error).partition("\n")[0][:150]
+    except (RuntimeError, ValueError) as error:
         raise EnvironmentFault(
-            f"process {rank} of {world} cannot meet the others (got {cause}); "
-            "check --master-addr and --master-port of torchrun"
+            f"process {rank} of {world} cannot meet the others (got {_cause(error)}); see what they told, or check "
+            "MASTER_ADDR and MASTER_PORT"
         ) from error
     try:
-        yield chosen
+        yield together(lambda: _device(wanted, local_rank))
     except SystemExit:  # all have agreed to stop; after another error some may never answer
         dist.destroy_process_group()
         raise
@@ -69,8 +64,8 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise EnvironmentFault(
-            f"process {rank} of {world}: another process has ended, or kept silent for {timeout:g} s; see what it "
-            "told, or raise run.timeout"
+            f"process {rank} of {world}: another process has ended, or kept silent for {timeout:g} s (got "
+            f"{_cause(error)}); see what it told, or raise run.timeout"
         ) from error
     dist.destroy_process_group()
 
@@ -85,22 +80,33 @@ def _variable(name: str, default: int) -> int:
     return int(text)
 
 
-def _device(name: str, local_rank: int, world: int) -> torch.device:
-    count = torch.cuda.device_count()
+def _cause(error: Exception) -> str:
+    return str(error).partition("\n")[0][:120]
+
+
+def _wanted(name: str, world: int) -> torch.device:
+    """Returns the kind of device that is asked for, and the one of several if it is said; the same in all processes."""
     if name == "auto":
-        name = "cuda" if count else "cpu"
+        name = "cuda" if torch.cuda.device_count() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise EnvironmentFault(f"no such device (got {name!r}); use auto, cpu, cuda or cuda:<number>") from error
-    if device.type != "cuda":
-        return device
-    if device.index is not None and world > 1:
+    if device.type == "cuda" and device.index is not None and world > 1:
         raise EnvironmentFault(f"{world} processes cannot share one device (got {name}); use cuda")
-    index = local_rank if device.index is None else device.index
+    return device
+
+
+def _device(wanted: torch.device, local_rank: int) -> torch.device:
+    """Takes the device of this process."""
+    if wanted.type != "cuda":
+        return wanted
+    index, count = local_rank if wanted.index is None else wanted.index, torch.cuda.device_count()
     if index >= count:
         raise EnvironmentFault(f"device cuda:{index} is missing (got {count} CUDA devices); use cpu or fewer processes")
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def rank() -> int:
@@ -161,8 +167,7 @@ def gather(value: T) -> list[T]:
 def obey(stop: StopSignals | None) -> None:
     """Raises :class:`Stopped` in all processes after a signal to one: where nothing needs saving."""
     if code := maximum(0 if stop is None else stop.code):
-        logger.info("stopped by a signal; run it again, training with --resume")
-        raise Stopped(code)
+        give_up(code)
 
 
 def together(function: Callable[[], T]) -> T:
@@ -210,14 +215,14 @@ def on_main(function: Callable[[], T]) -> T:
     return result
 
 
-def _attempt(function: Callable[[], Any]) -> tuple[Any, UserError | OSError | None]:
+def _attempt(function: Callable[[], Any]) -> tuple[Any, UserError | OSError | Stopped | None]:
     try:
         return function(), None
-    except (UserError, OSError) as error:
+    except (UserError, OSError, Stopped) as error:
         return None, error
 
 
-def _shared(error: Exception) -> Exception:
+def _shared(error: BaseException) -> BaseException:
     """Marks an error that comes to all processes, of which one is to tell it."""
     error.shared = True  # type: ignore[attr-defined]
     return error

@@ -34,18 +34,18 @@ class _AboveProgressBar(logging.Handler):
 
 
 class _Unheard:
-    """A stream that falls silent, instead of failing, when its reader has gone: the run goes on."""
+    """A stream that falls silent, instead of failing, when its reader has gone or its disk is full: the run goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -55,7 +55,7 @@ class _Unheard:
 def start_logging() -> None:
     """Sends messages of the logger ``grcn`` to stderr, from the main process only."""
     if not isinstance(sys.stderr, _Unheard):
-        sys.stderr = _Unheard(sys.stderr)
+        sys.stderr = _Unheard(sys.stderr or open(os.devnull, "w", encoding="utf-8"))  # the shell's 2>&- leaves none
     handler = _AboveProgressBar()
     handler.setFormatter(logging.Formatter("grcn: %(message)s"))
     logger.handlers = [handler] if is_main() else [logging.NullHandler()]
@@ -90,20 +90,19 @@ class MetricsLog:
         old = self.path.read_bytes()
         new = b""
         for line in old.splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
+            entry = _entry(line)
+            if entry is None:
                 break  # torn by a crash: beyond all that a checkpoint counts on
-            if line.endswith(b"\n") and entry["step"] <= step:
+            if entry["step"] <= step:
                 new += line
         if new != old:
             write_durably(self.path, new)
 
     def evaluation(self, step: int) -> dict[str, float | None] | None:
         """Returns the metrics recorded at a step, or None. For the main process."""
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["step"] == step and "metrics" in entry:
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            entry = _entry(line)
+            if entry is not None and entry["step"] == step and "metrics" in entry:
                 return entry["metrics"]
         return None
 
@@ -134,6 +133,16 @@ class MetricsLog:
         if self._file is not None:
             with named(self.path):
                 self._file.close()
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Reads a line of the log; None if it is not whole."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    return entry if whole else None
 
 
 class RecentLosses:

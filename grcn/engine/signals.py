@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 import time
 from types import FrameType
+from typing import NoReturn
 
 from ..errors import INTERRUPTED, PREEMPTED
+
+logger = logging.getLogger("grcn")
 
 _EXIT_CODES = {
     signal.SIGTERM: PREEMPTED,
@@ -19,6 +24,12 @@ _EXIT_CODES = {
 
 class Stopped(SystemExit):
     """A signal ended the run, which can be continued; ``code`` is 75, or 130 after SIGINT."""
+
+
+def give_up(code: int) -> NoReturn:
+    """Raises :class:`Stopped` with this code where nothing needs saving, and says so."""
+    logger.info("stopped by a signal; run it again, training with --resume")
+    raise Stopped(code)
 
 
 class StopSignals:
@@ -34,9 +45,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.code = 0
-        self._first = 0.0
         # A scheduler may signal every process, and torchrun passes its own on: that is one request.
-        self._one_request = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._one_request = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.05
 
     def __enter__(self) -> StopSignals:
         self._process = os.getpid()
@@ -44,17 +54,36 @@ class StopSignals:
         for number, previous in self._previous.items():
             if not (number == signal.SIGHUP and previous == signal.SIG_IGN):
                 signal.signal(number, self._handle)
+        received, arrive = os.pipe()
+        os.set_blocking(arrive, False)
+        self._arrive = arrive
+        self._previous_wakeup = signal.set_wakeup_fd(arrive)
+        threading.Thread(target=self._end_at_second, args=(received,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._arrive)  # which ends the thread
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 
+    def check(self) -> None:
+        """Gives up after a signal, where this process alone is at work and nothing needs saving."""
+        if self.code:
+            give_up(self.code)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return
-        if not self.code:
+        if os.getpid() == self._process and not self.code:
             self.code = _EXIT_CODES[signal.Signals(number)]
-            self._first = time.monotonic()
-        elif time.monotonic() - self._first >= self._one_request:
-            os._exit(128 + number)
+
+    def _end_at_second(self, received: int) -> None:
+        """Waits for signals in a thread, since the main one gets to no handler while it waits for other processes."""
+        first = None
+        while number := os.read(received, 1):
+            if number[0] not in _EXIT_CODES:
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first >= self._one_request:
+                os._exit(128 + number[0])
+        os.close(received)

@@ -33,7 +33,7 @@ def train(
     lr_at: Callable[[int], float],
     device: torch.device,
     folder: Path,
-    state: Mapping[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     seed: int = 0,
     accumulate: int = 1,
@@ -64,7 +64,8 @@ def train(
         lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
             that have one.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
-        state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
+        state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it. Its
+            weights are taken out of it: they would lie in memory for as long as the run takes.
         record: what else each checkpoint holds: plain types.
         seed: of torch's global generator, set at each step for models that draw from it.
         amp: ``torch.bfloat16`` for autocast.
@@ -90,6 +91,7 @@ def train(
         if start > steps:
             raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
         distributed.together(lambda: checkpoint.restore(state, model, optimizer))
+        del state["model"], state["optimizer"]
     metrics = MetricsLog(folder / "metrics.jsonl", start)
     groups = optimizer.param_groups
     weights = [weight for group in groups for weight in group["params"] if weight.requires_grad]
@@ -142,12 +144,13 @@ def train(
             _update(optimizer, failed)
             bar.update()
 
+            # First, since it notices a process that has ended; a wait for the device would not.
+            code = distributed.maximum(0 if stop is None else stop.code)
             if step % log_every == 0 or step == steps:
                 averages = losses.average(step)
                 metrics.write(step, {"lr": lr, **averages})
                 shown = {name: f"{value:.3g}" for name, value in averages.items()}
                 bar.set_postfix(shown, refresh=False)
-            code = distributed.maximum(0 if stop is None else stop.code)
             if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
                 save(step)
             if code:
@@ -155,6 +158,7 @@ def train(
                 raise Stopped(code)
             if is_evaluated(step) and step < steps:
                 evaluation(step)
+                distributed.obey(stop)
         return evaluation(steps)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 
 from grcn.archive import appearance, cause, check_archive, is_archive, unusable
-from grcn.errors import CheckpointError
+from grcn.errors import CheckpointError, is_of_the_machine
 
 from .detector import Detector
 from .features import Backbone
@@ -264,6 +264,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
+        if is_of_the_machine(error):
+            raise
         remedy = "use another, or download it again"
         raise CheckpointError(
             f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"

@@ -174,6 +174,27 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate"), OSError(errno.ESTALE, "Stale file handle")],
+)
+def test_a_fault_of_the_machine_does_not_cost_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The newest one is sound, and to go back to an older one would lose work."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state_of(step), keep=5)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(
+        Path if isinstance(error, OSError) else torch, "read_bytes" if isinstance(error, OSError) else "load", fail
+    )
+    with pytest.raises(type(error)):
+        checkpoint.newest(tmp_path)
+
+
 def test_full_disk_leaves_the_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = checkpoint.save(tmp_path, state_of(1), keep=1)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

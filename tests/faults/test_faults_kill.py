@@ -48,6 +48,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
         assert call(*command, folder=tmp_path).code == 0
         assert left(folder) == expected, f"run {number}"
         shutil.rmtree(folder)
+    assert kills
     record_property("faults", f"SIGKILL, {workers} workers: {kills} kills in {faults} runs, {faults} ended the same")
 
 

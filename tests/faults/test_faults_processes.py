@@ -24,12 +24,17 @@ from grcn.errors import PREEMPTED, DataError, EnvironmentFault
 SOON = 10.0  # seconds in which a process notices that another has ended
 
 
-def launch(folder: Path, *settings: object, patches: dict[int, Callable[[], None]] | None = None) -> list[Any]:
+def launch(
+    folder: Path,
+    *settings: object,
+    patches: dict[int, Callable[[], None]] | None = None,
+    variables: dict[str, str] | None = None,
+) -> list[Any]:
     """Starts two processes of one run, as torchrun does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**(variables or {}), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = ["tools/train.py", *RUN, "--output-dir", folder / "run", *settings]
     return [
         start(
@@ -79,7 +84,7 @@ def test_killed_pairs_end_as_if_nothing_had_happened(
             told.unlink(missing_ok=True)
             processes = launch(folder)
             wait_for(partial(has_begun, told))  # before, none can know of the other
-            processes[0].join(chance.uniform(0.0, 0.8 * seconds))
+            processes[0].join(chance.uniform(0.0, 0.4 * seconds))
             for rank in victims:
                 processes[rank].kill()
             killed = time.monotonic()
@@ -93,6 +98,7 @@ def test_killed_pairs_end_as_if_nothing_had_happened(
         assert [result.code for result in pair(folder)] == [0, 0]
         assert left(folder / "run") == expected, f"pair {number}"
         shutil.rmtree(folder)
+    assert kills
     what = f"SIGKILL of {victims} of 2 processes: {kills} kills in {faults} runs, {faults} ended the same"
     record_property("faults", f"{what}; the other ended within {slowest:.1f} s")
 
@@ -134,10 +140,35 @@ def no_annotations() -> None:
 
 def test_a_silent_process_is_given_up(tmp_path: Path) -> None:
     hang = partial(signal_at, "grcn.models.detector:Detector.forward", signal.SIGSTOP, 3)
-    processes = launch(tmp_path, "run.timeout=2", patches={1: hang})
+    processes = launch(tmp_path, "run.timeout=6", patches={1: hang})
     processes[0].join(30)
     results = finish(processes, tmp_path, 0.1)
-    assert_contract(results[0], EnvironmentFault.exit_code, "kept silent for 2 s", "run.timeout")
+    assert_contract(results[0], EnvironmentFault.exit_code, "kept silent for 6 s", "run.timeout")
+
+
+def test_a_process_that_waits_for_others_ends_at_a_second_signal(tmp_path: Path) -> None:
+    """It waits in torch, where no handler of Python's is called."""
+    alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}
+    process = start("tools/train.py", *RUN, "--output-dir", tmp_path / "run", folder=tmp_path, variables=alone)
+    time.sleep(1.5)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.2)
+    process.join(5)
+    assert process.exitcode == 128 + signal.SIGTERM
+
+
+def test_a_device_that_is_missing_is_told_once(tmp_path: Path) -> None:
+    results = pair(tmp_path, "run.device=cuda", variables={"CUDA_VISIBLE_DEVICES": ""})
+    assert_contract(results[0], EnvironmentFault.exit_code, "cuda:0 is missing")
+    assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
+
+
+def test_a_batch_that_does_not_divide_leaves_nothing(tmp_path: Path) -> None:
+    results = pair(tmp_path, "train.batch=3")
+    assert_contract(results[0], 2, "train.batch: does not divide evenly (got batch 3, 2 processes")
+    assert (results[1].code, results[1].stderr) == (2, "")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_processes_must_agree(tmp_path: Path) -> None:

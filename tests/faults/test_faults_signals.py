@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -74,8 +75,19 @@ def test_the_check_sees_a_loop_that_does_not_look(tmp_path: Path) -> None:
 
 def twice(first: int, second: int) -> None:
     """A patch: two signals, one after the other, in the middle of saving."""
-    for number in (second, first):  # the outer call comes first
-        signal_at("grcn.engine.checkpoint:write_durably", number, 2)
+    from grcn.engine import checkpoint
+
+    real = checkpoint.write_durably
+
+    def write(path: Path, contents: memoryview) -> None:
+        if path.suffix == ".pt":
+            os.kill(os.getpid(), first)
+            time.sleep(0.2)
+            os.kill(os.getpid(), second)
+            time.sleep(5)
+        real(path, contents)
+
+    checkpoint.write_durably = write
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
