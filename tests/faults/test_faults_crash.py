@@ -14,7 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from programs import RUN, call, left, signal_at, undisturbed
+
+from grcn.engine import checkpoint
+from grcn.errors import CheckpointError
 
 # What writes, renames and removes files: the protocol of checkpoints, the log and the results of evaluations.
 PLACES = ("pathlib:Path.open", "os:fsync", "pathlib:Path.replace", "pathlib:Path.unlink", "os:truncate")
@@ -86,3 +91,88 @@ def test_killed_while_it_writes(tmp_path: Path, faults: int, record_property: Ca
         shutil.rmtree(folder)
     assert not wrong
     record_property("faults", f"crash points of writing: {len(chosen)} of {len(chosen)} ended the same")
+
+
+class Disk:
+    """Watches what is done to the files of a folder, and tells what may be left of them when power is lost.
+
+    What was not brought to the disk is gone: the contents of a file, and renames and removals, of which any number of
+    the first may have arrived.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.contents: dict[str, bytes] = {}  # of files that were synced, by any name that they have had
+        self.durable: dict[str, bytes] = {}  # the folder as it was last synced
+        self.pending: list[tuple[str, str]] = []  # renames (from, to) and removals (name, "")
+        self.states: list[
+            tuple[dict[str, bytes], int]
+        ] = []  # every folder that may be left, and the saves done by then
+        self.saves = 0
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+            real = getattr(owner, name)
+            monkeypatch.setattr(
+                owner, name, partial(self._call, name, real) if owner is os else self._method(name, real)
+            )
+
+    def _method(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda path, *args, **kwargs: self._call(name, real, path, *args, **kwargs)
+
+    def _call(self, name: str, real: Callable[..., Any], target: Any, *args: Any, **kwargs: Any) -> Any:
+        result = real(target, *args, **kwargs)
+        if name == "fsync":
+            path = Path(os.readlink(f"/proc/self/fd/{target}"))
+            if path.is_dir():
+                self.durable, self.pending = self._after(len(self.pending)), []
+            else:
+                self.contents[path.name] = path.read_bytes()
+        elif name == "replace":
+            self.pending.append((target.name, args[0].name))
+        else:
+            self.pending.append((target.name, ""))
+        self.states += [(self._after(arrived), self.saves) for arrived in range(len(self.pending) + 1)]
+        return result
+
+    def _after(self, arrived: int) -> dict[str, bytes]:
+        files = dict(self.durable)
+        for old, new in self.pending[:arrived]:
+            files.pop(old, None)
+            if new:
+                files[new] = self.contents.get(old, b"")
+        return files
+
+
+@pytest.mark.parametrize("forgotten", ["nothing", "files", "folders"])
+def test_power_lost_while_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None], forgotten: str
+) -> None:
+    """Whenever power is lost, the last checkpoint whose save had ended is there. A control: without a sync it is not."""
+    disk = Disk(monkeypatch)
+    watched = os.fsync
+
+    def forgetful(descriptor: int) -> None:
+        kind = "folders" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "files"
+        if kind != forgotten:
+            watched(descriptor)
+
+    monkeypatch.setattr(os, "fsync", forgetful)
+    for step in range(1, 6):
+        state = {"format": checkpoint.FORMAT, "step": step, "model": {"w": torch.full((9,), float(step))}}
+        checkpoint.save(tmp_path / "run", {**state, "optimizer": {}, "losses": []}, keep=2)
+        disk.saves = step
+    monkeypatch.undo()
+    lost = 0
+    for number, (files, saves) in enumerate(disk.states):
+        folder = tmp_path / f"disk{number}"
+        folder.mkdir()
+        for name, contents in files.items():
+            (folder / name).write_bytes(contents)
+        try:
+            found = checkpoint.newest(folder)
+        except CheckpointError:
+            found = None
+        lost += saves > 0 and (found is None or found[1]["step"] < saves)
+    assert (lost == 0) == (forgotten == "nothing")
+    if not lost:
+        record_property(
+            "faults", f"power loss: {len(disk.states)} of {len(disk.states)} disks hold the last checkpoint"
+        )
