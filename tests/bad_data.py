@@ -136,7 +136,7 @@ def check_all(family: str, layout: str, cases: list[Case], folder: Path, faults:
     cases = [*cases, *(case.with_workers() for case in cases if case.in_workers)]
     assert len({case.name for case in cases}) == len(cases)
     failures = []
-    chosen = cases if faults > 1 else cases[::4]
+    chosen = cases if faults > 1 else cases[::12]
     for number, case in enumerate(chosen):
         place = folder / str(number)
         place.mkdir()

@@ -6,10 +6,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from PIL import Image
 from torch.testing import assert_close
@@ -24,12 +26,17 @@ SMALL = [
 ]  # fmt: skip
 
 
-def call(*args, code=0, cwd=None, launcher=()):
-    """Runs a tool; returns its stdout and stderr after checking the exit code."""
-    command = [*(launcher or [sys.executable]), *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+def call(tool, *args, launcher=()):
+    """Runs a tool in a process of its own, or under a launcher; returns its stdout and stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not launcher:
+            done = programs.call(str(tool), *args, folder=Path(folder), timeout=120)
+            assert done.code == 0, done
+            return done.stdout, done.stderr
+        command = [*launcher, *map(str, (tool, *args))]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout, done.stderr
 
 
@@ -43,9 +50,8 @@ def call_here(monkeypatch, capfd, tool, *args, code):
     return capfd.readouterr().err
 
 
-def train(config, folder, *args, code=0, launcher=()):
-    command = [ROOT / "tools/train.py", "--config", config, "--output-dir", folder, *args]
-    return call(*command, code=code, launcher=launcher)
+def train(config, folder, *args, launcher=()):
+    return call(ROOT / "tools/train.py", "--config", config, "--output-dir", folder, *args, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +162,7 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bytes(finished, tmp_path):
 def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     config = ROOT / "configs/voc/grcn_vgg16.yaml"
     printed = print_config(config, ["train.lr=3e-4"])
-    stdout, _ = call(ROOT / "tools/train.py", "--config", config, "--print-config", "train.lr=3e-4", cwd=tmp_path)
+    stdout, _ = call(ROOT / "tools/train.py", "--config", config, "--print-config", "train.lr=3e-4")
     assert stdout == printed
     assert "lr: 0.0003" in stdout and "# command line" in stdout and "# default" in stdout
     assert "grcn_vgg16.yaml:" in stdout and "_base/voc.yaml:" in stdout

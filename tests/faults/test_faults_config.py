@@ -155,7 +155,7 @@ def test_bad_files_and_overrides_are_clear_lines(
     cases = [(f"file: {name}", contents, [], named) for name, (contents, named) in FILES.items()]
     cases += [(f"override: {name}", MINIMAL, args, named) for name, (args, named) in OVERRIDES.items()]
     cases += [(f"override: {setting}", MINIMAL, [setting], ("command line",)) for setting in CONTRADICTIONS]
-    cases = cases if faults > 1 else cases[::4]
+    cases = cases if faults > 1 else cases[::12]
     failures = {name: told for name, *case in cases if (told := refused(folder, *case))}
     assert not failures, "\n\n".join(f"{name}: {told}" for name, told in failures.items())
     record_property("faults", f"bad config: {len(cases)} of {len(cases)} cases are clear lines with exit 2")

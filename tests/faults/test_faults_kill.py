@@ -27,6 +27,8 @@ KILLS = 3  # of one run, before it may end
 def test_killed_runs_end_as_if_nothing_had_happened(
     tmp_path: Path, faults: int, record_property: Callable[[str, object], None], workers: int
 ) -> None:
+    if faults == 1 and workers in (1, 3):
+        pytest.skip("make faults does it")
     setting = f"run.workers={workers}"
     expected = undisturbed(tmp_path / "straight", setting)
     began = time.monotonic()  # the first one meets cold caches

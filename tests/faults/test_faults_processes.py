@@ -68,6 +68,8 @@ def pair(folder: Path, *settings: object, **options: Any) -> list[Outcome]:
 def test_killed_pairs_end_as_if_nothing_had_happened(
     tmp_path: Path, faults: int, record_property: Callable[[str, object], None], victims: tuple[int, ...]
 ) -> None:
+    if faults == 1 and victims != (1,):
+        pytest.skip("make faults does it")
     assert [result.code for result in pair(tmp_path / "straight")] == [0, 0]
     began = time.monotonic()
     assert [result.code for result in pair(tmp_path / "again")] == [0, 0]

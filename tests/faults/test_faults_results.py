@@ -144,7 +144,7 @@ def told(result: programs.Outcome, *named: str) -> str:
 def test_bad_result_files_are_one_line(
     folder: Path, faults: int, record_property: Callable[[str, object], None]
 ) -> None:
-    cases = list(bad_files().items())[:: 1 if faults > 1 else 4]
+    cases = list(bad_files().items())[:: 1 if faults > 1 else 12]
     failures = {name: text for name, (document, named) in cases if (text := told(score(folder, document), *named))}
     assert not failures, "\n\n".join(f"{name}: {text}" for name, text in failures.items())
     record_property("faults", f"bad results: {len(cases)} of {len(cases)} cases are one line with exit 3")

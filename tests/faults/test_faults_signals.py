@@ -41,7 +41,7 @@ def test_every_signal_in_every_phase(
     expected = undisturbed(tmp_path / "straight", *settings)
     command = ["tools/train.py", *RUN, "--output-dir", tmp_path / "run", *settings]
     cases = [(number, *phase) for phase in PHASES for number in CODES]
-    chosen = cases if faults > 1 else cases[1::5]
+    chosen = cases if faults > 1 else cases[1::9]
     wrong = []
     for number, phase, place, nth in chosen:
         stopped = call(*command, folder=tmp_path, patch=partial(signal_at, place, number, nth))
