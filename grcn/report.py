@@ -40,48 +40,37 @@ def score(
     Raises:
         Stopped: a signal came, which is looked at before each protocol and before pictures are drawn.
     """
+    stop = stop or StopSignals()
     with named(folder):
-        return _score(cfg, table, test, found, folder, devkit, stop or StopSignals())
-
-
-def _score(
-    cfg: Config,
-    table: Table,
-    test: Split,
-    found: Mapping[str, np.ndarray],
-    folder: Path,
-    devkit: bool,
-    stop: StopSignals,
-) -> dict[str, float | None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    coco_files.write_detections(folder / "detections.json", table, found)
-    if devkit:
-        voc_files.write_detections(folder / "devkit", table.name.split("+")[0].rpartition("/")[2], table, found)
-    metrics: dict[str, float | None] = {}
-    per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
-    results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
-    for protocol in cfg.eval.protocols:
+        folder.mkdir(parents=True, exist_ok=True)
+        coco_files.write_detections(folder / "detections.json", table, found)
+        if devkit:
+            voc_files.write_detections(folder / "devkit", table.name.split("+")[0].rpartition("/")[2], table, found)
+        metrics: dict[str, float | None] = {}
+        per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
+        results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
+        for protocol in cfg.eval.protocols:
+            stop.check()
+            if protocol == "voc":
+                scored = voc.evaluate(table, found, cfg.eval.voc_iou)
+            else:
+                scored = coco.evaluate(table, found)
+                results["coco_backend"] = scored["backend"]
+            metrics |= scored["metrics"]
+            for name, figures in scored["per_class"].items():
+                per_class[name] |= figures
+        if text := diagnose(table, found, metrics):
+            logger.warning("%s", text)
+        results |= {"metrics": metrics, "per_class": per_class}
+        write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        _write_per_class(folder / "per_class.csv", per_class)
         stop.check()
-        if protocol == "voc":
-            scored = voc.evaluate(table, found, cfg.eval.voc_iou)
-        else:
-            scored = coco.evaluate(table, found)
-            results["coco_backend"] = scored["backend"]
-        metrics |= scored["metrics"]
-        for name, figures in scored["per_class"].items():
-            per_class[name] |= figures
-    if text := diagnose(table, found, metrics):
-        logger.warning("%s", text)
-    results |= {"metrics": metrics, "per_class": per_class}
-    write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    _write_per_class(folder / "per_class.csv", per_class)
-    stop.check()
-    _draw(cfg, table, test, found, folder)
-    for path in folder.rglob("*"):  # the log is going to count on them
-        if path.is_file():
-            sync(path)
-    logger.info("results, detections and pictures are in %s", folder)
-    return metrics
+        _draw(cfg, table, test, found, folder)
+        for path in folder.iterdir():  # the log is going to count on them
+            if path.is_file():
+                sync(path)
+        logger.info("results, detections and pictures are in %s", folder)
+        return metrics
 
 
 def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
