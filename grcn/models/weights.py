@@ -264,7 +264,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
-        if is_of_the_machine(error):
+        if isinstance(error, OSError) and is_of_the_machine(error):  # memory may lack for what a forged header claims
             raise
         remedy = "use another, or download it again"
         raise CheckpointError(
