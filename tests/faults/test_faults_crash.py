@@ -22,19 +22,18 @@ from grcn.engine import checkpoint
 from grcn.errors import CheckpointError
 
 # What writes, renames and removes files: the protocol of checkpoints, the log and the results of evaluations.
-PLACES = ("pathlib:Path.open", "os:fsync", "pathlib:Path.replace", "pathlib:Path.unlink", "os:truncate")
-PLACES += ("grcn.engine.log:MetricsLog.write", "grcn.engine.checkpoint:save", "grcn.engine.checkpoint:_prune")
-HALF = "half of a file written"
+PLACES = ("os:fsync", "pathlib:Path.replace", "pathlib:Path.unlink", "grcn.engine.log:MetricsLog.write")
+PLACES += tuple(f"grcn.engine.checkpoint:{name}" for name in ("save", "write_durably", "_prune"))
 
 
-def die_half_way(nth: int) -> None:
-    """A patch: the ``nth`` file that is to replace another is written to its half, and there the process dies."""
+def die_on_the_way(nth: int, share: float) -> None:
+    """A patch: of the ``nth`` file that is to replace another a share is written, and there the process dies."""
     real = Path.open
     files = iter(range(1, 1000))
 
     class Torn(io.FileIO):
         def write(self, contents: Any) -> int:
-            super().write(contents[: len(contents) // 2])
+            super().write(contents[: int(share * len(contents))])
             os.kill(os.getpid(), signal.SIGKILL)
             return 0
 
@@ -79,7 +78,11 @@ def test_killed_while_it_writes(tmp_path: Path, faults: int, record_property: Ca
         for nth in range(1, calls + 1)
         for after in (False, True)
     ]
-    points += [(f"{HALF} #{nth}", partial(die_half_way, nth)) for nth in range(1, counts["pathlib:Path.replace"] + 1)]
+    points += [
+        (f"{share:.0%} written of file #{nth}", partial(die_on_the_way, nth, share))
+        for nth in range(1, counts["pathlib:Path.replace"] + 1)
+        for share in (0.0, 0.5)
+    ]
     chosen = points if faults > 1 else random.Random(0).sample(points, 3)
     wrong = []
     for name, patch in chosen:
