@@ -44,6 +44,9 @@ TRAINING_ONLY = (
 def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table: Table, allow_changes: bool) -> None:
     """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
     check_classes(state, path, table)
+    if state["step"] > cfg.train.steps:
+        got = f"step {state['step']}, train.steps: {cfg.train.steps}"
+        raise ConfigError(f"{path}: past the end (got {got}); raise train.steps, or pass an earlier one")
     changes = [line for line in _changes(state, path, cfg) if not line.startswith(HARMLESS)]
     if state["data_fingerprint"] != table.fingerprint():
         changes.append("data: the annotations are not those it was trained on")

@@ -25,7 +25,7 @@ from .engine.log import start_logging, write_environment
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .evaluation.detections import check_objects
 from .models.detector import Detector, count_parameters, to_device
 from .models.features import MEMORY_FORMATS, TASKS
@@ -39,8 +39,10 @@ AMP = {"none": None, "bf16": torch.bfloat16}
 
 
 def default_folder(path: str | Path, cfg: Config) -> Path:
-    """Returns ``runs/<data>/<config>/seed<k>`` for a config file."""
+    """Returns ``runs/<data>/<config>/seed<k>`` for a config file, and for that of a run its own folder."""
     path = Path(path)
+    if (path.parent / "env.json").exists():
+        return path.parent
     return Path("runs") / path.resolve().parent.name / path.stem / f"seed{cfg.run.seed}"
 
 
@@ -244,10 +246,16 @@ def _load_weights(model: Detector, cfg: Config, init: Path | None, table: Table)
     if init is not None:
         state = checkpoint.load(init)
         check_classes(state, init, table)
-        theirs = parse_config(state["config"], str(init)).model.weights
-        if normalisation_of(theirs) != normalisation_of(cfg.model.weights):
-            raise ConfigError(f"{init}: its images are normalised for weights {theirs}; set model.weights={theirs}")
-        checkpoint.restore(state, model)
+        theirs = parse_config(state["config"], str(init)).model
+        if normalisation_of(theirs.weights) != normalisation_of(cfg.model.weights):
+            needed = f"model.weights={theirs.weights}"
+            raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
+        if theirs.anchors != cfg.model.anchors:
+            raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
+        try:
+            checkpoint.restore(state, model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{init}: {error}") from error
         return logging.INFO, f"initial weights from {init}"
     if cfg.model.weights is not None:
         return logging.INFO, str(load_weights(model, cfg.model.weights))

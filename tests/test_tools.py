@@ -84,6 +84,14 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
     assert json.loads(stdout) == metrics
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, code=2)
     assert "not empty" in stderr and "--resume" in stderr and "Traceback" not in stderr
+    kept = (folder / "config.yaml").read_bytes()
+    few = [*args, "--resume", "--allow-changes", "train.steps=3"]
+    assert_one_line(
+        call_here(monkeypatch, capfd, "tools/train.py", *few, code=2), "past the end (got step 4, train.steps"
+    )
+    assert (folder / "config.yaml").read_bytes() == kept
+    again, _ = call(ROOT / "tools/train.py", "--config", folder / "config.yaml", "--resume")
+    assert json.loads(again) == metrics, "the config of a run leads to its folder"
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "train.lr=0.5", code=2)
     assert "train.lr: 0.06 -> 0.5" in stderr and "--allow-changes" in stderr
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "eval.limit=2", code=2)
@@ -241,7 +249,12 @@ def test_where_a_run_starts_from(devkit, tmp_path, monkeypatch, capfd):
     args = ["--config", config, "--output-dir", tmp_path / "other"]
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--init", copy, "data.classes=[dog, cat]", code=4)
     assert_one_line(stderr, "class 1 is 'cat' in it, 'dog' in the data")
-    call_here(monkeypatch, capfd, "tools/train.py", *args, "--init", copy, "data.classes=[cat, dog]", code=0)
+    again = [*args, "--init", copy, "data.classes=[cat, dog]"]
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *again, "model.anchors.sizes=[8, 9]", code=2)
+    assert_one_line(stderr, "trained with other anchors")
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *again, "model.width=16", code=4)
+    assert_one_line(stderr, f"{copy}: checkpoint of step 2: ")
+    call_here(monkeypatch, capfd, "tools/train.py", *again, code=0)
     args = ["--config", config, "--output-dir", tmp_path / "run", "--resume-from", copy]
     call_here(monkeypatch, capfd, "tools/train.py", *args, "data.classes=[cat, dog]", code=0)
     (root / "ImageSets/Main/test.txt").write_text("000000\n")

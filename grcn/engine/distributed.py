@@ -63,9 +63,14 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
+        silent = "imed out" in str(error) or "timeout" in str(error)
+        what, remedy = (
+            ("has ended", "see what it told")
+            if not silent
+            else (f"kept silent for {timeout:g} s", "see what it does, or raise run.timeout")
+        )
         raise EnvironmentFault(
-            f"process {rank} of {world}: another process has ended, or kept silent for {timeout:g} s (got "
-            f"{_cause(error)}); see what it told, or raise run.timeout"
+            f"process {rank} of {world}: another process {what} (got {_cause(error)}); {remedy}"
         ) from error
     dist.destroy_process_group()
 

@@ -101,7 +101,9 @@ def train(
     def save(step: int) -> None:
         losses.fetch(step)
         if not bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all()):
-            raise NonFiniteError(f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume")
+            raise NonFiniteError(
+                f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume --allow-changes"
+            )
         metrics.sync()
         contents = {
             "format": checkpoint.FORMAT,
