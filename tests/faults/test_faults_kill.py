@@ -41,7 +41,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
         command = ["tools/train.py", *RUN, "--output-dir", folder, setting]
         for _ in range(KILLS):
             process = start(*command, folder=tmp_path)
-            process.join(chance.uniform(0.0, 0.8 * seconds))
+            process.join(chance.uniform(0.0, 0.6 * seconds))
             if process.is_alive():
                 process.kill()
             process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,18 @@ from grcn.errors import PREEMPTED, DataError, EnvironmentFault
 SOON = 10.0  # seconds in which a process notices that another has ended
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 def launch(
     folder: Path,
     *settings: object,
@@ -31,10 +44,7 @@ def launch(
     variables: dict[str, str] | None = None,
 ) -> list[Any]:
     """Starts two processes of one run, as torchrun does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**(variables or {}), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**(variables or {}), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = ["tools/train.py", *RUN, "--output-dir", folder / "run", *settings]
     return [
         start(
@@ -150,9 +160,10 @@ def test_a_silent_process_is_given_up(tmp_path: Path) -> None:
 
 def test_a_process_that_waits_for_others_ends_at_a_second_signal(tmp_path: Path) -> None:
     """It waits in torch, where no handler of Python's is called."""
-    alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}
+    alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     process = start("tools/train.py", *RUN, "--output-dir", tmp_path / "run", folder=tmp_path, variables=alone)
-    time.sleep(1.5)
+    wait_for(partial(catches, process.pid, signal.SIGTERM))
+    time.sleep(1)
     for _ in range(2):
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(0.2)
