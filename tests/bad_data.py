@@ -132,7 +132,7 @@ def check(case: Case, folder: Path, layout: str) -> None:
 
 
 def check_all(family: str, layout: str, cases: list[Case], folder: Path, faults: int) -> str:
-    """Checks all cases of a family, or a fourth of them where little fault injection is asked for; sums up."""
+    """Checks all cases of a family, or a twelfth of them where little fault injection is asked for; sums up."""
     cases = [*cases, *(case.with_workers() for case in cases if case.in_workers)]
     assert len({case.name for case in cases}) == len(cases)
     failures = []
