@@ -21,6 +21,7 @@ from .data.table import Table
 from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
 from .engine.evaluate import detect
+from .engine.lock import run_lock
 from .engine.log import start_logging, write_environment
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
@@ -196,7 +197,7 @@ def _claim(folder: Path, resume: bool, held: ExitStack) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; choose another --output-dir")
-    held.enter_context(checkpoint.run_lock(folder))
+    held.enter_context(run_lock(folder))
     found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
     if found and not resume:
         raise ConfigError(

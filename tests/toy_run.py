@@ -27,6 +27,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from grcn import errors
 from grcn.engine import checkpoint, distributed
 from grcn.engine.evaluate import detect
+from grcn.engine.lock import run_lock
 from grcn.engine.log import start_logging
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import learning_rate, train
@@ -142,7 +143,7 @@ def run(
     out = Path(folder)
     with StopSignals() as stop, distributed.process_group("cpu", timeout=60) as device:
         start_logging()
-        with checkpoint.run_lock(out) if distributed.is_main() else nullcontext():
+        with run_lock(out) if distributed.is_main() else nullcontext():
             torch.manual_seed(0)
             model = ToyDetector(dropout) if detector == "toy" else tiny_faster_rcnn()
             if double:
