@@ -12,11 +12,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .errors import one_line
+from .errors import CheckpointError, is_of_the_machine, one_line
 
 # A detector has some thousand tensors; to list a million entries takes gigabytes.
 MAX_ENTRIES = 2**16
@@ -45,6 +46,23 @@ _FORMATS = {
     b"<": "a web page or XML",
     b"{": "JSON text",
 }
+
+
+def read_file(path: Path, remedy: str) -> bytes:
+    """Reads a regular file whole.
+
+    Raises:
+        CheckpointError: there is none, or it may not be read; ends in ``remedy``.
+        OSError: the machine fails.
+    """
+    try:
+        if not path.is_file():  # a pipe would block for ever
+            raise CheckpointError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; {remedy}")
+        return path.read_bytes()
+    except OSError as error:
+        if is_of_the_machine(error):
+            raise
+        raise CheckpointError(f"{path}: cannot read ({error.strerror}); {remedy}") from error
 
 
 def is_archive(contents: bytes) -> bool:

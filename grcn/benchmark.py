@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +46,7 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
     losses: dict[str, Tensor] = {}
 
     def step() -> None:
-        model.train()
-        with amp:
-            losses.update(model([image], [target]))
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        losses.update(training_step(model, optimizer, [image], [target], amp))
 
     @torch.no_grad()
     def infer() -> None:
@@ -74,6 +70,23 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
         "steps_ms": steps,
         "infers_ms": infers,
     }
+
+
+def training_step(
+    model: Detector,
+    optimizer: torch.optim.Optimizer,
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    amp: torch.autocast,
+) -> dict[str, Tensor]:
+    """Does one update, without what surrounds it in training: guards, clipping, the log. Returns the losses."""
+    with amp:
+        losses = model.train()(images, targets)
+    assert isinstance(losses, dict)
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
 
 
 def _spread_scores(model: Detector, infer: Callable[[], None]) -> int:

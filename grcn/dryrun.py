@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmark import peak_mb
+from .benchmark import peak_mb, training_step
 from .config import Config
 from .data.table import Table
 from .engine.evaluate import move_images, move_targets
@@ -32,14 +32,19 @@ def dry_run(
     Returns:
         the losses of the first batch.
     """
-    losses = _step(model, optimizer, cfg, *first, device)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
+
+    def step(images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return training_step(model, optimizer, move_images(images, device), move_targets(targets, device), amp)
+
+    losses: dict[str, float | None] = {name: value.item() for name, value in step(*first).items()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
     logger.info("tests on %d images of %s", len(test_table), test_table.name)
     logger.info("classes: %s", ", ".join(test_table.classes))
 
     images, targets = _largest(model, train_table, cfg.train.batch, len(first[0]))
-    _step(model, optimizer, cfg, images, targets, device)
+    step(images, targets)
     batch = model.transform(images, targets)[0]
     logger.info(
         "largest batch of a process: %d x %d x %d pixels, %d objects in each image; peak memory %.0f MB",
@@ -65,19 +70,3 @@ def _largest(model: Detector, table: Table, step_images: int, images: int) -> tu
         "batch_sizes": together,
     }
     return [torch.zeros(3, *size, dtype=torch.uint8)] * images, [target] * images
-
-
-def _step(
-    model: Detector,
-    optimizer: torch.optim.Optimizer,
-    cfg: Config,
-    images: list[Tensor],
-    targets: list[dict[str, Any]],
-    device: torch.device,
-) -> dict[str, float | None]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16"):
-        losses = model.train()(move_images(images, device), move_targets(targets, device))
-    torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {name: value.item() for name, value in losses.items()}

@@ -83,7 +83,8 @@ def train(
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
         data, test, model = distributed.together(lambda: _read(cfg, found, allow_changes))
-        facts = {"settings": dump_config(cfg), "annotations": data.table.fingerprint(), "device": device.type}
+        record = _record(cfg, data.table)
+        facts = {"settings": record["config"], "annotations": record["data_fingerprint"], "device": device.type}
         distributed.check_same(facts)
         state = None if found is None else found[1]
         if state is None:
@@ -121,7 +122,7 @@ def train(
                 milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
                 warmup_factor=cfg.train.warmup_factor,
             ),
-            device=device, folder=folder, state=state, record=_record(cfg, data.table), seed=cfg.run.seed,
+            device=device, folder=folder, state=state, record=record, seed=cfg.run.seed,
             accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
             log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
             evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..archive import appearance, cause, check_archive, is_archive, unusable
+from ..archive import appearance, cause, check_archive, is_archive, read_file, unusable
 from ..errors import CheckpointError, EnvironmentFault, is_of_the_machine, named, one_line
 
 FORMAT = 1
@@ -74,7 +74,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or not a checkpoint of ours; its weights are
             not finite.
     """
-    contents = _read(path)
+    contents = read_file(path, "pass an existing checkpoint, as step_00001000-….pt")
     _verify(path, contents)
     try:
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
@@ -206,18 +206,6 @@ def _prune(folder: Path, saved: Path, keep: int) -> None:
 
 def _digest(contents: bytes | memoryview) -> str:
     return hashlib.sha256(contents).hexdigest()[:16]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():  # a pipe would block for ever
-            what = "a folder" if path.is_dir() else "no such file"
-            raise CheckpointError(f"{path}: {what}; pass an existing checkpoint, as step_00001000-….pt")
-        return path.read_bytes()
-    except OSError as error:
-        if is_of_the_machine(error):
-            raise
-        raise CheckpointError(f"{path}: cannot read ({error.strerror}); pass an existing checkpoint") from error
 
 
 def _verify(path: Path, contents: bytes) -> None:

@@ -63,12 +63,9 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        silent = "imed out" in str(error) or "timeout" in str(error)
-        what, remedy = (
-            ("has ended", "see what it told")
-            if not silent
-            else (f"kept silent for {timeout:g} s", "see what it does, or raise run.timeout")
-        )
+        what, remedy = "has ended", "see what it told"
+        if "imed out" in str(error) or "timeout" in str(error):
+            what, remedy = f"kept silent for {timeout:g} s", "see what it does, or raise run.timeout"
         raise EnvironmentFault(
             f"process {rank} of {world}: another process {what} (got {_cause(error)}); {remedy}"
         ) from error

@@ -46,7 +46,7 @@ def detect(
         Stopped: a signal came to one of the processes.
     """
     model.eval()
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+    if not are_finite(model.parameters()):
         raise NonFiniteError("the detector's weights are not finite; use an earlier checkpoint")
     rows: list[int] = []
     outputs: list[dict[str, Tensor]] = []
@@ -66,6 +66,11 @@ def detect(
         raise NonFiniteError("detected boxes or scores are not finite; use an earlier checkpoint")
     order = np.argsort(packed["rows"], kind="stable")
     return {key: values[order] for key, values in packed.items()}
+
+
+def are_finite(weights: Iterable[Tensor]) -> bool:
+    """Tells whether all weights are finite; the host waits for the device once."""
+    return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
 
 def move_images(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:

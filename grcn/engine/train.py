@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .. import rng
 from ..errors import CheckpointError, NonFiniteError
 from . import checkpoint, distributed
-from .evaluate import move_images, move_targets
+from .evaluate import are_finite, move_images, move_targets
 from .log import MetricsLog, RecentLosses, bar_seconds, logger
 from .signals import Stopped, StopSignals
 
@@ -100,7 +100,7 @@ def train(
 
     def save(step: int) -> None:
         losses.fetch(step)
-        if not bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all()):
+        if not are_finite(weights):
             raise NonFiniteError(
                 f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume --allow-changes"
             )

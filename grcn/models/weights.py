@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 
-from grcn.archive import appearance, cause, check_archive, is_archive, unusable
-from grcn.errors import CheckpointError, is_of_the_machine
+from grcn.archive import appearance, cause, check_archive, is_archive, read_file, unusable
+from grcn.errors import CheckpointError
 
 from .detector import Detector
 from .features import Backbone
@@ -227,15 +227,12 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
         if entry not in _RELEASES[network].__members__:
             raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
         path = _fetch(entry, _RELEASES[network][entry].url)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not digest.startswith(path.stem.rpartition("-")[2]):
+        contents = read_file(path, "remove it and run again")
+        if not hashlib.sha256(contents).hexdigest().startswith(path.stem.rpartition("-")[2]):
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not that in its name); remove it and run again")
-        return _read_file(path), entry
+        return _tensors(path, contents), entry
     path = Path(entry.partition(":")[2])
-    if not path.is_file():  # a pipe would block for ever
-        what = "a folder" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: {what}; give model.weights=LAYOUT:FILE an existing file")
-    return _read_file(path), str(path)
+    return _tensors(path, read_file(path, "give model.weights=LAYOUT:FILE an existing file")), str(path)
 
 
 def _fetch(entry: str, url: str) -> Path:
@@ -251,10 +248,9 @@ def _fetch(entry: str, url: str) -> Path:
     return path
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Reads a file of tensors, after making sure that unpacking it is harmless."""
+def _tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
+    """Reads tensors out of what a file holds, after making sure that unpacking it is harmless."""
     try:
-        contents = path.read_bytes()
         if is_archive(contents):  # torch's own old format, in which some releases are, is none
             check_archive(contents, compressed=path.suffix == ".npz")
         elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
@@ -264,8 +260,6 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
-        if isinstance(error, OSError) and is_of_the_machine(error):  # memory may lack for what a forged header claims
-            raise
         remedy = "use another, or download it again"
         raise CheckpointError(
             f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"
