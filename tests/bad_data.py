@@ -131,6 +131,12 @@ def check(case: Case, folder: Path, layout: str) -> None:
         assert text in result.stderr, f"does not say {text!r}\n{result.stderr}"
 
 
+def check_without(guard: Callable[[], None], cases: Iterable[Case], name: str, layout: str, folder: Path) -> None:
+    """Checks one case in a program that lacks a guard: a control, which must not pass."""
+    (case,) = (case for case in cases if case.name == name)
+    check(replace(case, patch=guard), folder, layout)
+
+
 def check_all(family: str, layout: str, cases: list[Case], folder: Path, faults: int) -> str:
     """Checks all cases of a family, or a twelfth of them where little fault injection is asked for; sums up."""
     cases = [*cases, *(case.with_workers() for case in cases if case.in_workers)]
@@ -207,21 +213,21 @@ def nothing(root: Path) -> None:
 # Damages of the layout of COCO.
 
 
+def set_field(document: Any, *keys: Any, to: Any) -> Any:
+    """Sets a field somewhere in a document, which is returned; KeyError removes it."""
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    if to is KeyError:
+        del target[keys[-1]]
+    else:
+        target[keys[-1]] = to
+    return document
+
+
 def put(*keys: Any, to: Any) -> Damage:
     """Sets a field of the annotations; KeyError removes it."""
-
-    def change(text: str) -> str:
-        document = json.loads(text)
-        target = document
-        for key in keys[:-1]:
-            target = target[key]
-        if to is KeyError:
-            del target[keys[-1]]
-        else:
-            target[keys[-1]] = to
-        return json.dumps(document)
-
-    return rewritten(JSON, change)
+    return rewritten(JSON, lambda text: json.dumps(set_field(json.loads(text), *keys, to=to)))
 
 
 def every_annotation(**fields: Any) -> Damage:

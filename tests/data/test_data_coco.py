@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_data import set_field
 from pycocotools.coco import COCO
 
 from grcn.data import coco
@@ -177,15 +178,7 @@ def test_boxes_without_a_size_are_dropped_and_counted(tmp_path, caplog):
 
 
 def changed(*keys: Any, to: object) -> dict[str, Any]:
-    content = document()
-    target: Any = content
-    for key in keys[:-1]:
-        target = target[key]
-    if to is KeyError:
-        del target[keys[-1]]
-    else:
-        target[keys[-1]] = to
-    return content
+    return set_field(document(), *keys, to=to)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from bad_data import (
     Record,
     bad,
     both,
-    check,
     check_all,
     check_long_path,
+    check_without,
     contents,
     good,
     noise,
@@ -178,6 +177,5 @@ def test_a_long_path_stays_whole(tmp_path: Path) -> None:
     ("name", "guard"), [("over the limit, in 12 KB", without_pixel_limit), ("JPEG cut at 0.6", with_truncated_images)]
 )
 def test_without_a_guard_the_check_fails(tmp_path: Path, name: str, guard: Callable[[], None]) -> None:
-    (case,) = (case for case in CASES if case.name == name)
     with pytest.raises(AssertionError, match="expected 3"):
-        check(replace(case, patch=guard), tmp_path, "coco")
+        check_without(guard, CASES, name, "coco", tmp_path)

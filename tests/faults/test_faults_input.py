@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +28,9 @@ from bad_data import (
     Record,
     bad,
     both,
-    check,
     check_all,
     check_long_path,
+    check_without,
     contents,
     every_annotation,
     good,
@@ -268,6 +267,5 @@ def test_a_long_path_stays_whole(tmp_path: Path, layout: str, cases: list[Case])
 )
 def test_without_a_guard_the_check_fails(tmp_path: Path, family: str, name: str, guard: Callable[[], None]) -> None:
     layout, cases = FAMILIES[family]
-    (case,) = (case for case in cases if case.name == name)
     with pytest.raises(AssertionError, match="expected 3"):
-        check(replace(case, patch=guard), tmp_path, layout)
+        check_without(guard, cases, name, layout, tmp_path)
