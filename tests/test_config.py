@@ -83,6 +83,7 @@ def test_the_format_decides_the_kind_of_data() -> None:
         ("eval", "voc_iou", []),
         ("eval", "protocols", ["pascal"]),
         ("run", "amp", "fp16"),
+        ("run", "seed", 2**64),
         ("model", "anchors", {"sizes": [0]}),
         ("model", "roi", {"box_weights": [1, 1, 1]}),
         ("model", "num_classes", 21),
@@ -92,6 +93,10 @@ def test_wrong_types_and_values_are_refused(section: str, key: str, value: objec
     document = MINIMAL | {section: MINIMAL.get(section, {}) | {key: value}}
     with pytest.raises(ValidationError):
         Config.model_validate(document)
+
+
+def test_a_seed_may_fill_64_bits() -> None:
+    assert Config.model_validate(MINIMAL | {"run": {"seed": 2**64 - 1}}).run.seed == 2**64 - 1
 
 
 def test_whole_numbers_do_for_fractions() -> None:
