@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmark import peak_mb, training_step
+from .benchmark.step import peak_mb, training_step
 from .config import Config
 from .data.table import Table
 from .engine.evaluate import move_images, move_targets

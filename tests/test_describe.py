@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcn import benchmark
+from grcn.benchmark.measure import measure
 from grcn.build import build_model
 from grcn.configfile import load_config
 from grcn.describe import costs, describe, table
@@ -134,7 +134,7 @@ def test_a_table_has_every_part_and_their_sum():
 
 def test_a_measurement_is_complete_and_finite():
     cfg = load_config(CONFIGS / "shapes/grcn_tiny_resnet.yaml", ["model.image.short=64", "model.image.max=96"])
-    found = json.loads(json.dumps(benchmark.measure(cfg, torch.device("cpu"), repeats=2)))
+    found = json.loads(json.dumps(measure(cfg, torch.device("cpu"), repeats=2)))
     assert len(found["steps_ms"]) == len(found["infers_ms"]) == 2
     assert 0 < found["step_ms"] < 60_000 and 0 < found["infer_ms"] < 60_000 and found["peak_mb"] > 50
     assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
@@ -157,7 +157,7 @@ def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):
 
     monkeypatch.setattr(TaskHeads, "hidden", spy)
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    found = benchmark.measure(cfg, torch.device("cpu"), repeats=2)
+    found = measure(cfg, torch.device("cpu"), repeats=2)
     assert seen["steps"] == [True, True, True]
     *_, (first, rois), (second, localized) = seen["passes"]
     assert (first, second) == ("cls", "loc") and rois == 100 and localized == found["localized_rois"] > 50

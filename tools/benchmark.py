@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from grcn import benchmark, errors
+from grcn import errors
+from grcn.benchmark.measure import measure
 from grcn.build import usual_classes
 from grcn.configfile import load_config
 from grcn.describe import as_json, costs, image_size, table
@@ -35,7 +36,7 @@ def main() -> None:
     if not args.describe:
         with process_group(cfg.run.device) as device:
             torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-            found |= benchmark.measure(cfg, device, args.repeats)
+            found |= measure(cfg, device, args.repeats)
     if args.json:
         print(json.dumps(found))
         return

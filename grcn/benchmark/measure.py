@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import build
-from .config import Config
-from .describe import image_size
-from .models.detector import Detector, to_device
+from .. import build
+from ..config import Config
+from ..describe import image_size
+from ..models.detector import Detector, to_device
+from .step import peak_mb, training_step
 
 _OBJECTS = 8
 # Standard deviation of the classifier's outputs.
@@ -72,23 +70,6 @@ def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object
     }
 
 
-def training_step(
-    model: Detector,
-    optimizer: torch.optim.Optimizer,
-    images: list[Tensor],
-    targets: list[dict[str, Any]],
-    amp: torch.autocast,
-) -> dict[str, Tensor]:
-    """Does one update, without what surrounds it in training: guards, clipping, the log. Returns the losses."""
-    with amp:
-        losses = model.train()(images, targets)
-    assert isinstance(losses, dict)
-    torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return losses
-
-
 def _spread_scores(model: Detector, infer: Callable[[], None]) -> int:
     """Scales the classifier until scores differ as much as a trained model's, and counts the RoIs that are localized.
 
@@ -138,10 +119,3 @@ def _interleaved(variants: list[Callable[[], None]], repeats: int, device: torch
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
