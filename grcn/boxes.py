@@ -150,11 +150,16 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     one wait.
 
     Args:
-        boxes: ``[A, 4]`` in order of falling score.
-        scores: ``[A]``; boxes of score ``-inf`` are placeholders, which are never among the first.
+        boxes: ``[A, 4]`` in order of falling score, inside an image.
+        scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. For a
+            threshold below 1 there is exactly one behind all others if ``count`` reaches so far.
         threshold: a box that overlaps a kept one by more than this is dropped.
         count: how many are wanted.
     """
+    # In one place outside the image they drop each other, and what is left of them is last.
+    nowhere = boxes.new_full((4,), -2.0)
+    nowhere[2:] = -1.0
+    boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
     chunk = len(boxes) if boxes.is_cuda else min(len(boxes), max(256, count + count // 2))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):

@@ -1,119 +1,213 @@
-"""Times a detector on one made-up image: training steps and detections, as ``tools/benchmark.py`` prints them."""
+"""Times a detector on made-up images beside its arithmetic floor and torchvision's Faster R-CNN, in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from .. import build
 from ..config import Config
 from ..describe import image_size
 from ..models.detector import Detector, to_device
+from .counts import DispatchCounter, saved_bytes
+from .floor import record_floor
+from .scene import OBJECTS, make_scene, spread_scores
 from .step import peak_mb, training_step
+from .twin import torchvision_twin
 
-_OBJECTS = 8
-# Standard deviation of the classifier's outputs.
-_SPREAD = 3.0
+Variants = dict[str, Callable[[], object]]
 
 
-def measure(cfg: Config, device: torch.device, repeats: int) -> dict[str, object]:
-    """Times training steps and detections in one image of random pixels with eight random objects.
+def measure(
+    cfg: Config,
+    device: torch.device,
+    repeats: int,
+    images: int = 1,
+    objects: int = OBJECTS,
+    compare: bool = True,
+) -> dict[str, Any]:
+    """Times training steps and detections of images of random pixels with random objects.
 
     The weights are random: no file is read. Scores are spread, so that both passes of the head have the work of a
-    trained model. The first steps and detections are not counted. The image is as large as the config's images get, and
-    there is one, whatever ``train.batch`` says.
+    trained model. Everything is run once before it is timed, then all in turn, ``repeats`` times. Images are as large
+    as the config's get; their number is ``images``, whatever ``train.batch`` says.
+
+    Args:
+        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.benchmark.twin`) too.
 
     Returns:
-        ``step_ms`` and ``infer_ms``, medians; ``steps_ms`` and ``infers_ms``, all; ``losses`` of the first step;
-        ``localized_rois``, which the localization pass of a detection ran on; ``peak_mb``, the most memory of the
-        device, or on a CPU of the process, until the end.
+        ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
+        ``infer_floor_ms``, ``infer_torchvision_ms`` and ``ratio_to_floor``, ``ratio_to_torchvision``,
+        ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios. ``times_ms`` and
+        ``ratios`` hold all of them, by the same names. ``breakdown_ms``: parts of a step. ``counts``: operators,
+        waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``saved_mb``: kept for
+        the backward pass. ``losses`` of the first step; ``localized_rois``, which the localization pass of a
+        detection ran on; ``peak_mb``, the most memory of the device, or on a CPU of the process, of steps and
+        detections of this model alone.
     """
     classes = len(build.usual_classes(cfg.data))
     model = to_device(build.build_model(cfg.model, classes + 1, cfg.run.seed), device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = build.build_optimizer(cfg.train, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # steps of full size on noise would soon leave the finite numbers
+    pixels, targets = make_scene(image_size(cfg), classes, device, images, objects, cfg.run.seed)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
-    image, target = _scene(cfg, classes, device)
-    losses: dict[str, Tensor] = {}
-
-    def step() -> None:
-        losses.update(training_step(model, optimizer, [image], [target], amp))
-
-    @torch.no_grad()
-    def infer() -> None:
-        model.eval()
-        with amp:
-            model([image])
-
-    step()
-    first = {name: value.item() for name, value in losses.items()}
-    localized = _spread_scores(model, infer)
-    steps, infers = _interleaved([step, infer], repeats, device)
-    return {
+    # Steps of full size on noise would soon leave the finite numbers.
+    optimizer = _without_learning(build.build_optimizer(cfg.train, model))
+    step, infer = _work(model, optimizer, pixels, targets, amp)
+    losses = {name: value.item() for name, value in step().items()}
+    with amp:
+        spread_scores(model, pixels)
+    with _rows_of(model.roi_heads.heads.bbox_pred) as localized:
+        infer()
+    found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "amp": cfg.run.amp,
-        "step_ms": statistics.median(steps),
-        "infer_ms": statistics.median(infers),
-        "localized_rois": localized,
+        "images": images,
+        "losses": losses,
+        "localized_rois": localized[0] // images,
+        "breakdown_ms": _breakdown(model, step, device),
+        "saved_mb": saved_bytes(model, lambda: _forward(model, pixels, targets, amp)) / 1e6,
+        "counts": {"step": _count(step), "infer": _count(infer)},
         "peak_mb": peak_mb(device),
-        "losses": first,
-        "steps_ms": steps,
-        "infers_ms": infers,
+    }
+    variants: Variants = {"step": step, "infer": infer}
+    if compare:
+        variants |= {"floor": record_floor(step), "infer_floor": record_floor(infer)}
+        twin = torchvision_twin(cfg.model, model).to(device)
+        trained = [weight for weight in twin.parameters() if weight.requires_grad]
+        theirs = _without_learning(
+            torch.optim.SGD(trained, cfg.train.lr, cfg.train.momentum, weight_decay=cfg.train.weight_decay)
+        )
+        variants["torchvision"], variants["infer_torchvision"] = _work(twin, theirs, pixels, targets, amp)
+        for name in ("torchvision", "infer_torchvision"):
+            variants[name]()
+            found["counts"][name] = _count(variants[name])
+    times = _interleaved(variants, repeats, device)
+    found["times_ms"] = times
+    found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
+    found["ratios"] = _ratios(times)
+    return found | {name: statistics.median(values) for name, values in found["ratios"].items()}
+
+
+def _work(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    amp: torch.autocast,
+) -> tuple[Callable[[], dict[str, Tensor]], Callable[[], object]]:
+    """Returns what does a training step, and what does a detection."""
+
+    def step() -> dict[str, Tensor]:
+        return training_step(model, optimizer, images, targets, amp)
+
+    @torch.no_grad()
+    def infer() -> object:
+        model.eval()
+        with amp:
+            return model(images)
+
+    return step, infer
+
+
+def _forward(model: Detector, images: list[Tensor], targets: list[dict[str, Any]], amp: torch.autocast) -> object:
+    with amp:
+        return model.train()(images, targets)
+
+
+def _without_learning(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
+
+
+def _count(work: Callable[[], object]) -> dict[str, int]:
+    with DispatchCounter() as counter:
+        work()
+    return {"kernels": counter.kernels, "waits": counter.waits.total(), "uploads": counter.uploads}
+
+
+@contextmanager
+def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
+    """Notes how many rows a layer is given at each call."""
+    rows: list[int] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    yield rows
+    hook.remove()
+
+
+def _breakdown(model: Detector, step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Times the forward pass of each part in one step, and what is not forward; waits for the device around each."""
+    heads = model.roi_heads
+    parts: dict[str, list[nn.Module]] = {
+        "transform": [model.transform],
+        "backbone": [model.backbone],
+        "RPN layers": [model.rpn.conv, model.rpn.cls_logits, model.rpn.bbox_pred],
+        "RPN, all": [model.rpn],
+        "RoI pooling": [*heads.pools.values()],
+        "context": [*heads.context.values()],
+        "RoI heads, all": [heads],
+        "forward, all": [model],
+    }
+    spent = dict.fromkeys(parts, 0.0)
+    starts: list[float] = []
+    hooks = []
+
+    def now() -> float:
+        _wait(device)
+        return 1000 * time.perf_counter()
+
+    def stop(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            spent[name] += now() - starts.pop()
+
+        return hook
+
+    for name, modules in parts.items():
+        for module in modules:
+            hooks.append(module.register_forward_pre_hook(lambda *_: starts.append(now())))
+            hooks.append(module.register_forward_hook(stop(name)))
+    begin = now()
+    step()
+    whole = now() - begin
+    for handle in hooks:
+        handle.remove()
+    return {name: value for name, value in spent.items() if value} | {
+        "backward and update": whole - spent["forward, all"]
     }
 
 
-def _spread_scores(model: Detector, infer: Callable[[], None]) -> int:
-    """Scales the classifier until scores differ as much as a trained model's, and counts the RoIs that are localized.
-
-    Scores of random weights are about equal, and below the threshold with many classes: on a CPU nothing would be
-    localized, and suppression would have nothing to do. Without background among them every RoI is.
-    """
-    heads = model.roi_heads.heads
-    seen: list[Tensor] = []
-    hooks = [heads.cls_score.register_forward_hook(lambda module, inputs, output: seen.append(output))]
-    infer()
-    with torch.no_grad():
-        heads.cls_score.weight.mul_(_SPREAD / seen[0].float().std().clamp(min=1e-6))
-        heads.cls_score.bias[0] = -1e4
-    hooks.append(heads.bbox_pred.register_forward_hook(lambda module, inputs, output: seen.append(output)))
-    infer()
-    for hook in hooks:
-        hook.remove()
-    return len(seen[-1])
-
-
-def _scene(cfg: Config, classes: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Makes an image of full size and eight boxes, each a twentieth to a half of it on a side."""
-    generator = torch.Generator().manual_seed(cfg.run.seed)
-    height, width = image_size(cfg)
-    image = torch.rand(3, height, width, generator=generator)
-    extent = torch.tensor([width, height])
-    sides = (0.05 + 0.45 * torch.rand(_OBJECTS, 2, generator=generator)) * extent
-    corners = torch.rand(_OBJECTS, 2, generator=generator) * (extent - sides)
-    labels = torch.randint(1, classes + 1, (_OBJECTS,), generator=generator)
-    boxes = torch.cat([corners, corners + sides], 1)
-    return image.to(device), {"boxes": boxes.to(device), "labels": labels.to(device)}
-
-
-def _interleaved(variants: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
+def _interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
-    found: list[list[float]] = [[] for _ in variants]
-    for _ in range(repeats):
-        for variant, times in zip(variants, found, strict=True):
-            _wait(device)
-            start = time.perf_counter()
-            variant()
-            _wait(device)
-            times.append(1000 * (time.perf_counter() - start))
-    return found
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    with tqdm(total=repeats * len(variants), desc="benchmark", leave=False, dynamic_ncols=True) as bar:
+        for _ in range(repeats):
+            for name, variant in variants.items():
+                _wait(device)
+                start = time.perf_counter()
+                variant()
+                _wait(device)
+                times[name].append(1000 * (time.perf_counter() - start))
+                bar.update()
+    return times
+
+
+def _ratios(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Divides the times of each round by those of the floor and of torchvision in that round."""
+    return {
+        f"{prefix}ratio_to_{other}": [a / b for a, b in zip(times[ours], times[prefix + other], strict=True)]
+        for ours, prefix in (("step", ""), ("infer", "infer_"))
+        for other in ("floor", "torchvision")
+        if prefix + other in times
+    }
 
 
 def _wait(device: torch.device) -> None:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from grcn import boxes, rng
 
 from .box_heads import TaskHeads
 from .context import ContextAttention
 from .roi_pool import RoIPool
-from .transform import sizes_tensor
+from .transform import as_tensor
 
 Features = dict[str, Tensor]
+Sizes = list[tuple[int, int]] | Tensor
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RoIHeads(nn.Module):
         self,
         features: Features,
         proposals: Tensor,
-        image_sizes: list[tuple[int, int]],
+        image_sizes: Sizes,
         targets: list[dict] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Classifies and refines proposals (torchvision's signature).
@@ -106,7 +106,7 @@ class RoIHeads(nn.Module):
         Args:
             features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
             proposals: ``[N, P, 4]``; rows of zero area are empty.
-            image_sizes: ``(height, width)`` of each image.
+            image_sizes: ``(height, width)`` of each image; or ``[N, 2]`` on the device.
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
 
         Returns:
@@ -117,13 +117,17 @@ class RoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
-        return [
-            self._detect({task: map_[i : i + 1] for task, map_ in features.items()}, proposals[i : i + 1], [size])
-            for i, size in enumerate(image_sizes)
-        ], {}
+        if proposals.is_cuda:
+            return self.suppress(*self.shortlist(features, proposals, image_sizes)), {}
+        # Image by image, each with as many RoIs and boxes as need be; reading counts costs a CPU nothing.
+        detections = []
+        for i in range(len(proposals)):
+            maps = {task: map_[i : i + 1] for task, map_ in features.items()}
+            detections += self.suppress(*self.shortlist(maps, proposals[i : i + 1], image_sizes[i : i + 1]))
+        return detections, {}
 
     def _losses(
-        self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
+        self, features: Features, proposals: Tensor, image_sizes: Sizes, targets: list[dict]
     ) -> dict[str, Tensor]:
         keys = rng.image_keys(targets, proposals.device)
         rois, labels, wanted, taken, foreground = self.sample(proposals, targets, keys)
@@ -181,40 +185,70 @@ class RoIHeads(nn.Module):
         wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
         return rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground
 
-    def _detect(self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """Detects in one image: maps ``[1, C, H, W]``, rois ``[1, P, 4]``."""
+    def shortlist(self, features: Features, rois: Tensor, image_sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+        """Does all of detection before suppression; on a GPU in fixed shapes and without waiting for the device.
+
+        Returns:
+            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling, and classes ``[N, S]``.
+            Those that do not count, the last of each image among them, have the score ``-inf``.
+        """
         how = self.detecting
+        images, waits_are_free = len(rois), not rois.is_cuda
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
-        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1)
-        scores = torch.where((boxes.areas(rois[0]) > 0)[:, None], scores, 0)[:, 1:]
+        classes = self.heads.cls_score.out_features
+        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(images, rois.shape[1], classes)[..., 1:]
+        scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
         # A RoI without a class above a positive threshold gives no detection whatever its box: no need to localize
         # it. On a GPU finding out which costs more than it saves.
-        if how.score_thresh > 0 and not rois.is_cuda:
-            rows = (scores > how.score_thresh).any(1).nonzero()[:, 0]
-            rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[rows]
+        if how.score_thresh > 0 and waits_are_free:
+            rows = (scores[0] > how.score_thresh).any(1).nonzero()[:, 0]
+            rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
             hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
-        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).unflatten(1, (-1, 4))[:, 1:]
-        row, label = (scores > how.score_thresh).nonzero(as_tuple=True)
-        decoded = boxes.decode(deltas[row, label], rois[0, row], self.box_weights)
-        decoded = boxes.clip(decoded[None], sizes_tensor(image_sizes, rois))[0]
-        kept_scores = scores[row, label]
-        big = ((decoded[:, 2:] - decoded[:, :2]) >= 1e-2).all(1).nonzero()[:, 0]
-        decoded, kept_scores, label = decoded[big], kept_scores[big], label[big]
-        kept = batched_nms(decoded, kept_scores, label, how.nms)[: how.detections]
-        return {"boxes": decoded[kept], "labels": label[kept] + 1, "scores": kept_scores[kept]}
+        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(images, rois.shape[1], classes, 4)[:, :, 1:]
+
+        wanted = torch.where(scores > how.score_thresh, scores, -torch.inf).flatten(1)
+        if waits_are_free:
+            slots = int((wanted > -torch.inf).sum())
+        else:  # the scores of a RoI sum to one, so only so many can pass
+            most = min(classes - 1, int(1 / how.score_thresh) if how.score_thresh > 0 else classes)
+            slots = scores.shape[1] * most
+        found, index = wanted.sort(dim=1, descending=True, stable=True)
+        found, index = found[:, :slots], index[:, :slots]
+        row, label = index // (classes - 1), index % (classes - 1)
+        own = rois.gather(1, row[..., None].expand(-1, -1, 4))
+        decoded = boxes.decode(
+            deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)), own, self.box_weights
+        )
+        decoded = boxes.clip(decoded, as_tensor(image_sizes, rois))
+        big = ((decoded[..., 2:] - decoded[..., :2]) >= 1e-2).all(-1)
+        found = F.pad(torch.where(big, found, -torch.inf), (0, 1), value=-torch.inf)
+        return F.pad(decoded, (0, 0, 0, 1)), found, F.pad(label + 1, (0, 1))
+
+    def suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+        """Takes what :meth:`shortlist` returns to detections; waits for the device once for each image."""
+        how = self.detecting
+        detections = []
+        for box, score, label in zip(found, scores, labels, strict=True):
+            # Boxes of different classes are shifted apart, and so drop each other not.
+            apart = box + (label * (box.max() + 1))[:, None]
+            kept = boxes.first_of_nms(apart, score, how.nms, len(box))
+            # Of the boxes that do not count one is left, the last; if nothing drops another, all of them.
+            kept = (kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf])[: how.detections]
+            detections.append({"boxes": box[kept], "labels": label[kept], "scores": score[kept]})
+        return detections
 
     def _pool(self, task: str, features: Features, rois: Tensor) -> Tensor:
         return self.pools[task](features[task], rois)
 
-    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
+    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: Sizes) -> Tensor:
         if task not in self.context:
             return pooled
         pool = self.context_pools[task]
         assert isinstance(pool, RoIPool)
-        return self.context[task](pooled, pool.whole(features[task], sizes_tensor(image_sizes, pooled)))
+        return self.context[task](pooled, pool.whole(features[task], as_tensor(image_sizes, pooled)))
 
     def _row_keys(self, keys: Tensor, pass_: int, slots: int) -> Tensor:
         """Random keys of the rows of a pass, int64 ``[N * slots]``."""

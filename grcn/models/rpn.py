@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from grcn import boxes, rng
 
 from .anchors import AnchorGenerator
-from .transform import ImageBatch, sizes_tensor
+from .transform import ImageBatch, as_tensor
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -81,8 +81,6 @@ class RegionProposalNetwork(nn.Module):
         self.proposing = {True: train, False: test}
         self.batch, self.max_fg = batch, int(batch * fg_fraction)
         self.fg_iou, self.bg_iou, self.straddling, self.beta = fg_iou, bg_iou, straddling, beta
-        self.register_buffer("nowhere", torch.tensor([-2.0, -2.0, -1.0, -1.0]), persistent=False)
-        self.nowhere: Tensor
         self.last_stats: dict[str, Tensor] = {}
 
     def forward(
@@ -99,38 +97,56 @@ class RegionProposalNetwork(nn.Module):
             ``proposals`` ``[N, P, 4]``, best first, whose empty rows are zero; and the losses ``loss_objectness`` and
             ``loss_rpn_box_reg`` (an empty dict in evaluation).
         """
+        candidates, scores, losses = self.score(images, features, targets)
+        return self.suppress(candidates, scores), losses
+
+    def score(
+        self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Does all of :meth:`forward` before suppression, in fixed shapes and without waiting for the device.
+
+        Returns:
+            The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, falling but for boxes too small to count, which
+            have ``-inf``; and the losses, as :meth:`forward` returns them.
+        """
         feature = features[self.reads]
         hidden = F.relu(self.conv(feature))
         anchors = self.anchors(feature)
         logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(logits), -1, 4)
         logits, deltas = logits.to(anchors.dtype), deltas.to(anchors.dtype)
-        sizes = sizes_tensor(images.image_sizes, anchors)
-        scales = getattr(images, "scales", None) or [1.0] * len(sizes)
-        proposals = self._propose(logits.detach(), deltas.detach(), anchors, sizes, scales)
+        sizes = as_tensor(images.image_sizes, anchors)
+        scales = getattr(images, "scales", None)
+        scales = anchors.new_ones(len(sizes)) if scales is None else as_tensor(scales, anchors)
+        candidates, scores = self._candidates(logits.detach(), deltas.detach(), anchors, sizes, scales)
         if not self.training:
-            return proposals, {}
+            return candidates, scores, {}
         if targets is None:
             raise ValueError("targets are needed in training mode")
-        return proposals, self._losses(logits, deltas, anchors, sizes, targets)
+        return candidates, scores, self._losses(logits, deltas, anchors, sizes, targets)
 
     @torch.no_grad()
-    def _propose(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, scales: list[float]) -> Tensor:
+    def _candidates(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor]:
         how = self.proposing[self.training]
         # Stable, since topk breaks ties by device; a cell whose hidden units are all silent ties with others like it.
         scores, index = logits.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, : how.pre_nms], index[:, : how.pre_nms]
         candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
-        sides = candidates[..., 2:] - candidates[..., :2]
+        smallest = (candidates[..., 2:] - candidates[..., :2]).amin(-1)
+        counts = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]
+        return candidates, torch.where(counts, scores, -torch.inf)
+
+    @torch.no_grad()
+    def suppress(self, candidates: Tensor, scores: Tensor) -> Tensor:
+        """Takes what :meth:`score` returns to proposals ``[N, P, 4]``; the only step that waits for the device."""
+        how = self.proposing[self.training]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
-        for i, scale in enumerate(scales):
-            # Torchvision's suppression is the only step that waits for the device. Boxes too small to count are all
-            # put in one place outside the image, with the lowest score: at most one survives, and touches no other.
-            valid = (sides[i] >= max(how.min_size * scale, 1e-3)).all(-1)
-            shown = torch.where(valid[:, None], candidates[i], self.nowhere)
-            kept = boxes.first_of_nms(shown, torch.where(valid, scores[i], -torch.inf), how.nms, how.post_nms)
-            proposals[i, : len(kept)] = torch.where(valid[kept, None], candidates[i][kept], 0)
+        for i in range(len(candidates)):
+            kept = boxes.first_of_nms(candidates[i], scores[i], how.nms, how.post_nms)
+            proposals[i, : len(kept)] = torch.where(scores[i, kept, None] > -torch.inf, candidates[i, kept], 0)
         return proposals
 
     def _losses(

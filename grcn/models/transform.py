@@ -132,7 +132,10 @@ def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tenso
     return torch.stack([boxes[:, 0] * x, boxes[:, 1] * y, boxes[:, 2] * x, boxes[:, 3] * y], dim=1)
 
 
-def sizes_tensor(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """Puts ``[N, 2]`` heights and widths on the device and in the type of ``like``, without waiting for the device."""
-    sizes = torch.tensor(image_sizes, dtype=like.dtype)
-    return sizes.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else sizes.to(like.device)
+def as_tensor(values: Sequence[tuple[int, int]] | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Puts sizes ``[N, 2]`` or scales ``[N]`` on the device and in the type of ``like``, without waiting for the
+    device. A tensor, of a caller that has put them there, is returned as it is."""
+    if isinstance(values, Tensor):
+        return values
+    numbers = torch.tensor(values, dtype=like.dtype)
+    return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers.to(like.device)

@@ -105,7 +105,7 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
         wanted = {key: value for key, value in state.items() if key.startswith("features.")}
     else:
         wanted = {key: value for key, value in state.items() if not _is_classifier(key, network)}
-    names = _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
+    names = torchvision_names(network)
     if unexpected := sorted(set(wanted) - set(names)):
         raise CheckpointError(
             f"{source}: unexpected keys ({_names(unexpected)}); need {network} under torchvision's names"
@@ -164,8 +164,16 @@ def _is_classifier(key: str, network: str) -> bool:
     return key.startswith(classifier) or key.endswith(_COUNTER)
 
 
+def torchvision_names(network: str) -> dict[str, str]:
+    """Maps torchvision's keys of ``vgg16``, ``resnet50`` or ``resnet101`` to layer names (:func:`layer_name`).
+
+    ``features.0.weight`` is ``conv1_1.weight``, and ``layer3.5.conv2.weight`` is ``layer3_5.conv2.weight``; the four
+    tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.norm_running_var``.
+    """
+    return _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
+
+
 def _vgg16_names() -> dict[str, str]:
-    """Maps torchvision's VGG16 keys to layer names: ``features.0.weight`` -> ``conv1_1.weight``."""
     names, index = {}, 0
     for block, widths in enumerate(VGG16_BLOCKS, start=1):
         for number in range(1, len(widths) + 1):
@@ -177,10 +185,6 @@ def _vgg16_names() -> dict[str, str]:
 
 
 def _resnet_names(units: tuple[int, ...]) -> dict[str, str]:
-    """Maps torchvision's ResNet keys to layer names: ``layer3.5.conv2.weight`` -> ``layer3_5.conv2.weight``.
-
-    The four tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.running_var``.
-    """
     pairs = {("conv1", "bn1"): "stem.conv1"}
     for stage, count in enumerate(units, start=1):
         for number in range(count):

@@ -28,7 +28,7 @@ def backbone() -> SplitVGG:
 def weights_of(model: SplitVGG) -> dict[str, torch.Tensor]:
     """Returns what a file for a backbone holds, in torchvision's names; layers that it lacks are one number."""
     own = {layer_name(name): tensor for name, tensor in model.state_dict().items()}
-    names = weights._vgg16_names()
+    names = weights.torchvision_names("vgg16")
     return {key: own.get(name, torch.zeros(1)) for key, name in names.items() if not name.startswith("fc")}
 
 

@@ -1,0 +1,66 @@
+"""The arithmetic floor: the convolutions, matrix products and attention of a piece of work, alone.
+
+They are recorded while the work is done, with the shapes, layouts and types that they had, and repeated on random
+numbers. What the work takes beyond that is everything else: element-wise layers, pooling, boxes, memory, Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+_ARITHMETIC = {
+    *("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"),
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_efficient_attention_backward"),
+    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
+}
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self.buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.name.removeprefix("aten::") in _ARITHMETIC:
+            self.calls.append((func, *self._stand_ins(args, kwargs)))
+        return func(*args, **kwargs)
+
+    def _stand_ins(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Replaces tensors by random ones that look alike; calls share them, so that they need little memory."""
+        taken: dict[tuple[Any, ...], int] = {}
+
+        def stand_in(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            looks = (tuple(value.shape), value.stride(), value.dtype, value.device)
+            taken[looks] = taken.get(looks, 0) + 1  # the two factors of a product are not the same memory
+            place = (*looks, taken[looks])
+            if place not in self.buffers:
+                buffer = torch.empty_strided(*looks[:2], dtype=value.dtype, device=value.device)
+                self.buffers[place] = buffer.normal_() if value.is_floating_point() else buffer.zero_()
+            return self.buffers[place]
+
+        return tree_map(stand_in, args), tree_map(stand_in, kwargs)
+
+
+def record_floor(work: Callable[[], object]) -> Callable[[], None]:
+    """Does ``work`` once; returns what repeats its arithmetic alone, forward and backward as far as it had them."""
+    with _Recorder() as recorder:
+        work()
+
+    @torch.no_grad()
+    def floor() -> None:
+        for func, args, kwargs in recorder.calls:
+            func(*args, **kwargs)
+
+    return floor
