@@ -160,7 +160,7 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
     boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
-    chunk = len(boxes) if boxes.is_cuda else min(len(boxes), max(256, count + count // 2))
+    chunk = min(len(boxes), max(256, count + count // 2)) if waits_are_free(boxes) else len(boxes)
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
         if (scores[kept] > -torch.inf).sum() >= count:
@@ -171,8 +171,15 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     return kept[:count]
 
 
+def waits_are_free(like: Tensor) -> bool:
+    """Tells whether reading a value of a tensor costs nothing, as on a CPU; for a GPU the host would have to wait."""
+    return not like.is_cuda
+
+
 def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks the objects of a batch, padded to the next power of two so that few shapes occur.
+
+    Rows of label 0 are padding already.
 
     Returns:
         ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G
@@ -186,5 +193,4 @@ def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
 
     boxes = stack([target["boxes"] for target in targets])
     labels = stack([target["labels"] for target in targets])
-    valid = stack([torch.ones_like(target["labels"], dtype=torch.bool) for target in targets])
-    return boxes, labels, valid
+    return boxes, labels, labels > 0

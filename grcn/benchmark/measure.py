@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from .. import build
 from ..config import Config
 from ..describe import image_size
 from ..models.detector import Detector, to_device
+from ..models.graphs import use_graphs
 from .counts import DispatchCounter, saved_bytes
 from .floor import record_floor
 from .scene import OBJECTS, make_scene, spread_scores
@@ -81,6 +83,13 @@ def measure(
     variants: Variants = {"step": step, "infer": infer}
     if compare:
         variants |= {"floor": record_floor(step), "infer_floor": record_floor(infer)}
+    if device.type == "cuda" and cfg.run.cuda_graphs:
+        use_graphs(model)
+        for _ in range(2):  # the second time they are recorded
+            step(), infer()
+    if device.type == "cuda":
+        found |= {f"{name}_busy_ms": _busy(work) for name, work in (("step", step), ("infer", infer))}
+    if compare:
         twin = torchvision_twin(cfg.model, model).to(device)
         trained = [weight for weight in twin.parameters() if weight.requires_grad]
         theirs = _without_learning(
@@ -183,6 +192,15 @@ def _breakdown(model: Detector, step: Callable[[], object], device: torch.device
     return {name: value for name, value in spent.items() if value} | {
         "backward and update": whole - spent["forward, all"]
     }
+
+
+def _busy(work: Callable[[], object], times: int = 5) -> float:
+    """Returns the milliseconds for which a GPU computes, once for each call; the rest it waits for its host."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(times):
+            work()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1000 / times
 
 
 def _interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:

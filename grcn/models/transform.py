@@ -31,13 +31,13 @@ class ImageBatch:
 
     Attributes:
         tensors: ``[N, 3, H, W]``, each image at the top left, zeros elsewhere.
-        image_sizes: ``(height, width)`` of each image within it.
-        scales: resized over original pixels, per image.
+        image_sizes: ``(height, width)`` of each image within it; or a tensor ``[N, 2]`` of them.
+        scales: resized over original pixels, per image; or a tensor ``[N]``.
     """
 
     tensors: Tensor
-    image_sizes: list[tuple[int, int]]
-    scales: list[float] = field(default_factory=list)
+    image_sizes: list[tuple[int, int]] | Tensor
+    scales: list[float] | Tensor = field(default_factory=list)
 
 
 class DetectionTransform(nn.Module):
