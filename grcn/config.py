@@ -410,9 +410,6 @@ class Run(Section):
     """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
     deterministic: bool = False
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
-    cuda_graphs: bool = True
-    """Whether one GPU replays recorded steps and detections, which is faster and computes the same; it takes memory for
-    every frequent image size. Several GPUs, and deterministic runs, do not. [O]"""
     amp: Literal["none", "bf16"] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
     workers: Annotated[int, Field(ge=0, le=10**4)] = 2

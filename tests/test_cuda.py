@@ -8,7 +8,6 @@ from support import small_batch, small_detector
 from torch.testing import assert_close
 
 from grcn import boxes
-from grcn.models.graphs import use_graphs
 from grcn.models.roi_heads import Sampling
 
 pytestmark = [
@@ -104,75 +103,3 @@ def test_half_precision_keeps_boxes_in_full(row):
     for name, loss in half.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(full[name].item(), rel=0.1, abs=0.05)
-
-
-def graphed(row):
-    """A detector and its copy that replays graphs, in float64."""
-    eager = small_detector(**row, sampling=Sampling(32, 0.5)).double().cuda()
-    fast = copy.deepcopy(eager)
-    use_graphs(fast)
-    return eager, fast
-
-
-def gradients(model, images, targets, factor=1.0):
-    losses = model(images, targets)
-    (factor * sum(losses.values())).backward()
-    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-@both_backbones
-def test_replayed_steps_are_the_steps(row):
-    """The first is not recorded yet; the others are replayed, with other pixels, objects, sizes and factors."""
-    eager, fast = (model.train() for model in graphed(row))
-    for step in range(6):
-        images, targets = on("cuda", *small_batch(torch.float64, seed=step))
-        if step % 3 == 2:  # another shape, seen for the first time and then again
-            images, targets = images[:1], targets[:1]
-        for target in targets:
-            target["rng_key"] = target["rng_key"] + step
-        for model in (eager, fast):
-            model.zero_grad()
-        expected, found = (gradients(model, images, targets, step + 0.5) for model in (eager, fast))
-        assert_close(found, expected, rtol=1e-9, atol=1e-11)
-        assert fast.rpn.last_stats["num_fg"] == eager.rpn.last_stats["num_fg"]
-    assert len(fast.forward.kept) == 2
-
-
-@both_backbones
-def test_replayed_gradients_add_up(row):
-    eager, fast = (model.train() for model in graphed(row))
-    for step in range(4):
-        images, targets = on("cuda", *small_batch(torch.float64, seed=step))
-        expected, found = (gradients(model, images, targets)[1] for model in (eager, fast))
-    assert_close(found, expected, rtol=1e-9, atol=1e-11)
-
-
-@both_backbones
-@torch.no_grad()
-def test_replayed_detections_are_the_detections(row):
-    eager, fast = (model.eval() for model in graphed(row))
-    for step in range(4):
-        images, _ = on("cuda", *small_batch(torch.float64, seed=step))
-        for expected, found in zip(eager(images), fast(images), strict=True):
-            assert len(expected["boxes"]) > 5
-            assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert len(fast.forward.kept) == 1
-
-
-def test_a_forward_pass_between_a_step_and_its_backward_pass_is_refused():
-    _, fast = graphed(GRCN)
-    images, targets = on("cuda", *small_batch(torch.float64))
-    for _ in range(2):
-        losses = fast.train()(images, targets)
-    fast(images, targets)
-    with pytest.raises(RuntimeError, match="another batch"):
-        sum(losses.values()).backward()
-
-
-def test_shapes_beyond_the_most_run_as_before():
-    eager, fast = (model.train() for model in graphed(GRCN))
-    use_graphs(fast, most=0)
-    images, targets = on("cuda", *small_batch(torch.float64))
-    for _ in range(3):
-        assert_close(fast(images, targets), eager(images, targets))
-    assert not fast.forward.kept

@@ -17,7 +17,6 @@ from .. import build
 from ..config import Config
 from ..describe import image_size
 from ..models.detector import Detector, to_device
-from ..models.graphs import use_graphs
 from .counts import DispatchCounter, saved_bytes
 from .floor import record_floor
 from .scene import OBJECTS, make_scene, spread_scores
@@ -83,10 +82,6 @@ def measure(
     variants: Variants = {"step": step, "infer": infer}
     if compare:
         variants |= {"floor": record_floor(step), "infer_floor": record_floor(infer)}
-    if device.type == "cuda" and cfg.run.cuda_graphs:
-        use_graphs(model)
-        for _ in range(2):  # the second time they are recorded
-            step(), infer()
     if device.type == "cuda":
         found |= {f"{name}_busy_ms": _busy(work) for name, work in (("step", step), ("infer", infer))}
     if compare:

@@ -20,7 +20,7 @@ from .roi_pool import RoIPool
 from .transform import as_tensor
 
 Features = dict[str, Tensor]
-Sizes = list[tuple[int, int]] | Tensor
+Sizes = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RoIHeads(nn.Module):
         Args:
             features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
             proposals: ``[N, P, 4]``; rows of zero area are empty.
-            image_sizes: ``(height, width)`` of each image; or ``[N, 2]`` on the device.
+            image_sizes: ``(height, width)`` of each image.
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
 
         Returns:

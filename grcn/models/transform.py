@@ -31,13 +31,13 @@ class ImageBatch:
 
     Attributes:
         tensors: ``[N, 3, H, W]``, each image at the top left, zeros elsewhere.
-        image_sizes: ``(height, width)`` of each image within it; or a tensor ``[N, 2]`` of them.
-        scales: resized over original pixels, per image; or a tensor ``[N]``.
+        image_sizes: ``(height, width)`` of each image within it.
+        scales: resized over original pixels, per image.
     """
 
     tensors: Tensor
-    image_sizes: list[tuple[int, int]] | Tensor
-    scales: list[float] | Tensor = field(default_factory=list)
+    image_sizes: list[tuple[int, int]]
+    scales: list[float] = field(default_factory=list)
 
 
 class DetectionTransform(nn.Module):
@@ -132,10 +132,7 @@ def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tenso
     return torch.stack([boxes[:, 0] * x, boxes[:, 1] * y, boxes[:, 2] * x, boxes[:, 3] * y], dim=1)
 
 
-def as_tensor(values: Sequence[tuple[int, int]] | Sequence[float] | Tensor, like: Tensor) -> Tensor:
-    """Puts sizes ``[N, 2]`` or scales ``[N]`` on the device and in the type of ``like``, without waiting for the
-    device. A tensor, of a caller that has put them there, is returned as it is."""
-    if isinstance(values, Tensor):
-        return values
+def as_tensor(values: Sequence[tuple[int, int]] | Sequence[float], like: Tensor) -> Tensor:
+    """Puts sizes ``[N, 2]`` or scales ``[N]`` on the device and in the type of ``like``, without waiting for it."""
     numbers = torch.tensor(values, dtype=like.dtype)
     return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers.to(like.device)
