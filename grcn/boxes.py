@@ -24,7 +24,7 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 def areas(boxes: Tensor) -> Tensor:
     """Computes the areas ``[...]`` of boxes ``[..., 4]``; empty rows (all zero) have area 0."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
@@ -48,24 +48,26 @@ def encode(objects: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
         boxes: ``[..., 4]``, anchors or proposals. Rows with zero area give values that are not finite: mask them.
         weights: four factors; ``(10, 10, 5, 5)`` is a normalisation by standard deviations ``(.1, .1, .2, .2)``.
     """
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    object_width, object_height = objects[..., 2] - objects[..., 0], objects[..., 3] - objects[..., 1]
-    dx = (objects[..., 0] + 0.5 * object_width - boxes[..., 0] - 0.5 * width) / width
-    dy = (objects[..., 1] + 0.5 * object_height - boxes[..., 1] - 0.5 * height) / height
-    dw, dh = torch.log(object_width / width), torch.log(object_height / height)
-    return torch.stack([dx * weights[0], dy * weights[1], dw * weights[2], dh * weights[3]], -1)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    object_sides = objects[..., 2:] - objects[..., :2]
+    shift = (objects[..., :2] - boxes[..., :2] + 0.5 * (object_sides - sides)) / sides
+    return _weighted(torch.cat([shift, torch.log(object_sides / sides)], -1), weights)
 
 
 def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
     """Applies deltas ``[..., 4]`` to boxes ``[..., 4]``: the inverse of :func:`encode`, with bounded growth."""
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    centre_x = deltas[..., 0] / weights[0] * width + boxes[..., 0] + 0.5 * width
-    centre_y = deltas[..., 1] / weights[1] * height + boxes[..., 1] + 0.5 * height
-    half_width = 0.5 * width * torch.exp((deltas[..., 2] / weights[2]).clamp(max=MAX_LOG_SCALE))
-    half_height = 0.5 * height * torch.exp((deltas[..., 3] / weights[3]).clamp(max=MAX_LOG_SCALE))
-    return torch.stack(
-        [centre_x - half_width, centre_y - half_height, centre_x + half_width, centre_y + half_height], -1
-    )
+    deltas = _weighted(deltas, [1 / weight for weight in weights])
+    sides = boxes[..., 2:] - boxes[..., :2]
+    centre = deltas[..., :2] * sides + boxes[..., :2] + 0.5 * sides
+    half = 0.5 * sides * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def _weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
+    """Multiplies deltas ``[..., 4]`` by four factors; those of 1 cost nothing."""
+    if set(weights) == {1.0}:
+        return deltas
+    return torch.stack([deltas[..., i] * weight for i, weight in enumerate(weights)], -1)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -24,10 +24,7 @@ _MASK63 = (1 << 63) - 1
 
 def hash_int(*words: int) -> int:
     """Hashes integers to one integer in [0, 2**63). Words are taken modulo 2**64."""
-    state = 0
-    for word in words:
-        state = _step_int(state ^ (word & _MASK64))
-    return state & _MASK63
+    return _state_int(*words) & _MASK63
 
 
 def hash_tensor(*words: int | Tensor) -> Tensor:
@@ -49,6 +46,11 @@ def hash_tensor(*words: int | Tensor) -> Tensor:
     return state & _MASK63
 
 
+def hash_on(state: Tensor, word: Tensor) -> Tensor:
+    """Hashes one more word behind those of ``state`` (:func:`image_states`), to int64 in [0, 2**63)."""
+    return _step_tensor(state ^ word) & _MASK63
+
+
 def uniform(*words: int) -> float:
     """Hashes integers to a float in [0, 1) with 53 random bits."""
     return (hash_int(*words) >> 10) * 2.0**-53
@@ -60,15 +62,37 @@ def permutation(n: int, *words: int) -> np.ndarray:
     return torch.sort(keys, stable=True).indices.numpy()
 
 
-def image_keys(targets: list[dict], device: torch.device) -> Tensor:
-    """Collects the random keys of a batch: int64 ``[N]`` from each target's ``rng_key``.
+def image_states(targets: list[dict], device: torch.device, *words: tuple[int, ...]) -> Tensor:
+    """Hashes each image's key and some words, for :func:`hash_on` to go on from.
 
-    Targets that carry none (a caller with a loader of their own) get keys from torch's global generator, so
-    ``torch.manual_seed`` governs them as it governs torchvision's detectors.
+    Keys are the targets' ``rng_key``; the loader's are plain integers, which are hashed here on the host: there are
+    few, and every one of a dozen operators on them would cost a GPU as much as one on a million. Targets that carry
+    none (a caller with a loader of their own) get keys from torch's global generator, so ``torch.manual_seed``
+    governs them as it governs torchvision's detectors.
+
+    Returns:
+        int64 ``[len(words), N]``: ``hash_on(result[i, n], w) == hash_tensor(key of n, *words[i], w)``.
     """
-    if all("rng_key" in target for target in targets):
-        return torch.stack([target["rng_key"] for target in targets]).to(device)
-    return torch.randint(_MASK63, (len(targets),), device=device)
+    given = all("rng_key" in target for target in targets)
+    keys = [target["rng_key"] for target in targets] if given else torch.randint(_MASK63, (len(targets),)).tolist()
+    if any(isinstance(key, Tensor) and key.is_cuda for key in keys):
+        state = _step_tensor(torch.stack([torch.as_tensor(key, device=device) for key in keys]))
+        return torch.stack([_follow(state, own) for own in words])
+    states = torch.tensor([[_state_int(int(key), *own) for key in keys] for own in words])
+    return states.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else states.to(device)
+
+
+def _follow(state: Tensor, words: tuple[int, ...]) -> Tensor:
+    for word in words:
+        state = _step_tensor(state ^ word)
+    return state
+
+
+def _state_int(*words: int) -> int:
+    state = 0
+    for word in words:
+        state = _step_int(state ^ (word & _MASK64))
+    return _signed(state)
 
 
 def _step_int(state: int) -> int:

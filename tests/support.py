@@ -98,7 +98,7 @@ def small_batch(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[list
     boxes = ([[4, 5, 30, 44], [40, 8, 75, 40], [50, 30, 90, 60]], [[10, 12, 52, 50]])
     labels = ([1, 3, 4], [2])
     targets = [
-        {"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k), "rng_key": torch.tensor(7 + i)}
+        {"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k), "rng_key": 7 + i}
         for i, (b, k) in enumerate(zip(boxes, labels, strict=True))
     ]
     return images, targets

@@ -41,10 +41,17 @@ def test_permutation():
 
 
 def test_image_keys_come_from_the_targets_or_from_torch():
-    targets = [{"rng_key": torch.tensor(5)}, {"rng_key": torch.tensor(9)}]
-    assert rng.image_keys(targets, torch.device("cpu")).tolist() == [5, 9]
+    cpu = torch.device("cpu")
+    last = torch.arange(4)
+    for targets in ([{"rng_key": 5}, {"rng_key": 2**63 - 9}], [{"rng_key": torch.tensor(5)}, {"rng_key": 2**63 - 9}]):
+        states = rng.image_states(targets, cpu, (rng.ROIS,), (rng.DROPOUT, 1))
+        for index, words in enumerate(((rng.ROIS,), (rng.DROPOUT, 1))):
+            expected = rng.hash_tensor(torch.tensor([5, 2**63 - 9])[:, None], *words, last)
+            assert torch.equal(rng.hash_on(states[index][:, None], last), expected)
+            followed = rng._follow(rng._step_tensor(torch.tensor([5, 2**63 - 9])), words)
+            assert torch.equal(followed, states[index])  # as on a GPU
     torch.manual_seed(0)
-    first = rng.image_keys([{}, {}], torch.device("cpu"))
+    first = rng.image_states([{}, {}], cpu, (1,))
     torch.manual_seed(0)
-    assert torch.equal(first, rng.image_keys([{}, {}], torch.device("cpu")))
-    assert first[0] != first[1]
+    assert torch.equal(first, rng.image_states([{}, {}], cpu, (1,)))
+    assert first[0, 0] != first[0, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ OBJECTS = 8
 # Standard deviation of the classifier's outputs.
 _SPREAD = 3.0
 
-Scene = tuple[list[Tensor], list[dict[str, Tensor]]]
+Scene = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def make_scene(
@@ -42,8 +44,7 @@ def make_scene(
         corners = torch.rand(objects, 2, generator=generator) * (extent - sides)
         labels = torch.randint(1, classes + 1, (objects,), generator=generator)
         boxes = torch.cat([corners, corners + sides], 1)
-        key = torch.tensor(seed + image)
-        targets.append({"boxes": boxes.to(device), "labels": labels.to(device), "rng_key": key.to(device)})
+        targets.append({"boxes": boxes.to(device), "labels": labels.to(device), "rng_key": seed + image})
     return pixels, targets
 
 

@@ -31,24 +31,27 @@ class TwoMLPHead(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in
         training."""
-        for layer, linear in enumerate((self.fc6, self.fc7)):
+        linears = (self.fc6, self.fc7)
+        dropping = self.training and self.dropout > 0
+        if dropping and keys is None:
+            raise ValueError("dropout in training needs a random key for each row")
+        masks = (
+            dropout_masks(keys, len(linears), self.out_features, self.dropout) if dropping and keys is not None else ()
+        )
+        for layer, linear in enumerate(linears):
             x = F.relu(linear(x.flatten(1)), inplace=True)
-            if self.training and self.dropout > 0:
-                if keys is None:
-                    raise ValueError("dropout in training needs a random key for each row")
-                x = drop(x, self.dropout, rng.hash_tensor(keys, layer))
+            if dropping:
+                x = x * masks[layer] * (1 / (1 - self.dropout))
         return x
 
 
-def drop(x: Tensor, probability: float, keys: Tensor) -> Tensor:
-    """Zeroes each unit of ``x`` ``[R, D]`` with a probability and scales the rest; the mask is a hash of ``keys``
-    ``[R]`` and unit.
+def dropout_masks(keys: Tensor, layers: int, units: int, probability: float) -> Tensor:
+    """Draws which units dropout keeps: bool ``[layers, R, units]``, a hash of the row's key ``[R]`` and the unit.
 
     So a RoI's mask depends on its sample, pass and slot only, not on the other RoIs of the batch or on the device.
     """
-    units = torch.arange(x.shape[1], device=x.device)
-    keep = rng.hash_tensor(keys[:, None], units) >= int(probability * 2**63)
-    return x * keep * (1 / (1 - probability))
+    numbers = torch.arange(layers * units, device=keys.device).view(layers, 1, units)
+    return rng.hash_on(keys[None, :, None], numbers) >= int(probability * 2**63)
 
 
 class ConvHead(nn.Module):

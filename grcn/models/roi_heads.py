@@ -129,8 +129,8 @@ class RoIHeads(nn.Module):
     def _losses(
         self, features: Features, proposals: Tensor, image_sizes: Sizes, targets: list[dict]
     ) -> dict[str, Tensor]:
-        keys = rng.image_keys(targets, proposals.device)
-        rois, labels, wanted, taken, foreground = self.sample(proposals, targets, keys)
+        states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
+        rois, labels, wanted, taken, foreground = self.sample(proposals, targets, states[0])
         loc = slice(0, self.sampling.max_fg)
         images, count = rois.shape[:2]
         cls_in = raw = self._pool("cls", features, rois)
@@ -140,10 +140,10 @@ class RoIHeads(nn.Module):
             same = raw.unflatten(0, (images, count))[:, loc].flatten(0, 1) if self.shared_map else None
             loc_in = self._pool("loc", features, loc_rois) if same is None else same
             loc_in = self._add_context("loc", loc_in, features, image_sizes)
-            row_keys = self._row_keys(keys, 0, count), self._row_keys(keys, 1, loc_rois.shape[1])
+            row_keys = _row_keys(states[1], count), _row_keys(states[2], loc_rois.shape[1])
             cls_hidden, loc_hidden = self.heads.hidden_both(cls_in, loc_in, *row_keys)
         else:
-            cls_hidden = self.heads.hidden("cls", cls_in, self._row_keys(keys, 0, count))
+            cls_hidden = self.heads.hidden("cls", cls_in, _row_keys(states[1], count))
             loc_hidden = cls_hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.bbox_pred(loc_hidden).to(rois.dtype).view(images, -1, logits.shape[1], 4)
@@ -160,9 +160,14 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, proposals: Tensor, targets: list[dict], keys: Tensor
+        self, proposals: Tensor, targets: list[dict], states: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Draws the RoIs to train on.
+
+        Args:
+            proposals: ``[N, P, 4]``.
+            targets: as of :meth:`forward`.
+            states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ROIS``.
 
         Returns:
             ``rois`` ``[N, R, 4]``, ``labels`` int64 ``[N, R]`` (0 background), regression targets ``[N, R, 4]``
@@ -177,7 +182,7 @@ class RoIHeads(nn.Module):
         overlaps = boxes.iou(objects, proposals)
         matched = boxes.match(overlaps, valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
         candidates = torch.arange(proposals.shape[1], device=proposals.device)
-        draw = rng.hash_tensor(keys[:, None], rng.ROIS, candidates)
+        draw = rng.hash_on(states[:, None], candidates)
         index, taken, foreground = boxes.sample(matched, draw, how.batch, how.max_fg)
         rois = proposals.gather(1, index[..., None].expand(-1, -1, 4))
         owner = matched.gather(1, index).clamp(min=0)
@@ -250,7 +255,7 @@ class RoIHeads(nn.Module):
         assert isinstance(pool, RoIPool)
         return self.context[task](pooled, pool.whole(features[task], as_tensor(image_sizes, pooled)))
 
-    def _row_keys(self, keys: Tensor, pass_: int, slots: int) -> Tensor:
-        """Random keys of the rows of a pass, int64 ``[N * slots]``."""
-        slot = torch.arange(slots, device=keys.device)
-        return rng.hash_tensor(keys[:, None], rng.DROPOUT, pass_, slot).flatten()
+
+def _row_keys(states: Tensor, slots: int) -> Tensor:
+    """Random keys of the rows of a pass, int64 ``[N * slots]``, from the states of its images ``[N]``."""
+    return rng.hash_on(states[:, None], torch.arange(slots, device=states.device)).flatten()

@@ -63,7 +63,8 @@ def assert_same(first: list, second: list) -> None:
         for target, other in zip(targets, other_targets, strict=True):
             assert target.keys() == other.keys()
             assert target["batch_sizes"] == other["batch_sizes"]
-            for key in target.keys() - {"batch_sizes"}:
+            assert target["rng_key"] == other["rng_key"]
+            for key in target.keys() - {"batch_sizes", "rng_key"}:
                 assert target[key].dtype == other[key].dtype
                 assert torch.equal(target[key], other[key])
 
@@ -104,7 +105,8 @@ def test_targets_have_torchvisions_types(table):
         count = len(target["labels"])
         assert image.dtype == torch.uint8
         assert target["batch_sizes"] == [tuple(other.shape[1:]) for other in images]
-        del target["batch_sizes"]
+        assert isinstance(target["rng_key"], int)
+        del target["batch_sizes"], target["rng_key"]
         assert {key: (value.dtype, tuple(value.shape)) for key, value in target.items()} == {
             "boxes": (torch.float32, (count, 4)),
             "labels": (torch.int64, (count,)),
@@ -112,7 +114,6 @@ def test_targets_have_torchvisions_types(table):
             "area": (torch.float32, (count,)),
             "iscrowd": (torch.int64, (count,)),
             "difficult": (torch.bool, (count,)),
-            "rng_key": (torch.int64, ()),
         }
 
 

@@ -28,7 +28,7 @@ def batch(objects: list[int], dtype: torch.dtype) -> tuple[list[torch.Tensor], l
         corners = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 12
         boxes = torch.cat([corners, corners + 8 + 10 * torch.rand(count, 2, generator=generator)], 1).to(dtype)
         labels = torch.randint(1, 5, (count,), generator=generator)
-        target = {"boxes": boxes, "labels": labels, "rng_key": torch.tensor(1000 + number), "batch_sizes": SIZES}
+        target = {"boxes": boxes, "labels": labels, "rng_key": 1000 + number, "batch_sizes": SIZES}
         targets.append(target)
     return images, targets
 
@@ -40,7 +40,7 @@ def forget_the_canvas(targets: list[dict[str, Any]]) -> None:
 
 def sample_by_process(targets: list[dict[str, Any]]) -> None:
     for target in targets:
-        target["rng_key"] = torch.tensor(distributed.rank())
+        target["rng_key"] = distributed.rank()
 
 
 def gradients(

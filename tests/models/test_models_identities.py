@@ -9,7 +9,7 @@ from torchvision.ops import nms
 
 from grcn import boxes, rng
 from grcn.models.context import ContextAttention
-from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.roi_heads import Detecting, RoIHeads, Sampling, _row_keys
 from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
 
 TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
@@ -25,12 +25,12 @@ PARTED = {
 
 def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
-    keys = rng.image_keys(targets, proposals.device)
-    rois, labels, wanted, taken, foreground = heads.sample(proposals, targets, keys)
+    states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
+    rois, labels, wanted, taken, foreground = heads.sample(proposals, targets, states[0])
     hidden = {}
     for number, task in enumerate(("cls", "loc")):
         x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
-        hidden[task] = heads.heads.hidden(task, x, heads._row_keys(keys, number, rois.shape[1]))
+        hidden[task] = heads.heads.hidden(task, x, _row_keys(states[1 + number], rois.shape[1]))
     logits = heads.heads.cls_score(hidden["cls"])
     deltas = heads.heads.bbox_pred(hidden["loc"]).view(len(logits), -1, 4)
     slots, labels, fg = labels.numel(), labels.flatten(), foreground.flatten()
