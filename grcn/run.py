@@ -29,7 +29,7 @@ from .engine.train import train as train_loop
 from .errors import CheckpointError, ConfigError
 from .evaluation.detections import check_objects
 from .models.detector import Detector, count_parameters, to_device
-from .models.features import MEMORY_FORMATS, TASKS
+from .models.features import TASKS, memory_formats
 from .models.weights import load_weights, normalisation_of
 from .report import score
 
@@ -275,7 +275,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
 
 def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.device) -> None:
     checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
-    formats = {part: str(form) for part, form in MEMORY_FORMATS.get(device.type, {}).items()}
+    formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
     images = cfg.train.batch

@@ -16,7 +16,7 @@ ALLOWED = {
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
-    "benchmark": {"benchmark", "build", "config", "data", "describe", "evaluation", "models"},
+    "benchmark": {"benchmark", "boxes", "build", "config", "data", "describe", "evaluation", "models"},
     "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},

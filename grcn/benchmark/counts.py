@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import boxes
 
 # Operators whose output size or Python value depends on data: on a GPU the host waits for them.
 _WAITS = {
@@ -21,6 +24,13 @@ _VIEWS = {
     *("unsqueeze", "squeeze", "squeeze_", "expand", "detach", "alias", "as_strided", "split", "split_with_sizes"),
     *("unbind", "chunk", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh", "unfold"),
 }
+
+
+def count(work: Callable[[], object]) -> dict[str, int]:
+    """Counts what ``work`` asks of a GPU: kernels, waits, uploads. On a CPU it takes the ways that a GPU would."""
+    with mock.patch.object(boxes, "waits_are_free", return_value=False), DispatchCounter() as counter:
+        work()
+    return {"kernels": counter.kernels, "waits": counter.waits.total(), "uploads": counter.uploads}
 
 
 class DispatchCounter(TorchDispatchMode):

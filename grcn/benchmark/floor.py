@@ -46,8 +46,11 @@ class _Recorder(TorchDispatchMode):
             taken[looks] = taken.get(looks, 0) + 1  # the two factors of a product are not the same memory
             place = (*looks, taken[looks])
             if place not in self.buffers:
-                buffer = torch.empty_strided(*looks[:2], dtype=value.dtype, device=value.device)
-                self.buffers[place] = buffer.normal_() if value.is_floating_point() else buffer.zero_()
+                # Of an expanded tensor several elements are one place in memory.
+                last = sum((side - 1) * stride for side, stride in zip(*looks[:2], strict=True))
+                memory = torch.zeros(last + 1, dtype=value.dtype, device=value.device)
+                memory = memory.normal_() if value.is_floating_point() else memory
+                self.buffers[place] = memory.as_strided(*looks[:2])
             return self.buffers[place]
 
         return tree_map(stand_in, args), tree_map(stand_in, kwargs)

@@ -17,7 +17,7 @@ from .. import build
 from ..config import Config
 from ..describe import image_size
 from ..models.detector import Detector, to_device
-from .counts import DispatchCounter, saved_bytes
+from .counts import count, saved_bytes
 from .floor import record_floor
 from .scene import OBJECTS, make_scene, spread_scores
 from .step import peak_mb, training_step
@@ -76,7 +76,7 @@ def measure(
         "localized_rois": localized[0] // images,
         "breakdown_ms": _breakdown(model, step, device),
         "saved_mb": saved_bytes(model, lambda: _forward(model, pixels, targets, amp)) / 1e6,
-        "counts": {"step": _count(step), "infer": _count(infer)},
+        "counts": {"step": count(step), "infer": count(infer)},
         "peak_mb": peak_mb(device),
     }
     variants: Variants = {"step": step, "infer": infer}
@@ -93,7 +93,7 @@ def measure(
         variants["torchvision"], variants["infer_torchvision"] = _work(twin, theirs, pixels, targets, amp)
         for name in ("torchvision", "infer_torchvision"):
             variants[name]()
-            found["counts"][name] = _count(variants[name])
+            found["counts"][name] = count(variants[name])
     times = _interleaved(variants, repeats, device)
     found["times_ms"] = times
     found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
@@ -131,12 +131,6 @@ def _without_learning(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return optimizer
-
-
-def _count(work: Callable[[], object]) -> dict[str, int]:
-    with DispatchCounter() as counter:
-        work()
-    return {"kernels": counter.kernels, "waits": counter.waits.total(), "uploads": counter.uploads}
 
 
 @contextmanager

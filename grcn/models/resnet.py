@@ -69,6 +69,11 @@ def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
     return nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
 
 
+def _relu(x: Tensor) -> Tensor:
+    """ReLU in place, but not on the view that a norm returns: autograd would copy the whole gradient three times."""
+    return F.relu(x, inplace=not x._is_view())
+
+
 class Stem(nn.Module):
     """conv1 and its pooling."""
 
@@ -79,7 +84,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
-        return F.max_pool2d(F.relu(self.conv1(x, stride), inplace=True), 3, 2, padding=1)
+        return F.max_pool2d(_relu(self.conv1(x, stride)), 3, 2, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -112,10 +117,11 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
         strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
-        out = F.relu(self.conv1(x, strides[0]), inplace=True)
-        out = F.relu(self.conv2(out, strides[1]), inplace=True)
+        out = _relu(self.conv1(x, strides[0]))
+        out = _relu(self.conv2(out, strides[1]))
         shortcut = x if self.downsample is None else self.downsample(x, stride)
-        return F.relu(self.conv3(out).add_(shortcut), inplace=True)
+        out = self.conv3(out)
+        return _relu(out + shortcut if out._is_view() else out.add_(shortcut))
 
 
 class Units(nn.Sequential):
@@ -190,7 +196,7 @@ class SplitResNet(Backbone):
         stride)]``."""
         with torch.no_grad():
             x = self.frozen(in_format(x, "frozen"))
-        x = self.trunk(in_format(x, "train" if self.training else "eval"), self.strides["cls"])
+        x = self.trunk(in_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
         features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}
         features["loc"] = (

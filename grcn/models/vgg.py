@@ -57,6 +57,7 @@ class SplitVGG(Backbone):
         if split == "none" and last_pool["cls"] != last_pool["loc"]:
             raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
         self.shared = split == "none"
+        self._format = "train_units" if from_scratch else "train"
         first = SPLITS.get(split, 5)
         if frozen_blocks >= first:
             raise ValueError(f"the split at {split} lies inside the {frozen_blocks} frozen blocks")
@@ -75,7 +76,7 @@ class SplitVGG(Backbone):
         stride)]``."""
         with torch.no_grad():
             x = self.frozen(in_format(x, "frozen"))
-        x = self.trunk(in_format(x, "train" if self.training else "eval"))
+        x = self.trunk(in_format(x, self._format if self.training else "eval"))
         features = {"cls": self.cls(x)}
         features["loc"] = features["cls"] if self.loc is None else self.loc(x)
         return features
@@ -99,7 +100,8 @@ def _chain(
             layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not from_scratch)
             if from_scratch:
                 layers[f"norm{name}"] = LayerNorm2d(width)
-            layers[f"relu{name}"] = nn.ReLU(inplace=True)
+            # A norm returns a view, in place on which autograd would copy the whole gradient three times.
+            layers[f"relu{name}"] = nn.ReLU(inplace=not from_scratch)
             channels = width
     return nn.Sequential(layers)
 
