@@ -1,13 +1,10 @@
 """The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness,
 learning."""
 
-from collections import Counter
-
 import pytest
 import torch
 from support import OneMap, small_batch, small_detector, torchvision_twin
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn.models.roi_heads import Sampling
@@ -146,49 +143,6 @@ def test_a_part_of_a_batch_is_padded_to_the_whole():
     alone = [model([image], [{**target, "batch_sizes": sizes}]) for image, target in zip(images, targets, strict=True)]
     for name in LOSSES:
         assert_close(together[name], (alone[0][name] + alone[1][name]) / 2, rtol=1e-12, atol=1e-12)
-
-
-# Operators whose output size or Python value depends on data: on a GPU the host waits for them.
-WAITS = {
-    "nonzero",
-    "_local_scalar_dense",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "equal",
-    "is_nonzero",
-    "nms",
-    "item",
-}
-
-
-class WaitCounter(TorchDispatchMode):
-    """Counts the operators of :data:`WAITS`, and indexing by masks, in forward and backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.split("::")[1]
-        masks = name in ("index", "index_put", "index_put_") and any(
-            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if name in WAITS or masks:
-            self.found[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("row", [{}, GRCN])
-def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
-    model = small_detector(**row, straddling=False, dropout=0.5).train()
-    images, targets = small_batch()
-    monkeypatch.setattr("grcn.models.detector._check_targets", lambda *targets: None)  # skipped on a GPU
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=True)
-    with WaitCounter() as counter:
-        sum(model(images, targets).values()).backward()
-        optimizer.step()
-    assert counter.found == {"nms": len(images)}
 
 
 @pytest.mark.parametrize("stride, size", [(16, (64, 96)), (16, (50, 83)), (8, (40, 40)), (16, (160, 250))])

@@ -1,0 +1,205 @@
+"""What makes things faster changes no result, and asks of a GPU what it is meant to; counted, not timed."""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from support import small_batch, small_detector
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import roi_align
+
+from grcn import boxes
+from grcn.benchmark.counts import count, saved_bytes
+from grcn.benchmark.floor import record_floor
+from grcn.benchmark.scene import make_scene, spread_scores
+from grcn.benchmark.twin import torchvision_twin
+from grcn.build import build_model
+from grcn.configfile import load_config
+from grcn.models import features
+from grcn.models.roi_heads import Detecting, Sampling
+from grcn.models.roi_pool import RoIPool
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CPU = torch.device("cpu")
+ROWS = {
+    "faster_rcnn": {},
+    "grcn": {"split": "conv5", "loc_pool": "none", "context": ("cls",), "dropout": 0.5},
+    "grcn_resnet": {"resnet": True, "split": 1, "loc_stride": 8, "context": ("cls",)},
+}
+
+
+def as_on_a_gpu():
+    """Takes the ways on which no value is read."""
+    return mock.patch.object(boxes, "waits_are_free", return_value=False)
+
+
+def all_in(memory_format):
+    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), memory_format)
+    return mock.patch.object(features, "memory_formats", return_value=formats)
+
+
+def contiguous():
+    return all_in(torch.contiguous_format)
+
+
+def channels_last():
+    return all_in(torch.channels_last)
+
+
+def loop_over_parameters():
+    plain = torch.optim.SGD
+    return mock.patch.object(torch.optim, "SGD", lambda *args, fused, **kwargs: plain(*args, foreach=False, **kwargs))
+
+
+def trained(row, switch, steps=8):
+    """Returns the losses of all steps and the detections after them, in float64."""
+    with switch():
+        model = small_detector(**ROWS[row], sampling=Sampling(32, 0.5), detecting=Detecting(0.01)).double().train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-3, fused=True)
+        rows = []
+        for step in range(steps):
+            images, targets = small_batch(torch.float64, seed=step)
+            losses = model.train()(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            rows.append(torch.stack(list(losses.values())).detach())
+        with torch.no_grad():
+            return torch.stack(rows), model.eval()(small_batch(torch.float64)[0])
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {row: trained(row, contiguous) for row in ROWS}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("switch", [as_on_a_gpu, channels_last, loop_over_parameters])
+def test_no_switch_moves_a_loss_or_a_detection(plain, row, switch):
+    """RoIAlign as bags, suppression by chunks, RoIs chosen by score; memory formats; the fused update."""
+    losses, detections = trained(row, switch)
+    assert_close(losses, plain[row][0], rtol=1e-9, atol=1e-11)
+    assert all(len(found["boxes"]) > 5 for found in detections)
+    assert_close(detections, plain[row][1], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
+    """Boxes of every size, on the border, beyond it, outside of the map, and without extent."""
+    generator = torch.Generator().manual_seed(ratio)
+    extent = torch.tensor([17 * 16.0, 11 * 16.0]).double()
+    corners = (torch.rand(2, 80, 2, generator=generator) - 0.2).double() * extent
+    sides = torch.rand(2, 80, 2, generator=generator).double() ** 3 * extent
+    rois = torch.cat([corners, corners + sides], -1)
+    rois[0, :4] = torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3], [0, 0, 272, 176], [900, 900, 950, 999]]).double()
+    feature = torch.randn(2, 5, 11, 17, generator=generator).double().requires_grad_()
+    pool = RoIPool(16, 4, "align", ratio, aligned)
+    ours = pool(feature, rois)
+    owner = torch.arange(2.0).double().repeat_interleave(80)[:, None]
+    theirs = roi_align(feature, torch.cat([owner, rois.flatten(0, 1)], 1), 4, 1 / 16, ratio, aligned)
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    weights = torch.randn_like(ours)
+    found, expected = (torch.autograd.grad((out * weights).sum(), feature)[0] for out in (ours, theirs))
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with as_on_a_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
+        assert_close(pool(feature, rois), ours)
+    assert kernel.call_count == 1
+    assert pool(feature, rois[:, :0]).shape == (0, 5, 4, 4)
+
+
+def test_the_table_knows_the_instruction_set():
+    with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX512"):
+        assert features.memory_formats(CPU)["train_units"] == torch.channels_last
+    with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX2"):
+        assert features.memory_formats(CPU)["train_units"] == torch.contiguous_format
+    assert set(features.memory_formats(torch.device("cuda"))) == set(features.memory_formats(CPU))
+    assert features.memory_formats(torch.device("meta")) == {}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_step_waits_for_one_suppression_and_a_detection_for_two(row):
+    model = small_detector(**ROWS[row], straddling=False)
+    images, targets = small_batch()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, fused=True)
+
+    def step():
+        sum(model.train()(images, targets).values()).backward()
+        optimizer.step()
+
+    assert count(step)["waits"] == len(images)
+    with torch.no_grad():
+        assert count(lambda: model.eval()(images))["waits"] == 2 * len(images)
+
+
+def config(name, *settings):
+    return load_config(CONFIGS / name, ["model.image.short=96", "model.image.max=160", *settings])
+
+
+def pair(cfg, size=(96, 160), classes=8):
+    """A detector of a config, without the rows of its images that torchvision would pad, and its twin."""
+    model = build_model(cfg.model, classes + 1)
+    images, targets = make_scene(size, classes, CPU)
+    spread_scores(model, images)
+    return model, torchvision_twin(cfg.model, model), images, targets
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes/grcn_tiny.yaml", "shapes/grcn_tiny_resnet.yaml", "shapes/faster_rcnn_tiny_resnet_det.yaml"]
+)
+@torch.no_grad()
+def test_a_twin_has_the_layers_and_weights_of_the_plain_model(name):
+    cfg = config(name)
+    model, twin, images, _ = pair(cfg)
+    batch, _ = model.transform(images)
+    assert_close(twin.backbone(batch.tensors), model.backbone(batch.tensors)["cls"], rtol=1e-4, atol=1e-4)
+    rois = torch.rand(3, model.backbone.feature_specs["cls"].channels, cfg.model.roi.size, cfg.model.roi.size)
+    hidden = model.roi_heads.heads.eval().hidden("cls", rois)
+    assert_close(twin.roi_heads.box_head(rois), hidden, rtol=1e-4, atol=1e-4)
+    expected = (model.roi_heads.heads.cls_score(hidden), model.roi_heads.heads.bbox_pred(hidden))
+    assert_close(twin.roi_heads.box_predictor(hidden), expected)
+    feature = twin.backbone(batch.tensors)
+    logits, _ = twin.rpn.head([feature])
+    hidden = torch.relu(model.rpn.conv(feature))
+    assert_close(logits[0], model.rpn.cls_logits(hidden), rtol=1e-4, atol=1e-4)
+    assert len(twin(images)[0]["boxes"]) > 5
+
+
+@pytest.mark.parametrize("name", ["coco/faster_rcnn_vgg16.yaml", "coco/faster_rcnn_resnet50.yaml"])
+@torch.no_grad()
+def test_a_twin_of_a_pretrained_network_is_torchvisions_own(name):
+    cfg = config(name, "model.head.dim=32", "model.rpn.channels=16")
+    model, twin, images, _ = pair(cfg)
+    batch, _ = model.transform(images)
+    ours = model.backbone(batch.tensors)["cls"]
+    assert_close(twin.backbone(batch.tensors), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
+    frozen = sum(not weight.requires_grad for weight in twin.backbone.parameters())
+    assert frozen == (8 if "vgg16" in name else 11)
+
+
+def test_the_floor_has_all_arithmetic_and_nothing_else():
+    cfg = config("shapes/grcn_tiny.yaml")
+    model, _, images, targets = pair(cfg)
+
+    def step():
+        sum(model.train()(images, targets).values()).backward()
+
+    floor = record_floor(step)
+    with FlopCounterMode(display=False) as whole:
+        step()
+    with FlopCounterMode(display=False) as alone:
+        floor()
+    assert alone.get_total_flops() == whole.get_total_flops() > 1e8
+    assert count(floor)["kernels"] < 0.2 * count(step)["kernels"]
+
+
+def test_frozen_layers_keep_nothing_for_a_backward_pass():
+    cfg = config("coco/faster_rcnn_vgg16.yaml", "model.head.dim=32")
+    model, twin, images, targets = pair(cfg)
+    ours, theirs = (saved_bytes(m, lambda m=m: m.train()(images, targets)) for m in (model, twin))
+    assert ours < 1.2 * theirs
+    model.backbone.frozen.requires_grad_(True)
+    with mock.patch("torch.no_grad", torch.enable_grad):
+        assert saved_bytes(model, lambda: model.train()(images, targets)) > 1.5 * ours
