@@ -1,6 +1,5 @@
 """What the shipped models cost: parameters to the integer, strides, multiply-accumulates; and how it is shown."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcn.benchmark.measure import measure
 from grcn.build import build_model
 from grcn.configfile import load_config
 from grcn.describe import costs, describe, table
-from grcn.models.box_heads import TaskHeads
 from grcn.models.detector import count_parameters
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -130,34 +127,3 @@ def test_a_table_has_every_part_and_their_sum():
     lines = table(parts, strides).splitlines()
     assert len(lines) == len(parts) + 3
     assert lines[-2].split()[:2] == ["all", "33,426,976"] and lines[-1] == "strides: cls 16, loc 8"
-
-
-def test_a_measurement_is_complete_and_finite():
-    cfg = load_config(CONFIGS / "shapes/grcn_tiny_resnet.yaml", ["model.image.short=64", "model.image.max=96"])
-    found = json.loads(json.dumps(measure(cfg, torch.device("cpu"), repeats=2)))
-    assert len(found["steps_ms"]) == len(found["infers_ms"]) == 2
-    assert 0 < found["step_ms"] < 60_000 and 0 < found["infer_ms"] < 60_000 and found["peak_mb"] > 50
-    assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
-
-
-def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):
-    """All RoIs are localized, though their scores are those of random weights; and a step has gradients to apply."""
-    cfg = load_config(CONFIGS / "shapes/grcn_tiny.yaml", ["model.image.short=64", "model.image.max=96"])
-    seen = {"steps": [], "passes": []}
-    hidden, plain_step = TaskHeads.hidden, torch.optim.SGD.step
-
-    def spy(self, task, x, keys=None):
-        if not self.training:
-            seen["passes"].append((task, len(x)))
-        return hidden(self, task, x, keys)
-
-    def step(self):
-        seen["steps"].append(all(p.grad is not None for group in self.param_groups for p in group["params"]))
-        return plain_step(self)
-
-    monkeypatch.setattr(TaskHeads, "hidden", spy)
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
-    found = measure(cfg, torch.device("cpu"), repeats=2)
-    assert seen["steps"] == [True, True, True]
-    *_, (first, rois), (second, localized) = seen["passes"]
-    assert (first, second) == ("cls", "loc") and rois == 100 and localized == found["localized_rois"] > 50

@@ -18,7 +18,7 @@ from grcn.benchmark.twin import torchvision_twin
 from grcn.build import build_model
 from grcn.configfile import load_config
 from grcn.models import features
-from grcn.models.roi_heads import Detecting, Sampling
+from grcn.models.roi_heads import Sampling
 from grcn.models.roi_pool import RoIPool
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -54,10 +54,12 @@ def loop_over_parameters():
 
 
 def trained(row, switch, steps=8):
-    """Returns the losses of all steps and the detections after them, in float64."""
+    """Returns the losses of all steps and the detections before them, in float64."""
     with switch():
-        model = small_detector(**ROWS[row], sampling=Sampling(32, 0.5), detecting=Detecting(0.01)).double().train()
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-3, fused=True)
+        model = small_detector(**ROWS[row], sampling=Sampling(32, 0.5)).double()
+        with torch.no_grad():
+            detections = model.eval()(small_batch(torch.float64)[0])
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-3, fused=True)
         rows = []
         for step in range(steps):
             images, targets = small_batch(torch.float64, seed=step)
@@ -66,8 +68,7 @@ def trained(row, switch, steps=8):
             sum(losses.values()).backward()
             optimizer.step()
             rows.append(torch.stack(list(losses.values())).detach())
-        with torch.no_grad():
-            return torch.stack(rows), model.eval()(small_batch(torch.float64)[0])
+        return torch.stack(rows), detections
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from .. import build
-from ..config import Config
+from ..config import Config, Train
 from ..describe import image_size
 from ..models.detector import Detector, to_device
 from .counts import count, saved_bytes
 from .floor import record_floor
+from .parts import breakdown, busy_ms, wait
 from .scene import OBJECTS, make_scene, spread_scores
 from .step import peak_mb, training_step
 from .twin import torchvision_twin
@@ -74,26 +74,24 @@ def measure(
         "images": images,
         "losses": losses,
         "localized_rois": localized[0] // images,
-        "breakdown_ms": _breakdown(model, step, device),
+        "breakdown_ms": breakdown(model, step, device),
         "saved_mb": saved_bytes(model, lambda: _forward(model, pixels, targets, amp)) / 1e6,
         "counts": {"step": count(step), "infer": count(infer)},
         "peak_mb": peak_mb(device),
     }
+    if device.type == "cuda":
+        found |= {f"{name}_busy_ms": busy_ms(work) for name, work in (("step", step), ("infer", infer))}
     variants: Variants = {"step": step, "infer": infer}
     if compare:
         variants |= {"floor": record_floor(step), "infer_floor": record_floor(infer)}
-    if device.type == "cuda":
-        found |= {f"{name}_busy_ms": _busy(work) for name, work in (("step", step), ("infer", infer))}
-    if compare:
         twin = torchvision_twin(cfg.model, model).to(device)
-        trained = [weight for weight in twin.parameters() if weight.requires_grad]
-        theirs = _without_learning(
-            torch.optim.SGD(trained, cfg.train.lr, cfg.train.momentum, weight_decay=cfg.train.weight_decay)
-        )
-        variants["torchvision"], variants["infer_torchvision"] = _work(twin, theirs, pixels, targets, amp)
-        for name in ("torchvision", "infer_torchvision"):
-            variants[name]()
-            found["counts"][name] = count(variants[name])
+        # What torch chooses on a GPU is counted, what it chooses on this device is timed.
+        for foreach in (True, None):
+            theirs = _work(twin, _torchvisions_optimizer(cfg.train, twin, foreach), pixels, targets, amp)
+            variants |= dict(zip(("torchvision", "infer_torchvision"), theirs, strict=True))
+            for name in ("torchvision", "infer_torchvision"):
+                variants[name]()
+                found["counts"].setdefault(name, count(variants[name]))
     times = _interleaved(variants, repeats, device)
     found["times_ms"] = times
     found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
@@ -127,6 +125,12 @@ def _forward(model: Detector, images: list[Tensor], targets: list[dict[str, Any]
         return model.train()(images, targets)
 
 
+def _torchvisions_optimizer(cfg: Train, twin: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
+    trained = [weight for weight in twin.parameters() if weight.requires_grad]
+    sgd = torch.optim.SGD(trained, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=foreach)
+    return _without_learning(sgd)
+
+
 def _without_learning(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -142,66 +146,16 @@ def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
     hook.remove()
 
 
-def _breakdown(model: Detector, step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Times the forward pass of each part in one step, and what is not forward; waits for the device around each."""
-    heads = model.roi_heads
-    parts: dict[str, list[nn.Module]] = {
-        "transform": [model.transform],
-        "backbone": [model.backbone],
-        "RPN layers": [model.rpn.conv, model.rpn.cls_logits, model.rpn.bbox_pred],
-        "RPN, all": [model.rpn],
-        "RoI pooling": [*heads.pools.values()],
-        "context": [*heads.context.values()],
-        "RoI heads, all": [heads],
-        "forward, all": [model],
-    }
-    spent = dict.fromkeys(parts, 0.0)
-    starts: list[float] = []
-    hooks = []
-
-    def now() -> float:
-        _wait(device)
-        return 1000 * time.perf_counter()
-
-    def stop(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            spent[name] += now() - starts.pop()
-
-        return hook
-
-    for name, modules in parts.items():
-        for module in modules:
-            hooks.append(module.register_forward_pre_hook(lambda *_: starts.append(now())))
-            hooks.append(module.register_forward_hook(stop(name)))
-    begin = now()
-    step()
-    whole = now() - begin
-    for handle in hooks:
-        handle.remove()
-    return {name: value for name, value in spent.items() if value} | {
-        "backward and update": whole - spent["forward, all"]
-    }
-
-
-def _busy(work: Callable[[], object], times: int = 5) -> float:
-    """Returns the milliseconds for which a GPU computes, once for each call; the rest it waits for its host."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(times):
-            work()
-        torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1000 / times
-
-
 def _interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     with tqdm(total=repeats * len(variants), desc="benchmark", leave=False, dynamic_ncols=True) as bar:
         for _ in range(repeats):
             for name, variant in variants.items():
-                _wait(device)
+                wait(device)
                 start = time.perf_counter()
                 variant()
-                _wait(device)
+                wait(device)
                 times[name].append(1000 * (time.perf_counter() - start))
                 bar.update()
     return times
@@ -215,8 +169,3 @@ def _ratios(times: dict[str, list[float]]) -> dict[str, list[float]]:
         for other in ("floor", "torchvision")
         if prefix + other in times
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

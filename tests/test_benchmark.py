@@ -1,0 +1,71 @@
+"""The benchmark: complete and finite figures of the work that it claims to time."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from grcn.benchmark.measure import measure
+from grcn.benchmark.scene import make_scene
+from grcn.configfile import load_config
+from grcn.models.box_heads import TaskHeads
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CPU = torch.device("cpu")
+SMALL = ["model.image.short=64", "model.image.max=96"]
+RATIOS = {f"{prefix}ratio_to_{other}" for prefix in ("", "infer_") for other in ("floor", "torchvision")}
+
+
+@pytest.mark.parametrize("row", ["grcn_tiny", "faster_rcnn_tiny_resnet", "faster_rcnn_tiny_resnet_det"])
+def test_a_measurement_is_complete_and_finite(row):
+    cfg = load_config(CONFIGS / f"shapes/{row}.yaml", SMALL)
+    found = json.loads(json.dumps(measure(cfg, CPU, repeats=2, images=2, objects=3)))
+    names = {"step", "infer", "floor", "infer_floor", "torchvision", "infer_torchvision"}
+    assert found["times_ms"].keys() == names and found["ratios"].keys() == RATIOS
+    assert all(len(times) == 2 and 0 < found[f"{name}_ms"] < 60_000 for name, times in found["times_ms"].items())
+    assert all(0 < found[name] < 100 for name in RATIOS)
+    assert found["ratio_to_floor"] > 1
+    assert {"backbone", "RPN", "RoI heads", "RoI pooling", "backward and update"} <= found["breakdown_ms"].keys()
+    assert sum(found["breakdown_ms"].values()) < 10 * found["step_ms"]
+    assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
+    assert found["peak_mb"] > 50 and found["saved_mb"] > 0.1 and found["images"] == 2
+    counts = found["counts"]
+    assert counts["step"]["waits"] == 2 < counts["torchvision"]["waits"]
+    assert counts["infer"]["waits"] == 4 < counts["infer_torchvision"]["waits"]
+    assert counts["step"]["uploads"] < counts["torchvision"]["uploads"]
+
+
+def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):
+    """All RoIs are localized, though their scores are those of random weights; and a step has gradients to apply."""
+    cfg = load_config(CONFIGS / "shapes/grcn_tiny.yaml", SMALL)
+    seen = {"steps": [], "passes": []}
+    hidden, plain_step = TaskHeads.hidden, torch.optim.SGD.step
+
+    def spy(self, task, x, keys=None):
+        if not self.training:
+            seen["passes"].append((task, len(x)))
+        return hidden(self, task, x, keys)
+
+    def step(self):
+        seen["steps"].append(all(p.grad is not None for group in self.param_groups for p in group["params"]))
+        return plain_step(self)
+
+    monkeypatch.setattr(TaskHeads, "hidden", spy)
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    found = measure(cfg, CPU, repeats=2, compare=False)
+    assert len(seen["steps"]) > 3 and all(seen["steps"])
+    *_, (first, rois), (second, localized) = seen["passes"]
+    assert (first, second) == ("cls", "loc") and rois == 100 and localized == found["localized_rois"] > 50
+    assert found["ratios"] == {} and found["times_ms"].keys() == {"step", "infer"}
+
+
+def test_a_scene_is_as_asked_for():
+    images, targets = make_scene((30, 50), 4, CPU, images=3, objects=7, seed=1)
+    assert [image.shape for image in images] == [(3, 30, 50)] * 3
+    for target in targets:
+        boxes = target["boxes"]
+        assert boxes.shape == (7, 4) and (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()
+        assert (boxes[:, 2] <= 50).all() and (boxes[:, 3] <= 30).all()
+        assert target["labels"].min() >= 1 and target["labels"].max() <= 4
+    assert len({target["rng_key"] for target in targets}) == 3
