@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..models.detector import Detector, to_device
 from .counts import count, saved_bytes
 from .floor import record_floor
 from .parts import breakdown, busy_ms, wait
-from .scene import OBJECTS, make_scene, spread_scores
+from .scene import OBJECTS, Scene, make_scene, spread_scores
 from .step import peak_mb, training_step
 from .twin import torchvision_twin
 
@@ -53,50 +53,82 @@ def measure(
         detection ran on; ``peak_mb``, the most memory of the device, or on a CPU of the process, of steps and
         detections of this model alone.
     """
-    classes = len(build.usual_classes(cfg.data))
-    model = to_device(build.build_model(cfg.model, classes + 1, cfg.run.seed), device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    pixels, targets = make_scene(image_size(cfg), classes, device, images, objects, cfg.run.seed)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
-    # Steps of full size on noise would soon leave the finite numbers.
-    optimizer = _without_learning(build.build_optimizer(cfg.train, model))
-    step, infer = _work(model, optimizer, pixels, targets, amp)
-    losses = {name: value.item() for name, value in step().items()}
-    with amp:
-        spread_scores(model, pixels)
+    work = prepare(cfg, device, images, objects)
+    model = work.model
     with _rows_of(model.roi_heads.heads.bbox_pred) as localized:
-        infer()
+        work.infer()
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "amp": cfg.run.amp,
         "images": images,
-        "losses": losses,
+        "losses": work.losses,
         "localized_rois": localized[0] // images,
-        "breakdown_ms": breakdown(model, step, device),
-        "saved_mb": saved_bytes(model, lambda: _forward(model, pixels, targets, amp)) / 1e6,
-        "counts": {"step": count(step), "infer": count(infer)},
+        "breakdown_ms": breakdown(model, work.step, device),
+        "saved_mb": saved_bytes(model, work.forward) / 1e6,
+        "counts": {"step": count(work.step), "infer": count(work.infer)},
         "peak_mb": peak_mb(device),
     }
     if device.type == "cuda":
-        found |= {f"{name}_busy_ms": busy_ms(work) for name, work in (("step", step), ("infer", infer))}
-    variants: Variants = {"step": step, "infer": infer}
+        found |= {"busy_ms": busy_ms(work.step), "infer_busy_ms": busy_ms(work.infer)}
+    variants: Variants = {"step": work.step, "infer": work.infer}
     if compare:
-        variants |= {"floor": record_floor(step), "infer_floor": record_floor(infer)}
+        variants |= {"floor": record_floor(work.step), "infer_floor": record_floor(work.infer)}
         twin = torchvision_twin(cfg.model, model).to(device)
         # What torch chooses on a GPU is counted, what it chooses on this device is timed.
         for foreach in (True, None):
-            theirs = _work(twin, _torchvisions_optimizer(cfg.train, twin, foreach), pixels, targets, amp)
+            optimizer = _torchvisions_optimizer(cfg.train, twin, foreach)
+            theirs = _work(twin, optimizer, *work.scene, work.amp)
             variants |= dict(zip(("torchvision", "infer_torchvision"), theirs, strict=True))
             for name in ("torchvision", "infer_torchvision"):
                 variants[name]()
                 found["counts"].setdefault(name, count(variants[name]))
-    times = _interleaved(variants, repeats, device)
+    times = interleaved(variants, repeats, device)
     found["times_ms"] = times
     found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
     found["ratios"] = _ratios(times)
     return found | {name: statistics.median(values) for name, values in found["ratios"].items()}
+
+
+class Work(NamedTuple):
+    """A detector, and what does a training step, a forward pass in training and a detection, all run before."""
+
+    model: Detector
+    scene: Scene
+    amp: torch.autocast
+    step: Callable[[], dict[str, Tensor]]
+    forward: Callable[[], object]
+    infer: Callable[[], object]
+    losses: dict[str, float]
+
+
+def prepare(
+    cfg: Config, device: torch.device, images: int = 1, objects: int = OBJECTS, classes: int | None = None
+) -> Work:
+    """Builds a detector with random weights and spread scores, and does a step and a detection with it.
+
+    Args:
+        images, objects: of the made-up batch, and in each of its images.
+        classes: without background; None: those that data of this format usually have.
+    """
+    classes = len(build.usual_classes(cfg.data)) if classes is None else classes
+    model = to_device(build.build_model(cfg.model, classes + 1, cfg.run.seed), device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    scene = make_scene(image_size(cfg), classes, device, images, objects, cfg.run.seed)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
+    # Steps of full size on noise would soon leave the finite numbers.
+    optimizer = _without_learning(build.build_optimizer(cfg.train, model))
+    step, infer = _work(model, optimizer, *scene, amp)
+    losses = {name: value.item() for name, value in step().items()}
+    with amp:
+        spread_scores(model, scene[0])
+
+    def forward() -> object:
+        with amp:
+            return model.train()(*scene)
+
+    return Work(model, scene, amp, step, forward, infer, losses)
 
 
 def _work(
@@ -120,11 +152,6 @@ def _work(
     return step, infer
 
 
-def _forward(model: Detector, images: list[Tensor], targets: list[dict[str, Any]], amp: torch.autocast) -> object:
-    with amp:
-        return model.train()(images, targets)
-
-
 def _torchvisions_optimizer(cfg: Train, twin: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
     trained = [weight for weight in twin.parameters() if weight.requires_grad]
     sgd = torch.optim.SGD(trained, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=foreach)
@@ -146,7 +173,7 @@ def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
     hook.remove()
 
 
-def _interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     with tqdm(total=repeats * len(variants), desc="benchmark", leave=False, dynamic_ncols=True) as bar:
