@@ -16,7 +16,8 @@ from .config import Config
 from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.table import Table
-from .draw import detection_grid, pr_curves
+from .curves import pr_curves
+from .draw import detection_grid
 from .engine.checkpoint import sync, write_durably
 from .engine.signals import StopSignals
 from .errors import EnvironmentFault, named

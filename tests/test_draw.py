@@ -155,35 +155,3 @@ def test_titles_are_shortened_to_the_image(image):
     ]
     assert sheets[0] == sheets[1]
     assert sheets[0].width < 120
-
-
-def test_curves_are_saved(tmp_path):
-    pytest.importorskip("matplotlib")
-    recall = np.linspace(0, 1, 5)
-    curves = {f"class {i}": (recall, 1 - recall / (i + 1)) for i in range(40)}
-    curves["nothing detected"] = (np.zeros(0), np.zeros(0))
-    draw.pr_curves(curves, tmp_path / "many.png", "IoU 0.5")
-    draw.pr_curves({}, tmp_path / "none.png")
-    for name in ("many.png", "none.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 600 and np.asarray(picture.convert("L")).min() < 50
-
-
-def test_losses_and_precisions_are_read_from_a_run(tmp_path):
-    pytest.importorskip("matplotlib")
-    lines: list[dict[str, object]] = [
-        {"step": step, "lr": 0.1, "loss": 1 / step, "loss_classifier": 0.5 / step} for step in range(1, 50)
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw.loss_curves(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
-    lines += [{"step": 49, "metrics": {"coco_ap": 0.3, "coco_ap_small": None, "coco_ar1": 0.2}}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw.loss_curves(tmp_path / "metrics.jsonl", tmp_path / "both.png", "a run")
-    with Image.open(tmp_path / "losses.png") as losses, Image.open(tmp_path / "both.png") as both:
-        assert both.height > 1.7 * losses.height
-
-
-def test_without_matplotlib_curves_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(EnvironmentFault, match=r"pip install 'grcn\[plot\]'"):
-        draw.pr_curves({}, tmp_path / "curves.png")

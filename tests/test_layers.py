@@ -8,7 +8,7 @@ import grcn
 ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
-    "report": {"build", "config", "data", "draw", "engine", "evaluation"},
+    "report": {"build", "config", "curves", "data", "draw", "engine", "evaluation"},
     "run": {
         *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
     },
@@ -30,6 +30,7 @@ ALLOWED = {
     "data": {"data"},
     "evaluation": {"data.faults", "data.table", "evaluation"},
     "draw": {"data.table"},
+    "curves": set(),
     "engine": {"archive", "engine"},
     "errors": set(),
     "rng": set(),

@@ -1,0 +1,83 @@
+"""Lays out what was measured for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..build import usual_classes
+from ..config import Config
+from ..describe import Part, image_size, table
+
+
+def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str, int]) -> str:
+    """Lays out :func:`grcn.describe.costs` of a config."""
+    height, width = image_size(cfg)
+    classes = len(usual_classes(cfg.data))
+    return (
+        f"{path}: a detection in one image of {height}x{width}, {cfg.model.rpn.post_nms_test} RoIs, "
+        f"{classes} classes (as data.classes says, or as the format usually has)\n{table(parts, strides)}"
+    )
+
+
+def times_as_text(found: Mapping[str, Any]) -> str:
+    """Lays out what :func:`grcn.benchmark.measure.measure` found, and the loader's and the evaluation's figures."""
+    times, ratios, counts = found["times_ms"], found["ratios"], found["counts"]
+    rounds = len(times["step"])
+    lines = [
+        f"{found['device']}, threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
+        f"medians of {rounds} rounds (least to most)",
+        f"{'':>24}{'training step':>26}{'detection':>26}",
+        _row("grcn, ms", _spread(times["step"]), _spread(times["infer"])),
+        _row("arithmetic floor, ms", _spread(times["floor"]), _spread(times["infer_floor"])),
+        _row("torchvision, ms", _spread(times["torchvision"]), _spread(times["infer_torchvision"])),
+        _row("grcn / floor", _spread(ratios["ratio_to_floor"], 2), _spread(ratios["infer_ratio_to_floor"], 2)),
+        _row(
+            "grcn / torchvision",
+            _spread(ratios["ratio_to_torchvision"], 2),
+            _spread(ratios["infer_ratio_to_torchvision"], 2),
+        ),
+    ]
+    if "busy_ms" in found:
+        lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
+    for name, shown in (("kernels", "kernels"), ("waits", "waits for a GPU"), ("uploads", "uploads to a GPU")):
+        ours, theirs = (
+            [counts[prefix][name] for prefix in pair]
+            for pair in (("step", "infer"), ("torchvision", "infer_torchvision"))
+        )
+        lines.append(_row(f"{shown} (torchvision)", *(f"{a} ({b})" for a, b in zip(ours, theirs, strict=True))))
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in found["breakdown_ms"].items())
+    reference = found["reference_cpu_ms"]
+    beside = "" if reference is None else f" (torchvision's way {reference:.1f})"
+    scored = found["evaluation"]
+    return "\n".join(
+        [
+            *lines,
+            f"one step by part, ms: {parts}",
+            f"kept for the backward pass {found['saved_mb']:.0f} MB, peak memory {found['peak_mb']:.0f} MB, "
+            f"RoIs localized {found['localized_rois']}",
+            f"loader: {found['loader_img_s']:.0f} images/s, {found['loader_cpu_ms']:.1f} ms of CPU per image{beside}",
+            f"scoring {scored['images']} images: COCO {scored['coco_s']:.1f} s ({scored['backend']}), "
+            f"VOC {scored['voc_s']:.1f} s",
+        ]
+    )
+
+
+def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Lays out what :func:`grcn.benchmark.scaling.measure_scaling` found."""
+    lines = [f"{'':>12}{'':>10}{'step, ms':>12}{'detection, ms':>16}"]
+    for quantity, series in found.items():
+        for value, step, infer in zip(series["values"], series["step_ms"], series["infer_ms"], strict=True):
+            lines.append(f"{quantity:>12}{value:>10.3g}{step:>12.1f}{infer:>16.1f}")
+    return "\n".join(lines)
+
+
+def _row(name: str, step: str, infer: str) -> str:
+    return f"{name:>30}{step:>24}{infer:>24}"
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    ordered = sorted(values)
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return f"{middle:.{digits}f} ({ordered[0]:.{digits}f}-{ordered[-1]:.{digits}f})"

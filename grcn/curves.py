@@ -1,0 +1,125 @@
+"""Curves: precision over recall, losses over steps, cost over size. They need matplotlib (extra ``plot``)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grcn.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+# Okabe and Ito's, which colour-blind readers tell apart, black first; yellow is left out, for it is faint on white.
+_LINE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "") -> None:
+    """Plots precision over recall, a line per class, and saves it as a picture.
+
+    Args:
+        curves: ``{class: (recall, precision)}`` as :func:`grcn.evaluation.voc.curves` returns.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    figure = _figure(4.8)
+    axes = figure.subplots()
+    lines = {
+        # From recall 0 on, so that a class with a single detection has a line too.
+        name: (np.append(0.0, recall), np.append(precision[:1], precision))
+        for name, (recall, precision) in curves.items()
+        if len(recall)
+    }
+    _plot(axes, lines, "recall", "precision")
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), title=title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> None:
+    """Plots the losses of a run, and its average precisions where it was evaluated, over steps.
+
+    Args:
+        metrics_file: a run's ``metrics.jsonl``.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    losses: dict[str, tuple[list[int], list[float]]] = {}
+    precisions: dict[str, tuple[list[int], list[float]]] = {}
+    for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for name, value in (entry | entry.get("metrics", {})).items():
+            if value is not None and (name.startswith("loss") or "_ap" in name):
+                series = losses if name.startswith("loss") else precisions
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(entry["step"])
+                values.append(value)
+    panels = [("loss", losses), ("average precision", precisions)][: 2 if precisions else 1]
+    figure = _figure(3.2 * len(panels))
+    rows = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    for axes, (quantity, series) in zip(rows, panels, strict=True):
+        _plot(axes, series, "step", quantity)
+        axes.set_ylim(bottom=0)
+    rows[0].set_title(title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | Path, title: str = "") -> None:
+    """Plots what a step and a detection cost over each quantity that was varied, and lines of proportional growth.
+
+    Args:
+        found: ``{quantity: {"values", "step_ms", "infer_ms"}}``.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    figure = _figure(2.6 * len(found))
+    rows = figure.subplots(len(found), squeeze=False)[:, 0]
+    for axes, (quantity, series) in zip(rows, found.items(), strict=True):
+        values, names = np.asarray(series["values"]), {"step_ms": "training step", "infer_ms": "detection"}
+        _plot(axes, {shown: (values, series[name]) for name, shown in names.items()}, quantity, "ms")
+        for name in names:
+            axes.plot(values, series[name][0] * values / values[0], color="#bbbbbb", linewidth=0.8, zorder=0)
+        top = max(*series["step_ms"], *series["infer_ms"])
+        axes.set(xscale="log", yscale="log", ylim=(None, 1.6 * top))
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    rows[0].set_title(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _figure(height: float) -> Figure:
+    """Makes a matplotlib figure that belongs to no window and to no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EnvironmentFault("curves need matplotlib, which is not installed; pip install 'grcn[plot]'") from error
+    return Figure(figsize=(7.0, height))
+
+
+def _plot(axes: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], x: str, y: str) -> None:
+    """Draws lines that differ in colour, then in style; beyond 28 of them they repeat."""
+    looks = itertools.cycle(itertools.product(_LINE_STYLES, _LINE_COLORS))
+    for (name, (across, up)), (style, color) in zip(lines.items(), looks, strict=False):
+        marker = "." if np.size(across) <= 20 else ""
+        axes.plot(across, up, style, color=color, marker=marker, label=name, linewidth=1.4)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if lines:
+        columns = math.ceil(len(lines) / 20)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=columns, fontsize=8, frameon=False)

@@ -1,0 +1,56 @@
+"""Curves are drawn and saved; without matplotlib one line says what to install."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grcn import curves
+from grcn.errors import EnvironmentFault
+
+
+def test_curves_are_saved(tmp_path):
+    pytest.importorskip("matplotlib")
+    recall = np.linspace(0, 1, 5)
+    per_class = {f"class {i}": (recall, 1 - recall / (i + 1)) for i in range(40)}
+    per_class["nothing detected"] = (np.zeros(0), np.zeros(0))
+    curves.pr_curves(per_class, tmp_path / "many.png", "IoU 0.5")
+    curves.pr_curves({}, tmp_path / "none.png")
+    for name in ("many.png", "none.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 600 and np.asarray(picture.convert("L")).min() < 50
+
+
+def test_losses_and_precisions_are_read_from_a_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    lines: list[dict[str, object]] = [
+        {"step": step, "lr": 0.1, "loss": 1 / step, "loss_classifier": 0.5 / step} for step in range(1, 50)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves.loss_curves(tmp_path / "metrics.jsonl", tmp_path / "losses.png")
+    lines += [{"step": 49, "metrics": {"coco_ap": 0.3, "coco_ap_small": None, "coco_ar1": 0.2}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves.loss_curves(tmp_path / "metrics.jsonl", tmp_path / "both.png", "a run")
+    with Image.open(tmp_path / "losses.png") as losses, Image.open(tmp_path / "both.png") as both:
+        assert both.height > 1.7 * losses.height
+
+
+def test_without_matplotlib_curves_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'grcn\[plot\]'"):
+        curves.pr_curves({}, tmp_path / "curves.png")
+
+
+def test_scaling_curves(tmp_path):
+    """Grey lines show what growth in proportion would be: a picture with more of the quantities is taller."""
+    pytest.importorskip("matplotlib")
+    one = {"values": [1.0, 2.0, 8.0], "step_ms": [10.0, 12.0, 90.0], "infer_ms": [4.0, 5.0, 6.0]}
+    curves.scaling_curves({"images": one}, tmp_path / "one.png", "a model")
+    curves.scaling_curves({"images": one, "classes": one}, tmp_path / "two.png")
+    first, second = (Image.open(tmp_path / name) for name in ("one.png", "two.png"))
+    assert second.height > 1.5 * first.height
+    assert len(np.unique(np.asarray(first.convert("L")))) > 10
