@@ -131,9 +131,9 @@ def eval_batches(
         DataError: whatever ``read_image`` raises.
     """
     rows = range(rank, len(table), world)
-    images = _load(read_image, ([row] for row in rows), workers, pin_memory, timeout)
-    for row, batch in zip(rows, images, strict=True):
-        yield [row], batch
+    read = partial(_read_row, read_image)
+    for pairs in _load(read, ([row] for row in rows), workers, pin_memory, timeout):
+        yield [row for _, row in pairs], [image for image, _ in pairs]
 
 
 class _Sample(NamedTuple):
@@ -182,6 +182,10 @@ def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[
     return image, target
 
 
+def _read_row(read_image: ReadImage, row: int) -> tuple[Tensor, int]:
+    return read_image(row), row
+
+
 def _collate(
     pairs: list[tuple[Tensor, dict[str, Any]]],
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -193,26 +197,61 @@ def _collate(
     return images, targets
 
 
+class _Packed(NamedTuple):
+    """The images of a batch in one buffer, and what belongs to them.
+
+    A tensor crosses to the main process in a file of its own, which for small images takes longer than to draw them.
+    """
+
+    buffer: Tensor  # uint8
+    layouts: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # of each image: shape, strides, where it begins
+    others: list[Any]
+
+    @classmethod
+    def pack(cls, pairs: list[tuple[Tensor, Any]]) -> _Packed:
+        """Copies images next to each other; the order of their pixels in memory stays."""
+        layouts = []
+        end = 0
+        for image, _ in pairs:
+            if image.dtype != torch.uint8:
+                raise TypeError(f"read_image must return uint8 (got {image.dtype})")
+            layouts.append((tuple(image.shape), torch.empty_like(image, device="meta").stride(), end))
+            end += image.numel()
+        packed = cls(torch.empty(end, dtype=torch.uint8), layouts, [other for _, other in pairs])
+        for (slot, _), (image, _) in zip(packed.pairs(), pairs, strict=True):
+            slot.copy_(image)
+        return packed
+
+    def pairs(self) -> list[tuple[Tensor, Any]]:
+        """Returns the images, as parts of the buffer, with what belongs to each."""
+        images = [self.buffer.as_strided(*layout) for layout in self.layouts]
+        return list(zip(images, self.others, strict=True))
+
+
 class _Reader(Dataset):
     """Reads the items of one batch, in a worker.
 
     A user's mistake is returned, not raised: a worker's exceptions arrive wrapped in tracebacks.
     """
 
-    def __init__(self, read: Callable[[Any], Any]) -> None:
+    def __init__(self, read: Callable[[Any], tuple[Tensor, Any]]) -> None:
         self.read = read
 
-    def __getitem__(self, items: list[Any]) -> list[Any] | UserError:
+    def __getitem__(self, items: list[Any]) -> _Packed | UserError:
         try:
-            return [self.read(item) for item in items]
+            return _Packed.pack([self.read(item) for item in items])
         except UserError as error:
             return error
 
 
 def _load(
-    read: Callable[[Any], Any], batches: Iterator[list[Any]], workers: int, pin_memory: bool, timeout: float
-) -> Iterator[list[Any]]:
-    """Applies ``read`` to the items of each batch, ahead of time in worker processes."""
+    read: Callable[[Any], tuple[Tensor, Any]],
+    batches: Iterator[list[Any]],
+    workers: int,
+    pin_memory: bool,
+    timeout: float,
+) -> Iterator[list[tuple[Tensor, Any]]]:
+    """Applies ``read``, item -> image and more, to the items of each batch, ahead of time in worker processes."""
     loader = DataLoader(
         _Reader(read),
         batch_size=None,  # the sampler already yields batches
@@ -230,10 +269,10 @@ def _load(
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        yield batch.pairs()
 
 
-def _unchanged(batch: list[Any]) -> list[Any]:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
