@@ -27,7 +27,7 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
     """Plots precision over recall, a line per class, and saves it as a picture.
 
     Args:
-        curves: ``{class: (recall, precision)}`` as :func:`grcn.evaluation.voc.curves` returns.
+        curves: ``{class: (recall, precision)}``, one of those that :func:`grcn.evaluation.voc.curves` returns.
         path: its suffix sets the format, ``.png`` or ``.pdf``.
 
     Raises:

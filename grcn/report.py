@@ -13,10 +13,10 @@ import numpy as np
 
 from .build import Split
 from .config import Config
+from .curves import pr_curves
 from .data import coco as coco_files
 from .data import voc as voc_files
 from .data.table import Table
-from .curves import pr_curves
 from .draw import detection_grid
 from .engine.checkpoint import sync, write_durably
 from .engine.signals import StopSignals
@@ -86,9 +86,10 @@ def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray
     rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
+    if "voc" not in cfg.eval.protocols:
+        return
     try:
-        for threshold in cfg.eval.voc_iou if "voc" in cfg.eval.protocols else ():
-            curves = voc.curves(table, found, threshold)
+        for threshold, curves in zip(cfg.eval.voc_iou, voc.curves(table, found, cfg.eval.voc_iou), strict=True):
             pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
     except EnvironmentFault as error:
         logger.info("no curves drawn: %s", error)

@@ -1,11 +1,24 @@
-"""How much fault injection: a little with all other tests, much with ``make faults``, which sums it up."""
+"""How much fault injection: a little with all other tests, much with ``make faults``, which sums it up.
+
+And a cache folder of the tests' own, which their subprocesses inherit: nothing is written into the user's.
+"""
+
+import os
+import tempfile
 
 import pytest
+
+_CACHE = tempfile.TemporaryDirectory(prefix="grcn-tests-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds ``--faults N``, the number of disturbed runs of each kind."""
     parser.addoption("--faults", type=int, default=1, help="disturbed runs of each kind (default: 1)")
+
+
+def pytest_configure() -> None:
+    """Turns the cache away from the user's home, before anything is forked."""
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

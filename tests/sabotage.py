@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageFile
 
-from grcn.data import coco, table, transforms, voc
+from grcn.data import coco_json, table, transforms, voc
 from grcn.models import detector
 
 
@@ -73,7 +73,7 @@ def without_box_checks() -> None:
 
 
 def without_path_checks() -> None:
-    coco.is_contained = lambda path: True
+    coco_json.is_contained = lambda path: True
 
 
 def without_number_checks() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ from PIL import Image
 
 from grcn import draw
 from grcn.data.table import pack
-from grcn.errors import EnvironmentFault
 
 BLUE, VERMILION, GREY = (0, 114, 178), (213, 94, 0), (112, 112, 112)
 

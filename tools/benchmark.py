@@ -31,8 +31,10 @@ def main() -> None:
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/coco/grcn_resnet50.yaml")
     parser.add_argument("--describe", action="store_true", help="only describe the model, without running it")
-    parser.add_argument("--scaling", type=Path, metavar="FILE.png", help="instead of comparing, time the model with more "
-                        "images, pixels, objects and classes, and plot it")  # fmt: skip
+    parser.add_argument(
+        "--scaling", type=Path, metavar="FILE.png",
+        help="instead of comparing, time the model with more images, pixels, objects and classes, and plot it",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the tables")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of steps and detections to time (default: 5)")
     parser.add_argument("--batch", type=int, default=1, help="images of a step and of a detection (default: 1)")
@@ -54,7 +56,9 @@ def main() -> None:
                 shown.append(scaling_as_text(scaling))
             else:
                 found |= measure(cfg, device, args.repeats, args.batch)
-                found |= loader_rate(cfg) | {"evaluation": {"images": SCORED_IMAGES} | evaluation_seconds(SCORED_IMAGES)}
+                found |= loader_rate(cfg) | {
+                    "evaluation": {"images": SCORED_IMAGES} | evaluation_seconds(SCORED_IMAGES)
+                }
                 shown.append(times_as_text(found))
     print(json.dumps(found) if args.json else "\n\n".join(shown))
 

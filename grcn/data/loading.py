@@ -7,29 +7,21 @@ and a resumed run needs no more than its step.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from grcn import rng
 from grcn.data.table import Table
 from grcn.data.transforms import horizontal_flip
-from grcn.errors import ConfigError, DataError, UserError
+from grcn.data.workers import read_ahead
+from grcn.errors import ConfigError, DataError
 
 ReadImage = Callable[[int], Tensor]
-
-_WATCH = 2.0  # seconds between two looks at whether the main process is still there
 
 
 def train_batches(
@@ -106,7 +98,7 @@ def train_batches(
                 yield samples[first : first + share]
 
     read = partial(_read_sample, table, read_image)
-    return (_collate(pairs) for pairs in _load(read, micro_batches(), workers, pin_memory, timeout))
+    return (_collate(pairs) for pairs in read_ahead(read, micro_batches(), workers, pin_memory, timeout))
 
 
 def eval_batches(
@@ -131,9 +123,9 @@ def eval_batches(
         DataError: whatever ``read_image`` raises.
     """
     rows = range(rank, len(table), world)
-    images = _load(read_image, ([row] for row in rows), workers, pin_memory, timeout)
-    for row, batch in zip(rows, images, strict=True):
-        yield [row], batch
+    read = partial(_read_row, read_image)
+    for pairs in read_ahead(read, ([row] for row in rows), workers, pin_memory, timeout):
+        yield [row for _, row in pairs], [image for image, _ in pairs]
 
 
 class _Sample(NamedTuple):
@@ -182,6 +174,10 @@ def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[
     return image, target
 
 
+def _read_row(read_image: ReadImage, row: int) -> tuple[Tensor, int]:
+    return read_image(row), row
+
+
 def _collate(
     pairs: list[tuple[Tensor, dict[str, Any]]],
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -191,77 +187,3 @@ def _collate(
         for _, target in pairs
     ]
     return images, targets
-
-
-class _Reader(Dataset):
-    """Reads the items of one batch, in a worker.
-
-    A user's mistake is returned, not raised: a worker's exceptions arrive wrapped in tracebacks.
-    """
-
-    def __init__(self, read: Callable[[Any], Any]) -> None:
-        self.read = read
-
-    def __getitem__(self, items: list[Any]) -> list[Any] | UserError:
-        try:
-            return [self.read(item) for item in items]
-        except UserError as error:
-            return error
-
-
-def _load(
-    read: Callable[[Any], Any], batches: Iterator[list[Any]], workers: int, pin_memory: bool, timeout: float
-) -> Iterator[list[Any]]:
-    """Applies ``read`` to the items of each batch, ahead of time in worker processes."""
-    loader = DataLoader(
-        _Reader(read),
-        batch_size=None,  # the sampler already yields batches
-        sampler=batches,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        timeout=timeout if workers else 0.0,
-        worker_init_fn=_start_worker,
-        # Workers that are forked share the pages of the table.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # The loader draws a seed when it starts: not from the global generator.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-def _unchanged(batch: list[Any]) -> list[Any]:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """Leaves signals to the main process, which finishes its step before it ends its workers."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    sys.excepthook = _say_nothing_of_the_parent
-
-
-def _say_nothing_of_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leaves out that the main process ended while it fetched an image: it has told why itself."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _obey_parent() -> None:
-    """Ends this worker at a SIGTERM of its parent, of which a job manager sends one to every process, and after it.
-
-    The loader's own watch takes whoever is the parent when it begins, at times the adopter of an orphan.
-    """
-    parent = multiprocessing.parent_process()
-    while parent and os.getppid() == parent.pid:
-        received = signal.sigtimedwait({signal.SIGTERM}, _WATCH)
-        if received is not None and received.si_pid == parent.pid:
-            break
-    os._exit(0)

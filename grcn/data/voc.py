@@ -152,12 +152,13 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
 
 def _read_split(root: Path, name: str) -> _Split:
     folder = root / PurePosixPath(name).parent
+    annotations, images = folder / "Annotations", folder / "JPEGImages"
     split = _Split(name)
     for row, stem in enumerate(_read_list(folder, PurePosixPath(name).name)):
-        path = folder / "Annotations" / f"{stem}.xml"
+        path = annotations / f"{stem}.xml"
         annotation = _read_xml(path)
-        suffixes = [s for s in _IMAGE_SUFFIXES if (folder / "JPEGImages" / (stem + s)).is_file()]
-        image = folder / "JPEGImages" / (stem + (suffixes[0] if suffixes else ".jpg"))
+        candidates = (images / (stem + suffix) for suffix in _IMAGE_SUFFIXES)
+        image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
         split.stems.append(stem)
         split.files.append(str(image.relative_to(root)))
         height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))

@@ -72,21 +72,24 @@ def evaluate(
 
 
 def curves(
-    table: Table, detections: Mapping[str, Any], threshold: float = 0.5
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns the precision-recall curve of each class that has objects to find.
+    table: Table, detections: Mapping[str, Any], thresholds: Sequence[float] = (0.5,)
+) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Returns, for each threshold, the precision-recall curve of each class that has objects to find.
 
     Returns:
-        ``{class: (recall, precision)}``, each float64 ``[D]`` with one point per detection that
+        ``[{class: (recall, precision)}]``, each float64 ``[D]`` with one point per detection that
         counts, from the best score to the worst; precision is not interpolated.
     """
     ranked = _rank(table, check(table, detections))
-    columns = (table.classes, _objects_to_find(table), _hits(table, ranked, threshold))
-    result = {}
-    for name, count, hits in zip(*columns, strict=True):
-        if count:
-            result[name] = (np.cumsum(hits) / count, _precision(hits))
-    return result
+    counts = _objects_to_find(table)
+    return [
+        {
+            name: (np.cumsum(hits) / count, _precision(hits))
+            for name, count, hits in zip(table.classes, counts, _hits(table, ranked, threshold), strict=True)
+            if count
+        }
+        for threshold in thresholds
+    ]
 
 
 def eleven_point_ap(hits: np.ndarray, count: int) -> float:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import multiprocessing
 import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +162,69 @@ def test_every_epoch_is_another_permutation(table):
 def test_a_step_may_be_longer_than_the_data_set(table):
     images, _ = batches(table, batch=24, steps=1)[0]
     assert set(Counter(int(image[0, 0, 0]) for image in images).values()) == {3}
+
+
+class Layouts(Images):
+    """Images that lie in memory in every way: as decoded, row by row, with gaps, in a larger one."""
+
+    def __call__(self, row: int) -> Tensor:
+        image = super().__call__(row)
+        layouts = [image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1), image.repeat(1, 1, 2)[..., ::2]]
+        return [*layouts, torch.stack([image, image])[1]][row % 4]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_keep_their_order_in_memory(table, workers):
+    for batch in (1, 8):
+        loader = train_batches(table, Layouts(table), seed=1, batch=batch, steps=8 // batch, workers=workers, flip=0.0)
+        for images, targets in loader:
+            assert len({image.untyped_storage().data_ptr() for image in images}) == 1
+            for image, target in zip(images, targets, strict=True):
+                own = Layouts(table)(int(target["image_id"]) - 100)
+                assert image.stride() == torch.empty_like(own).stride()
+                assert torch.equal(image, own)
+
+
+def test_images_are_bytes(table):
+    with pytest.raises(TypeError, match=r"read_image must return uint8 \(got torch.float32\)"):
+        next(train_batches(table, lambda row: torch.zeros(3, 30, 30), seed=1, batch=2, steps=1))
+
+
+READ_MUCH = """
+import multiprocessing
+import numpy as np, torch
+from pathlib import Path
+from grcn.data.loading import train_batches
+from grcn.data.table import pack
+
+def private_memory(pid):
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(size.split()[0]) for name, size in (line.split(":", 1) for line in lines)}
+    return 1024 * (sizes["Private_Clean"] + sizes["Private_Dirty"])
+
+images, objects = 10_000, 1_000_000
+table = pack(
+    "big", ["cat"], image_ids=range(images), sizes=np.full((images, 2), 8), rows=np.arange(objects) % images,
+    boxes=np.tile([1.0, 2.0, 3.0, 4.0], (objects, 1)), labels=np.ones(objects, int),
+)
+image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+loader = train_batches(table, lambda row: image, seed=1, batch=100, steps=200, workers=1)
+for _ in range(10):
+    next(loader)
+(worker,) = multiprocessing.active_children()
+before = private_memory(worker.pid)
+for _ in range(180):
+    next(loader)
+print(table.boxes.nbytes, private_memory(worker.pid) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory")
+def test_workers_do_not_grow_while_they_read():
+    """In a process of its own: pages that a main process writes to are private to its workers, too."""
+    done = subprocess.run([sys.executable, "-c", READ_MUCH], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    boxes, growth = map(int, done.stdout.split())
+    assert growth < 4e6 < boxes
 
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, {False}), (1.0, {True})])

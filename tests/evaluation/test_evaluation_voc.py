@@ -50,7 +50,8 @@ def test_a_taken_object_does_not_give_way_to_the_next_best(make_table, make_dete
     # Both detections overlap the first object most; the second object, with IoU 0.6, stays unfound.
     table = make_table([(0, 1, (0, 0, 10, 10)), (0, 1, (0, 2, 10, 14))])
     found = make_detections([(0, 1, 0.9, (0, 0, 10, 10)), (0, 1, 0.8, (0, 1, 10, 11))])
-    recall, precision = voc.curves(table, found)["cat"]
+    (curves,) = voc.curves(table, found)
+    recall, precision = curves["cat"]
     assert recall.tolist() == [0.5, 0.5]
     assert precision.tolist() == [1.0, 0.5]
 
@@ -108,7 +109,7 @@ def test_classes_without_objects_are_left_out_of_the_mean(make_table, make_detec
     for name in ("dog", "cow"):
         assert result["per_class"][name]["voc07_ap50"] is None
         assert result["per_class"][name]["objects"] == 0
-    assert list(voc.curves(table, found)) == ["cat"]
+    assert [list(curves) for curves in voc.curves(table, found, (0.5, 0.7))] == [["cat"], ["cat"]]
 
 
 def test_all_difficult_gives_none(make_table, make_detections):
@@ -258,7 +259,7 @@ def test_published_precision_and_recall(
     make_table, make_detections, objects, difficult, detections, threshold, expected
 ):
     table = make_table(objects, classes=("a", "b", "c"), difficult=difficult)
-    found = voc.curves(table, make_detections(detections), threshold)
+    (found,) = voc.curves(table, make_detections(detections), (threshold,))
     assert found.keys() == expected.keys()
     for name, (recall, precision) in expected.items():
         np.testing.assert_allclose(found[name][0], recall, rtol=0, atol=1e-15)

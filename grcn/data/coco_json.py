@@ -1,0 +1,177 @@
+"""Checks COCO's JSON and turns it into columns: what an instances file says of images, boxes and categories."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from grcn.data.faults import check_class_name, fault, is_contained
+
+FORMAT = "coco-1"  # of what :func:`columns` returns; a new one for every change of it, which makes old caches void
+
+
+def columns(path: Path, folder: str, data: bytes) -> dict[str, np.ndarray]:
+    """Reads an instances file of N images, M annotations and K categories.
+
+    Args:
+        path: the file, for messages.
+        folder: of the images, as ``train2014/``, for messages.
+        data: the contents of the file.
+
+    Returns:
+        ``image_ids`` [N] int64; ``sizes`` [N, 2] int32, height and width; ``ids`` [M] int64; ``rows`` [M] int32, the
+        image of each annotation; ``categories`` [M] int32, its place among the K; ``boxes`` [M, 4] float64, xyxy;
+        ``area`` [M] float64, NaN where there is none; ``iscrowd`` [M] bool; ``category_ids`` [K] int64; and as UTF-8
+        bytes, joined by line feeds, ``file_names`` and ``category_names``.
+
+    Raises:
+        DataError: broken JSON; a field is missing, of the wrong type, out of range, or names what does not exist.
+    """
+    document = parse(path, data)
+    if not isinstance(document, dict):
+        raise fault(path, "not an object (got {}); use COCO's instances format", type(document).__name__)
+    images, annotations, categories = (
+        Records(f"{path}#/{key}", document.get(key)) for key in ("images", "annotations", "categories")
+    )
+    for part in (images, categories):
+        if not part.records:
+            raise fault(part.place, "an empty list; use another split or file")
+    files = images.column("file_name", str)
+    for number, name in enumerate(files):
+        if not is_contained(name):
+            place = f"{images.place}/{number}/file_name"
+            raise fault(place, "not a path below {} (got {}); fix it", folder, name)
+    sizes = np.array([images.column("height", int), images.column("width", int)]).T
+    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1))[:1]:
+        height, width = sizes[number]
+        raise fault(f"{images.place}/{number}", "no size of an image (got {} x {}); fix it", width, height)
+    names = categories.unique("name", str)
+    for number, name in enumerate(names):
+        check_class_name(f"{categories.place}/{number}/name", name)
+    image_ids, category_ids = images.unique("id", int), categories.unique("id", int)
+    return {
+        "image_ids": np.array(image_ids, np.int64),
+        "file_names": _joined(files),
+        "sizes": sizes.astype(np.int32),
+        "ids": np.array(annotations.unique("id", int), np.int64),
+        "rows": annotations.positions("image_id", image_ids).astype(np.int32),
+        "categories": annotations.positions("category_id", category_ids).astype(np.int32),
+        "boxes": annotations.boxes(),
+        "area": np.array(annotations.column("area", float, int, default=math.nan), np.float64),
+        "iscrowd": annotations.positions("iscrowd", [0, 1], default=0) == 1,
+        "category_ids": np.array(category_ids, np.int64),
+        "category_names": _joined(names),
+    }
+
+
+class Records:
+    """A list of JSON objects whose fields are checked while they are read, all of one name at once.
+
+    Args:
+        place: file and JSON pointer of the list, for messages.
+        records: what stands there.
+    """
+
+    def __init__(self, place: str, records: Any) -> None:
+        if not isinstance(records, list):
+            raise fault(place, "not a list (got {}); use COCO's format", type(records).__name__)
+        for number, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise fault(f"{place}/{number}", "not an object (got {}); fix it", record)
+        self.place = place
+        self.records = records
+
+    def column(self, key: str, *kinds: type, default: Any = None) -> list[Any]:
+        """Returns a field of all records, each of one of the types; a bool is no int."""
+        values = [record.get(key, default) for record in self.records]
+        if not set(map(type, values)) <= set(kinds):
+            for number, value in enumerate(values):
+                if type(value) not in kinds:
+                    wanted = " or ".join(kind.__name__ for kind in kinds)
+                    self._refuse(number, key, f"missing or not of type {wanted} (got {{}})", value)
+        if int in kinds:
+            self._check_range(key, values)
+        return values
+
+    def unique(self, key: str, kind: type) -> list[Any]:
+        """Returns a column in which no value may stand twice."""
+        values = self.column(key, kind)
+        if len(set(values)) < len(values):
+            seen = set()
+            for number, value in enumerate(values):
+                if value in seen:
+                    self._refuse(number, key, "used before (got {})", value)
+                seen.add(value)
+        return values
+
+    def positions(self, key: str, known: Sequence[int] | Sequence[str], default: int | None = None) -> np.ndarray:
+        """Returns where in ``known`` each value of a column stands, [M] int64."""
+        position = {value: index for index, value in enumerate(known)}
+        values = self.column(key, *{type(value) for value in known}, default=default)
+        found = np.array([position.get(value, -1) for value in values], np.int64)
+        for number in np.flatnonzero(found < 0)[:1]:
+            self._refuse(int(number), key, "unknown (got {}, the file has {})", values[number], sorted(known))
+        return found
+
+    def boxes(self) -> np.ndarray:
+        """Returns the column ``bbox``, [x, y, width, height], as boxes [M, 4] xyxy."""
+        values = self.column("bbox", list)
+        for number, box in enumerate(values):
+            if len(box) != 4 or not {type(value) for value in box} <= {int, float}:
+                self._refuse(number, "bbox", "not four numbers (got {})", box)
+        self._check_range("bbox", list(chain.from_iterable(values)), 4)
+        boxes = np.array(values, np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def _check_range(self, key: str, values: list[Any], per_record: int = 1) -> None:
+        """Refuses numbers that fit no int64, which numpy would not take."""
+        for index, value in enumerate(values):
+            if abs(value) >= 2**63:
+                self._refuse(index // per_record, key, "too large (got {})", value)
+
+    def _refuse(self, number: int, key: str, what: str, *values: Any) -> NoReturn:
+        raise fault(f"{self.place}/{number}/{key}", f"{what}; fix it", *values)
+
+
+def _joined(texts: Sequence[str]) -> np.ndarray:
+    """Returns names, which hold no control characters, as bytes with line feeds between them."""
+    return np.frombuffer("\n".join(texts).encode(), np.uint8)
+
+
+def parse(path: Path, data: bytes) -> Any:
+    """Reads JSON strictly: no key twice, no NaN. Segmentations are dropped on the way.
+
+    Raises:
+        DataError: ``data``, the contents of ``path``, is not JSON.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise fault(path, "not UTF-8 text; convert the file") from None
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno}:{error.colno}"
+        raise fault(place, "broken JSON (got {}); fix or replace it", error.msg) from None
+    except (ValueError, RecursionError) as error:
+        raise fault(path, "bad JSON (got {}); fix it", str(error)) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = sorted(key for key, _ in pairs)
+        raise ValueError(f"a key twice in an object with keys {', '.join(keys)}")
+    record.pop("segmentation", None)
+    return record
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
