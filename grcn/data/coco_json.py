@@ -25,10 +25,10 @@ def columns(path: Path, folder: str, data: bytes) -> dict[str, np.ndarray]:
         data: the contents of the file.
 
     Returns:
-        ``image_ids`` [N] int64; ``sizes`` [N, 2] int32, height and width; ``ids`` [M] int64; ``rows`` [M] int32, the
-        image of each annotation; ``categories`` [M] int32, its place among the K; ``boxes`` [M, 4] float64, xyxy;
-        ``area`` [M] float64, NaN where there is none; ``iscrowd`` [M] bool; ``category_ids`` [K] int64; and as UTF-8
-        bytes, joined by line feeds, ``file_names`` and ``category_names``.
+        ``image_ids`` [N] int64; ``sizes`` [N, 2] int32, height and width; of the annotations, image after image,
+        ``ids`` [M] int64, ``rows`` [M] int32, the image, ``categories`` [M] int32, the place among the K, ``boxes``
+        [M, 4] float64, xyxy, ``area`` [M] float64, NaN where there is none, and ``iscrowd`` [M] bool; ``category_ids``
+        [K] int64; and as UTF-8 bytes, joined by line feeds, ``file_names`` and ``category_names``.
 
     Raises:
         DataError: broken JSON; a field is missing, of the wrong type, out of range, or names what does not exist.
@@ -55,18 +55,22 @@ def columns(path: Path, folder: str, data: bytes) -> dict[str, np.ndarray]:
     for number, name in enumerate(names):
         check_class_name(f"{categories.place}/{number}/name", name)
     image_ids, category_ids = images.unique("id", int), categories.unique("id", int)
-    return {
-        "image_ids": np.array(image_ids, np.int64),
-        "file_names": _joined(files),
-        "sizes": sizes.astype(np.int32),
+    per_annotation = {
         "ids": np.array(annotations.unique("id", int), np.int64),
         "rows": annotations.positions("image_id", image_ids).astype(np.int32),
         "categories": annotations.positions("category_id", category_ids).astype(np.int32),
         "boxes": annotations.boxes(),
         "area": np.array(annotations.column("area", float, int, default=math.nan), np.float64),
         "iscrowd": annotations.positions("iscrowd", [0, 1], default=0) == 1,
+    }
+    by_image = np.argsort(per_annotation["rows"], kind="stable")  # once, not each time that they are packed
+    return {
+        "image_ids": np.array(image_ids, np.int64),
+        "file_names": _joined(files),
+        "sizes": sizes.astype(np.int32),
         "category_ids": np.array(category_ids, np.int64),
         "category_names": _joined(names),
+        **{name: values[by_image] for name, values in per_annotation.items()},
     }
 
 
