@@ -23,6 +23,7 @@ from .engine import checkpoint, distributed
 from .engine.evaluate import detect
 from .engine.lock import run_lock
 from .engine.log import start_logging, write_environment
+from .engine.memory import keep_freed_memory
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
@@ -184,6 +185,8 @@ def _limited(cfg: Config, table: Table) -> Table:
 def _prepare(cfg: Config, device: torch.device) -> None:
     if cfg.run.threads is not None:
         torch.set_num_threads(cfg.run.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if cfg.run.deterministic and device.type == "cuda":
         if cfg.model.roi.op != "align":
             raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")

@@ -29,6 +29,7 @@ def test_a_measurement_is_complete_and_finite(row):
     assert {"backbone", "RPN", "RoI heads", "RoI pooling", "backward and update"} <= found["breakdown_ms"].keys()
     assert sum(found["breakdown_ms"].values()) < 10 * found["step_ms"]
     assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
+    assert 0 <= found["data_wait_ms"] < 1000
     assert found["peak_mb"] > 50 and found["saved_mb"] > 0.1 and found["images"] == 2
     counts = found["counts"]
     assert counts["step"]["waits"] == 2 < counts["torchvision"]["waits"]

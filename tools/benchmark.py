@@ -22,6 +22,7 @@ from grcn.configfile import load_config
 from grcn.curves import scaling_curves
 from grcn.describe import as_json, costs
 from grcn.engine.distributed import process_group
+from grcn.engine.memory import keep_freed_memory
 
 SCORED_IMAGES = 500
 
@@ -50,6 +51,7 @@ def main() -> None:
     if not args.describe:
         with process_group(cfg.run.device) as device:
             torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
+            keep_freed_memory()
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)
                 scaling_curves(scaling, args.scaling, str(args.config))

@@ -43,31 +43,43 @@ def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
     """
     with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
         table, read_image = _data(cfg, images, folder)
-
-        def load(workers: int, batch: int, count: int) -> Iterable[tuple[list[Tensor], object]]:
-            flip, drop_empty, seed = cfg.data.flip, cfg.data.drop_empty, cfg.run.seed
-            return train_batches(
-                table,
-                read_image,
-                seed=seed,
-                batch=batch,
-                steps=-(-count // batch),
-                workers=workers,
-                flip=flip,
-                drop_empty=drop_empty,
-            )
-
-        passes: list[Callable[[], None]] = [lambda: _exhaust(load(0, 1, images))]
+        passes: list[Callable[[], None]] = [lambda: _exhaust(_batches(cfg, table, read_image, 0, 1, images))]
         if table.root:
             passes.append(lambda: _read_as_torchvision(table, cfg.model.image.short, cfg.model.image.max))
         ours, *reference = (1000 * seconds / images for seconds in _cpu_seconds(passes))
         count = images + 2 * cfg.run.workers * cfg.train.batch  # more than the workers read ahead
-        rate = _rate(load(cfg.run.workers, cfg.train.batch, 2 * count), count)
+        steps = -(-2 * count // cfg.train.batch)
+        rate = _rate(_batches(cfg, table, read_image, cfg.run.workers, cfg.train.batch, steps), count)
     return {
         "loader_img_s": rate,
         "loader_cpu_ms": ours,
         "reference_cpu_ms": reference[0] if reference else None,
     }
+
+
+def data_wait_ms(cfg: Config, step: Callable[[], object], batch: int, steps: int) -> float:
+    """Times how long training steps wait for the images of the next, with ``run.workers`` processes that read them.
+
+    Args:
+        cfg: a whole config, see :func:`loader_rate`.
+        step: does a step, with other images.
+        batch: images of a step.
+        steps: how many are done, after one that is not timed.
+
+    Returns:
+        The median, in milliseconds.
+    """
+    waits = []
+    with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
+        table, read_image = _data(cfg, max(8, batch), folder)
+        batches = iter(_batches(cfg, table, read_image, cfg.run.workers, batch, steps + 1))
+        next(batches)
+        for _ in range(steps):
+            step()
+            start = time.perf_counter()
+            next(batches)
+            waits.append(1000 * (time.perf_counter() - start))
+    return statistics.median(waits)
 
 
 def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> dict[str, float | str]:
@@ -90,6 +102,21 @@ def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> 
     between = time.process_time()
     voc.evaluate(table, found)
     return {"coco_s": between - start, "voc_s": time.process_time() - between, "backend": backend}
+
+
+def _batches(
+    cfg: Config, table: Table, read_image: Callable[[int], Tensor], workers: int, batch: int, steps: int
+) -> Iterable[tuple[list[Tensor], object]]:
+    return train_batches(
+        table,
+        read_image,
+        seed=cfg.run.seed,
+        batch=batch,
+        steps=steps,
+        workers=workers,
+        flip=cfg.data.flip,
+        drop_empty=cfg.data.drop_empty,
+    )
 
 
 def _data(cfg: Config, images: int, folder: str) -> tuple[Table, Callable[[int], Tensor]]:

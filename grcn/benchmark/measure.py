@@ -17,6 +17,7 @@ from ..config import Config, Train
 from ..describe import image_size
 from ..models.detector import Detector, to_device
 from .counts import count, saved_bytes
+from .data import data_wait_ms
 from .floor import record_floor
 from .parts import breakdown, busy_ms, wait
 from .scene import OBJECTS, Scene, make_scene, spread_scores
@@ -48,7 +49,8 @@ def measure(
         ``infer_floor_ms``, ``infer_torchvision_ms`` and ``ratio_to_floor``, ``ratio_to_torchvision``,
         ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios. ``times_ms`` and
         ``ratios`` hold all of them, by the same names. ``breakdown_ms``: parts of a step. ``counts``: operators,
-        waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``saved_mb``: kept for
+        waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``data_wait_ms``: what a
+        step waits for its images. ``saved_mb``: kept for
         the backward pass. ``losses`` of the first step; ``localized_rois``, which the localization pass of a
         detection ran on; ``peak_mb``, the most memory of the device, or on a CPU of the process, of steps and
         detections of this model alone.
@@ -66,6 +68,7 @@ def measure(
         "localized_rois": localized[0] // images,
         "breakdown_ms": breakdown(model, work.step, device),
         "saved_mb": saved_bytes(model, work.forward) / 1e6,
+        "data_wait_ms": data_wait_ms(cfg, work.step, images, repeats),
         "counts": {"step": count(work.step), "infer": count(work.infer)},
         "peak_mb": peak_mb(device),
     }

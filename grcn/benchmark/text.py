@@ -57,7 +57,8 @@ def times_as_text(found: Mapping[str, Any]) -> str:
             f"one step by part, ms: {parts}",
             f"kept for the backward pass {found['saved_mb']:.0f} MB, peak memory {found['peak_mb']:.0f} MB, "
             f"RoIs localized {found['localized_rois']}",
-            f"loader: {found['loader_img_s']:.0f} images/s, {found['loader_cpu_ms']:.1f} ms of CPU per image{beside}",
+            f"loader: {found['loader_img_s']:.0f} images/s, {found['loader_cpu_ms']:.1f} ms of CPU per image{beside}; "
+            f"a step waits {found['data_wait_ms']:.1f} ms for it",
             f"scoring {scored['images']} images: COCO {scored['coco_s']:.1f} s ({scored['backend']}), "
             f"VOC {scored['voc_s']:.1f} s",
         ]

@@ -1,0 +1,40 @@
+"""Freed memory is used again: a second pass over buffers of some megabytes takes no new pages."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import torch
+from grcn.engine.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21) + torch.ones(2**21)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_used_again():
+    counts = {}
+    for how in ("kept", "given back"):
+        command = [sys.executable, "-c", PROGRAM, how]
+        counts[how] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    pages = 20 * 3 * 2**23 // resource.getpagesize()
+    assert counts["kept"] < 0.01 * pages < 0.3 * pages < counts["given back"]
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    from grcn.engine import memory
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(memory.ctypes, "CDLL", None)
+    memory.keep_freed_memory()
