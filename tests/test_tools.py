@@ -320,7 +320,12 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
     config = ROOT / "configs/shapes/grcn_tiny_resnet.yaml"
     stdout, _ = call(ROOT / "tools/benchmark.py", "--config", config, "--json", "--repeats", "1", "run.threads=1")
     found = json.loads(stdout)
-    assert found["strides"] == {"cls": 16, "loc": 8} and found["step_ms"] > 0
+    assert found["strides"] == {"cls": 16, "loc": 8}
+    compared = [f"{prefix}{name}" for prefix in ("", "infer_") for name in (
+        "floor_ms", "torchvision_ms", "ratio_to_floor", "ratio_to_torchvision", "ratio_to_baseline")]  # fmt: skip
+    for name in ("step_ms", "infer_ms", *compared, "loader_img_s", "peak_mb"):
+        assert found[name] > 0
+    assert found["evaluation"]["images"] == 500 and found["data_wait_ms"] >= 0
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--config", str(config), "--describe"])
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ from .floor import record_floor
 from .parts import breakdown, busy_ms, wait
 from .scene import OBJECTS, Scene, make_scene, spread_scores
 from .step import peak_mb, training_step
-from .twin import torchvision_twin
+from .twin import baseline_of, torchvision_twin
 
 Variants = dict[str, Callable[[], object]]
 
@@ -42,12 +42,14 @@ def measure(
     as the config's get; their number is ``images``, whatever ``train.batch`` says.
 
     Args:
-        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.benchmark.twin`) too.
+        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.benchmark.twin`) too, and of
+            a model whose tasks are parted its baseline (:func:`grcn.benchmark.twin.baseline_of`).
 
     Returns:
         ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
         ``infer_floor_ms``, ``infer_torchvision_ms`` and ``ratio_to_floor``, ``ratio_to_torchvision``,
-        ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios. ``times_ms`` and
+        ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios; the same with
+        ``baseline`` if there is one. ``times_ms`` and
         ``ratios`` hold all of them, by the same names. ``breakdown_ms``: parts of a step. ``counts``: operators,
         waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``data_wait_ms``: what a
         step waits for its images. ``saved_mb``: kept for
@@ -77,6 +79,10 @@ def measure(
     variants: Variants = {"step": work.step, "infer": work.infer}
     if compare:
         variants |= {"floor": record_floor(work.step), "infer_floor": record_floor(work.infer)}
+        baseline = baseline_of(cfg.model)
+        if baseline != cfg.model:
+            plain = prepare(cfg.model_copy(update={"model": baseline}), device, images, objects)
+            variants |= {"baseline": plain.step, "infer_baseline": plain.infer}
         twin = torchvision_twin(cfg.model, model).to(device)
         # What torch chooses on a GPU is counted, what it chooses on this device is timed.
         for foreach in (True, None):
@@ -192,10 +198,10 @@ def interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[
 
 
 def _ratios(times: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Divides the times of each round by those of the floor and of torchvision in that round."""
+    """Divides the times of each round by those of the floor, torchvision and the baseline in that round."""
     return {
         f"{prefix}ratio_to_{other}": [a / b for a, b in zip(times[ours], times[prefix + other], strict=True)]
         for ours, prefix in (("step", ""), ("infer", "infer_"))
-        for other in ("floor", "torchvision")
+        for other in ("floor", "torchvision", "baseline")
         if prefix + other in times
     }

@@ -30,15 +30,13 @@ def times_as_text(found: Mapping[str, Any]) -> str:
         f"medians of {rounds} rounds (least to most)",
         f"{'':>24}{'training step':>26}{'detection':>26}",
         _row("grcn, ms", _spread(times["step"]), _spread(times["infer"])),
-        _row("arithmetic floor, ms", _spread(times["floor"]), _spread(times["infer_floor"])),
-        _row("torchvision, ms", _spread(times["torchvision"]), _spread(times["infer_torchvision"])),
-        _row("grcn / floor", _spread(ratios["ratio_to_floor"], 2), _spread(ratios["infer_ratio_to_floor"], 2)),
-        _row(
-            "grcn / torchvision",
-            _spread(ratios["ratio_to_torchvision"], 2),
-            _spread(ratios["infer_ratio_to_torchvision"], 2),
-        ),
     ]
+    others = [name for name in ("floor", "torchvision", "baseline") if name in times]
+    for name in others:
+        lines.append(_row(f"{name}, ms", _spread(times[name]), _spread(times[f"infer_{name}"])))
+    for name in others:
+        pair = (ratios[f"ratio_to_{name}"], ratios[f"infer_ratio_to_{name}"])
+        lines.append(_row(f"grcn / {name}", *(_spread(values, 2) for values in pair)))
     if "busy_ms" in found:
         lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
     for name, shown in (("kernels", "kernels"), ("waits", "waits for a GPU"), ("uploads", "uploads to a GPU")):
