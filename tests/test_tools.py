@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import programs
 import pytest
+import torch
 from PIL import Image
 from torch.testing import assert_close
 
@@ -24,6 +25,8 @@ SMALL = [
     "model.width=8", "model.head.dim=16", "data.train_images=8", "data.test_images=4", "train.batch=2",
     "train.warmup=0", "train.steps=4", "train.log_every=2", "run.workers=0", "run.threads=1", "run.device=cpu",
 ]  # fmt: skip
+
+SCALED = ("images", "megapixels", "objects", "classes")
 
 
 def call(tool, *args, launcher=()):
@@ -314,6 +317,31 @@ def assert_one_line(stderr, named):
     errors = [line for line in stderr.splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and errors[0].startswith("grcn: error: ") and named in errors[0], stderr
     assert len(errors[0]) <= 320 and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, capfd, tmp_path, native):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    config = ROOT / "configs/shapes/grcn_tiny.yaml"
+    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", "run.amp=bf16", *SMALL)
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *arguments, code=0)
+    assert ("run.amp=bf16: this CPU has no such arithmetic" in stderr) != native
+
+
+def test_scaling_is_measured_and_plotted(monkeypatch, capfd, tmp_path):
+    pytest.importorskip("matplotlib")
+    config = ROOT / "configs/shapes/faster_rcnn_tiny.yaml"
+    sizes = ("model.image.short=32", "model.image.max=32", "model.width=4", "model.head.dim=8")
+    arguments = ("--config", config, "--repeats", "1", "--scaling", tmp_path / "curves.png", *sizes, "run.threads=1")
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "tools/benchmark.py"), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+    rows = [line.split() for line in capfd.readouterr().out.splitlines() if line.lstrip().startswith(SCALED)]
+    assert stopped.value.code == 0 and len(rows) == 19
+    assert all(float(step) > 0 and float(infer) > 0 for _, _, step, infer in rows)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_benchmark_describes_and_measures(monkeypatch, capfd):
