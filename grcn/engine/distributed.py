@@ -136,7 +136,9 @@ def wrap(model: nn.Module) -> nn.Module:
         return model
     # It is told of 1x1 convolutions, whose gradients have other strides of the same order, and is none of the user's.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # Of all buffers only the statistics of batch norms change while training; sending constants costs every step a wait.
+    changing = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=changing)
 
 
 def mean(values: Tensor) -> Tensor:
