@@ -20,7 +20,6 @@ from .roi_pool import RoIPool
 from .transform import as_tensor
 
 Features = dict[str, Tensor]
-Sizes = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class RoIHeads(nn.Module):
         self,
         features: Features,
         proposals: Tensor,
-        image_sizes: Sizes,
+        image_sizes: list[tuple[int, int]],
         targets: list[dict] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Classifies and refines proposals (torchvision's signature).
@@ -127,7 +126,7 @@ class RoIHeads(nn.Module):
         return detections, {}
 
     def _losses(
-        self, features: Features, proposals: Tensor, image_sizes: Sizes, targets: list[dict]
+        self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
         rois, labels, wanted, taken, foreground = self.sample(proposals, targets, states[0])
@@ -190,7 +189,9 @@ class RoIHeads(nn.Module):
         wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
         return rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground
 
-    def shortlist(self, features: Features, rois: Tensor, image_sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    def shortlist(
+        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Does all of detection before suppression; on a GPU in fixed shapes and without waiting for the device.
 
         Returns:
@@ -248,7 +249,7 @@ class RoIHeads(nn.Module):
     def _pool(self, task: str, features: Features, rois: Tensor) -> Tensor:
         return self.pools[task](features[task], rois)
 
-    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: Sizes) -> Tensor:
+    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
         if task not in self.context:
             return pooled
         pool = self.context_pools[task]
