@@ -402,7 +402,7 @@ class Eval(Section):
 
 
 class Run(Section):
-    """Where and how a run is carried out; only seed, deterministic and amp change what is computed."""
+    """Where and how a run is carried out; only seed, deterministic, amp and tf32 change what is computed."""
 
     seed: Seed = 0
     """Seed of everything random but the shapes data. [O]"""
@@ -412,6 +412,9 @@ class Run(Section):
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
     amp: Literal["none", "bf16"] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
+    tf32: bool = False
+    """Whether a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), faster; it convolves so in any case,
+    torch's default. [O]"""
     workers: Annotated[int, Field(ge=0, le=10**4)] = 2
     """Processes per rank that read images; 0 reads in the main process. [O]"""
     timeout: Annotated[float, Field(gt=0, le=10**6)] = 1800.0

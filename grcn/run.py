@@ -190,6 +190,7 @@ def _prepare(cfg: Config, device: torch.device) -> None:
         keep_freed_memory()
         if cfg.run.amp == "bf16" and not _computes_bf16():
             logger.warning("run.amp=bf16: this CPU has no such arithmetic and imitates it many times slower; set none")
+    torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
     if cfg.run.deterministic and device.type == "cuda":
         if cfg.model.roi.op != "align":
             raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")

@@ -330,6 +330,16 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, capfd, tmp_path, nat
     assert ("run.amp=bf16: this CPU has no such arithmetic" in stderr) != native
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_is_what_the_config_says(monkeypatch, capfd, tmp_path, wanted):
+    torch.backends.cuda.matmul.allow_tf32 = not wanted
+    config = ROOT / "configs/shapes/grcn_tiny.yaml"
+    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", f"run.tf32={wanted}", *SMALL)
+    call_here(monkeypatch, capfd, "tools/train.py", *arguments, code=0)
+    assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    torch.backends.cuda.matmul.allow_tf32 = False  # torch's default
+
+
 def test_scaling_is_measured_and_plotted(monkeypatch, capfd, tmp_path):
     pytest.importorskip("matplotlib")
     config = ROOT / "configs/shapes/faster_rcnn_tiny.yaml"

@@ -52,6 +52,7 @@ def main() -> None:
         with process_group(cfg.run.device) as device:
             torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
             keep_freed_memory()
+            torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)
                 scaling_curves(scaling, args.scaling, str(args.config))
