@@ -68,7 +68,7 @@ def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
     lines = [f"{'':>12}{'':>10}{'step, ms':>12}{'detection, ms':>16}"]
     for quantity, series in found.items():
         for value, step, infer in zip(series["values"], series["step_ms"], series["infer_ms"], strict=True):
-            lines.append(f"{quantity:>12}{value:>10.3g}{step:>12.1f}{infer:>16.1f}")
+            lines.append(f"{quantity:>12}{round(value, 4):>10g}{step:>12.1f}{infer:>16.1f}")
     return "\n".join(lines)
 
 
