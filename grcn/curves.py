@@ -77,7 +77,7 @@ def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> 
 
 
 def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | Path, title: str = "") -> None:
-    """Plots what a step and a detection cost over each quantity that was varied, and lines of proportional growth.
+    """Plots what a step and a detection cost over each quantity that was varied, and, grey, growth in proportion.
 
     Args:
         found: ``{quantity: {"values", "step_ms", "infer_ms"}}``.
@@ -87,15 +87,19 @@ def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | P
         EnvironmentFault: matplotlib is not installed.
     """
     figure = _figure(2.6 * len(found))
+    from matplotlib.ticker import LogLocator
+
     rows = figure.subplots(len(found), squeeze=False)[:, 0]
     for axes, (quantity, series) in zip(rows, found.items(), strict=True):
         values, names = np.asarray(series["values"]), {"step_ms": "training step", "infer_ms": "detection"}
         _plot(axes, {shown: (values, series[name]) for name, shown in names.items()}, quantity, "ms")
         for name in names:
             axes.plot(values, series[name][0] * values / values[0], color="#bbbbbb", linewidth=0.8, zorder=0)
-        top = max(*series["step_ms"], *series["infer_ms"])
-        axes.set(xscale="log", yscale="log", ylim=(None, 1.6 * top))
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        costs = [*series["step_ms"], *series["infer_ms"]]
+        axes.set(xscale="log", yscale="log", ylim=(0.7 * min(costs), 1.4 * max(costs)))
+        axes.set_xticks(values, [f"{value:.3g}" if value < 1 else f"{value:g}" for value in values])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     rows[0].set_title(title)
     figure.tight_layout()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from ..config import Config
+from ..describe import image_size
 from .measure import interleaved, prepare
 
 _IMAGES = (1, 2, 4, 8)
@@ -43,7 +45,7 @@ def _cases(cfg: Config) -> Iterator[tuple[str, float, Config, dict[str, Any]]]:
         sides = {"short": round(image.short * factor), "max": round(image.max * factor)}
         model = cfg.model.model_copy(update={"image": image.model_copy(update=sides)})
         case = cfg.model_copy(update={"model": model})
-        yield "megapixels", sides["short"] * sides["max"] / 1e6, case, {}
+        yield "megapixels", math.prod(image_size(case)) / 1e6, case, {}
     for objects in _OBJECTS:
         yield "objects", objects, cfg, {"objects": objects}
     for classes in _CLASSES:
