@@ -55,7 +55,7 @@ def main() -> None:
             torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)
-                scaling_curves(scaling, args.scaling, str(args.config))
+                scaling_curves(scaling, args.scaling, f"{args.config} (grey: in proportion)")
                 shown.append(scaling_as_text(scaling))
             else:
                 found |= measure(cfg, device, args.repeats, args.batch)
