@@ -153,8 +153,8 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
 
     Args:
         boxes: ``[A, 4]`` in order of falling score, inside an image.
-        scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. For a
-            threshold below 1 there is exactly one behind all others if ``count`` reaches so far.
+        scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. If there
+            are any, and the threshold is below 1, one of them is kept, behind all others.
         threshold: a box that overlaps a kept one by more than this is dropped.
         count: how many are wanted.
     """
@@ -162,7 +162,7 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
     boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
-    chunk = min(len(boxes), max(256, count + count // 2)) if waits_are_free(boxes) else len(boxes)
+    chunk = max(256, count + count // 2) if waits_are_free(boxes) else max(1, len(boxes))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
         if (scores[kept] > -torch.inf).sum() >= count:
@@ -174,14 +174,12 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
 
 
 def waits_are_free(like: Tensor) -> bool:
-    """Tells whether reading a value of a tensor costs nothing, as on a CPU; for a GPU the host would have to wait."""
-    return not like.is_cuda
+    """Tells whether reading a value of a tensor costs nothing, as on a CPU; for other devices the host has to wait."""
+    return like.device.type == "cpu"
 
 
 def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks the objects of a batch, padded to the next power of two so that few shapes occur.
-
-    Rows of label 0 are padding already.
 
     Returns:
         ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G
@@ -195,4 +193,5 @@ def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
 
     boxes = stack([target["boxes"] for target in targets])
     labels = stack([target["labels"] for target in targets])
-    return boxes, labels, labels > 0
+    valid = stack([torch.ones_like(target["labels"], dtype=torch.bool) for target in targets])
+    return boxes, labels, valid

@@ -86,11 +86,11 @@ def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | P
     Raises:
         EnvironmentFault: matplotlib is not installed.
     """
-    figure = _figure(2.6 * len(found))
+    figure = _figure(2.6 * max(1, len(found)))
     from matplotlib.ticker import LogLocator
 
-    rows = figure.subplots(len(found), squeeze=False)[:, 0]
-    for axes, (quantity, series) in zip(rows, found.items(), strict=True):
+    rows = figure.subplots(max(1, len(found)), squeeze=False)[:, 0]
+    for axes, (quantity, series) in zip(rows, found.items(), strict=bool(found)):
         values, names = np.asarray(series["values"]), {"step_ms": "training step", "infer_ms": "detection"}
         _plot(axes, {shown: (values, series[name]) for name, shown in names.items()}, quantity, "ms")
         for name in names:

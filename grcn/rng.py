@@ -66,26 +66,17 @@ def image_states(targets: list[dict], device: torch.device, *words: tuple[int, .
     """Hashes each image's key and some words, for :func:`hash_on` to go on from.
 
     Keys are the targets' ``rng_key``; the loader's are plain integers, which are hashed here on the host: there are
-    few, and every one of a dozen operators on them would cost a GPU as much as one on a million. Targets that carry
-    none (a caller with a loader of their own) get keys from torch's global generator, so ``torch.manual_seed``
-    governs them as it governs torchvision's detectors.
+    few, and every one of a dozen operators on them would cost a GPU as much as one on a million. A tensor on a GPU will
+    do, and costs a wait. Targets that carry none (a caller with a loader of their own) get keys from torch's generator
+    of the CPU, so ``torch.manual_seed`` governs them as it governs torchvision's detectors.
 
     Returns:
         int64 ``[len(words), N]``: ``hash_on(result[i, n], w) == hash_tensor(key of n, *words[i], w)``.
     """
     given = all("rng_key" in target for target in targets)
-    keys = [target["rng_key"] for target in targets] if given else torch.randint(_MASK63, (len(targets),)).tolist()
-    if any(isinstance(key, Tensor) and key.is_cuda for key in keys):
-        state = _step_tensor(torch.stack([torch.as_tensor(key, device=device) for key in keys]))
-        return torch.stack([_follow(state, own) for own in words])
-    states = torch.tensor([[_state_int(int(key), *own) for key in keys] for own in words])
+    keys = [int(target["rng_key"]) for target in targets] if given else torch.randint(_MASK63, (len(targets),)).tolist()
+    states = torch.tensor([[_state_int(key, *own) for key in keys] for own in words], dtype=torch.int64)
     return states.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else states.to(device)
-
-
-def _follow(state: Tensor, words: tuple[int, ...]) -> Tensor:
-    for word in words:
-        state = _step_tensor(state ^ word)
-    return state
 
 
 def _state_int(*words: int) -> int:

@@ -18,6 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure() -> None:
     """Turns the cache away from the user's home, before anything is forked."""
+    usual = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    os.environ.setdefault(
+        "MPLCONFIGDIR", os.path.join(usual, "matplotlib")
+    )  # whose list of fonts takes seconds to make
     os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 

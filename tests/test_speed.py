@@ -8,7 +8,7 @@ import torch
 from support import small_batch, small_detector
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import roi_align
+from torchvision.ops import batched_nms, roi_align
 
 from grcn import boxes
 from grcn.benchmark.counts import count, saved_bytes
@@ -18,7 +18,7 @@ from grcn.benchmark.twin import torchvision_twin
 from grcn.build import build_model
 from grcn.configfile import load_config
 from grcn.models import features
-from grcn.models.roi_heads import Sampling
+from grcn.models.roi_heads import Detecting, Sampling
 from grcn.models.roi_pool import RoIPool
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -133,6 +133,37 @@ def test_a_step_waits_for_one_suppression_and_a_detection_for_two(row):
     assert count(step)["waits"] == len(images)
     with torch.no_grad():
         assert count(lambda: model.eval()(images))["waits"] == 2 * len(images)
+
+
+@pytest.mark.parametrize("classes, count", [(80, 24_000), (1203, 4000)])
+@pytest.mark.parametrize("limit", [1, 100, 3000])
+def test_suppression_that_stops_early_is_torchvisions(classes, count, limit):
+    """Boxes of a thousand classes are shifted far apart and keep their fractions of a pixel."""
+    generator = torch.Generator().manual_seed(limit)
+    corners = torch.rand(count, 2, generator=generator) * 900
+    found = torch.cat([corners, corners + 10 + 90 * torch.rand(count, 2, generator=generator)], 1)
+    labels = torch.randint(1, classes + 1, (count,), generator=generator)
+    scores = torch.rand(count, generator=generator).sort(descending=True).values
+    scores[count // 2 :: 3] = -torch.inf
+    found[-1], labels[-1], scores[-1] = 0.0, 0, -torch.inf
+    heads = small_detector(detecting=Detecting(0.05, 0.3, limit)).roi_heads
+    (ours,) = heads._suppress(found[None], scores[None], labels[None])
+    real = scores > -torch.inf
+    kept = batched_nms(found[real], scores[real], labels[real], 0.3)[:limit]
+    assert torch.equal(ours["scores"], scores[real][kept]) and torch.equal(ours["boxes"], found[real][kept])
+    assert torch.equal(ours["labels"], labels[real][kept])
+
+
+def test_every_way_to_wait_is_counted():
+    numbers = torch.arange(3)
+    ways = [
+        numbers.tolist, numbers.numpy, numbers.cpu, numbers.sum().item, numbers.nonzero, lambda: bool(numbers.any()),
+        lambda: int(numbers[0]), lambda: numbers[numbers > 1], lambda: numbers.repeat_interleave(numbers),
+        lambda: numbers.masked_select(numbers > 1),
+    ]  # fmt: skip
+    assert [count(way)["waits"] for way in ways] == [1] * len(ways)
+    free = [lambda: numbers.repeat_interleave(2), lambda: numbers.masked_fill(numbers > 1, 0), lambda: numbers + 1]
+    assert [count(way)["waits"] for way in free] == [0] * len(free)
 
 
 def config(name, *settings):

@@ -44,6 +44,12 @@ def main() -> None:
     for name in ("repeats", "batch"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1 (got {getattr(args, name)})")
+    if args.scaling:
+        if args.describe or args.batch != 1:
+            parser.error("--scaling goes with neither --describe nor --batch")
+        if args.scaling.suffix not in (".png", ".pdf", ".svg") or not args.scaling.absolute().parent.is_dir():
+            parser.error(f"--scaling must be a .png, .pdf or .svg in a folder that exists (got {args.scaling})")
+        scaling_curves({}, args.scaling)  # without matplotlib, or on a full disk, before minutes are spent
     cfg = load_config(args.config, args.overrides)
     parts, strides = costs(cfg)
     found = as_json(parts, strides)
@@ -51,7 +57,8 @@ def main() -> None:
     if not args.describe:
         with process_group(cfg.run.device) as device:
             torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-            keep_freed_memory()
+            if device.type == "cpu":
+                keep_freed_memory()
             torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)

@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import boxes
@@ -16,8 +17,10 @@ from .. import boxes
 # Operators whose output size or Python value depends on data: on a GPU the host waits for them.
 _WAITS = {
     *("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive"),
-    *("equal", "is_nonzero", "nms", "item", "bincount", "histc"),
+    *("equal", "is_nonzero", "nms", "item", "bincount", "histc", "repeat_interleave"),
 }
+# Methods that bring values to the host, which are no operators on a CPU.
+_FETCHES = {"tolist", "numpy", "cpu", "__array__"}
 # Operators that only look at memory in another way, or take some: they launch no kernel.
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "permute", "transpose", "t", "slice", "select"),
@@ -29,8 +32,22 @@ _VIEWS = {
 def count(work: Callable[[], object]) -> dict[str, int]:
     """Counts what ``work`` asks of a GPU: kernels, waits, uploads. On a CPU it takes the ways that a GPU would."""
     with mock.patch.object(boxes, "waits_are_free", return_value=False), DispatchCounter() as counter:
-        work()
-    return {"kernels": counter.kernels, "waits": counter.waits.total(), "uploads": counter.uploads}
+        with FetchCounter() as fetches:
+            work()
+    waits = counter.waits.total() + fetches.found
+    return {"kernels": counter.kernels, "waits": waits, "uploads": counter.uploads}
+
+
+class FetchCounter(TorchFunctionMode):
+    """Counts the calls that would bring values of a GPU to the host and are no operators on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found += getattr(func, "__name__", "") in _FETCHES
+        return func(*args, **(kwargs or {}))
 
 
 class DispatchCounter(TorchDispatchMode):

@@ -54,8 +54,8 @@ def measure(
         waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``data_wait_ms``: what a
         step waits for its images. ``saved_mb``: kept for
         the backward pass. ``losses`` of the first step; ``localized_rois``, which the localization pass of a
-        detection ran on; ``peak_mb``, the most memory of the device, or on a CPU of the process, of steps and
-        detections of this model alone.
+        detection ran on; ``peak_mb``, the most memory that this model's steps and detections
+        take of a GPU; on a CPU the most that the process ever took, imports included.
     """
     work = prepare(cfg, device, images, objects)
     model = work.model

@@ -13,7 +13,9 @@ import numpy as np
 
 from grcn.data.faults import check_class_name, fault, is_contained
 
-FORMAT = "coco-1"  # of what :func:`columns` returns; a new one for every change of it, which makes old caches void
+# Of what :func:`columns` returns and refuses, the checks of ``grcn.data.faults`` among it; a new one for every change
+# makes old caches void.
+FORMAT = "coco-2"
 
 
 def columns(path: Path, folder: str, data: bytes) -> dict[str, np.ndarray]:

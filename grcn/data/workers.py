@@ -80,8 +80,10 @@ class _Packed(NamedTuple):
             layouts.append((tuple(image.shape), torch.empty_like(image, device="meta").stride(), end))
             end += image.numel()
         others = [other for _, other in pairs]
-        if len(pairs) == 1 and pairs[0][0].stride() == layouts[0][1]:  # it fills a buffer of its own already
-            return cls(pairs[0][0].as_strided((end,), (1,)), layouts, others)
+        first = pairs[0][0]
+        own = first.stride() == layouts[0][1] and first.untyped_storage().nbytes() == end
+        if len(pairs) == 1 and own:  # it fills a buffer of its own already
+            return cls(first.as_strided((end,), (1,)), layouts, others)
         packed = cls(torch.empty(end, dtype=torch.uint8), layouts, others)
         for (slot, _), (image, _) in zip(packed.pairs(), pairs, strict=True):
             slot.copy_(image)

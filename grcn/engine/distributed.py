@@ -136,9 +136,7 @@ def wrap(model: nn.Module) -> nn.Module:
         return model
     # It is told of 1x1 convolutions, whose gradients have other strides of the same order, and is none of the user's.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    # Only the statistics of batch norms change while training; to send constants would cost every step a wait.
-    changing = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=changing)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def mean(values: Tensor) -> Tensor:

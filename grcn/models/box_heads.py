@@ -6,7 +6,7 @@ Shapes: ``R`` RoIs of the batch as rows, ``L`` rows of the localization pass, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +31,15 @@ class TwoMLPHead(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in
         training."""
-        linears = (self.fc6, self.fc7)
-        dropping = self.training and self.dropout > 0
-        if dropping and keys is None:
-            raise ValueError("dropout in training needs a random key for each row")
-        masks = (
-            dropout_masks(keys, len(linears), self.out_features, self.dropout) if dropping and keys is not None else ()
-        )
-        for layer, linear in enumerate(linears):
+        masks: Sequence[Tensor | None] = (None, None)
+        if self.training and self.dropout > 0:
+            if keys is None:
+                raise ValueError("dropout in training needs a random key for each row")
+            masks = dropout_masks(keys, 2, self.out_features, self.dropout).unbind()
+        for linear, mask in zip((self.fc6, self.fc7), masks, strict=True):
             x = F.relu(linear(x.flatten(1)), inplace=True)
-            if dropping:
-                x = x * masks[layer] * (1 / (1 - self.dropout))
+            if mask is not None:
+                x = x * mask * (1 / (1 - self.dropout))
         return x
 
 

@@ -16,8 +16,8 @@ TASKS = ("cls", "loc")
 
 # Which memory format a part computes in, by device. Measured: on a CPU, convolutions without weight gradients are
 # faster in channels_last. With them, rows of 3x3 convolutions (train) are slower: 1.7 times with AVX2, up to 1.1 times
-# with AVX512, with which units of 1x1 convolutions, and layers behind which a norm over the channels stands
-# (train_units), take 0.9 of the time. Tensor cores want channels_last throughout.
+# with AVX512, with which units of 1x1 convolutions, layers behind which a norm over the channels stands, and
+# convolutions on the small grids of RoIs (train_units) take 0.9 of the time. Tensor cores want channels_last.
 MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
     "cpu": {
         "frozen": torch.channels_last,

@@ -20,6 +20,8 @@ from .roi_pool import RoIPool
 from .transform import as_tensor
 
 Features = dict[str, Tensor]
+# More boxes of an image than these never enter suppression: without a score threshold, 1,203 classes would be 361,000.
+_MOST_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,12 @@ class RoIHeads(nn.Module):
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
         if not boxes.waits_are_free(proposals):
-            return self.suppress(*self.shortlist(features, proposals, image_sizes)), {}
+            return self._suppress(*self._shortlist(features, proposals, image_sizes)), {}
         # Image by image, each with as many RoIs and boxes as need be; reading counts costs a CPU nothing.
         detections = []
         for i in range(len(proposals)):
             maps = {task: map_[i : i + 1] for task, map_ in features.items()}
-            detections += self.suppress(*self.shortlist(maps, proposals[i : i + 1], image_sizes[i : i + 1]))
+            detections += self._suppress(*self._shortlist(maps, proposals[i : i + 1], image_sizes[i : i + 1]))
         return detections, {}
 
     def _losses(
@@ -189,10 +191,13 @@ class RoIHeads(nn.Module):
         wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
         return rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground
 
-    def shortlist(
+    def _shortlist(
         self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Does all of detection before suppression; on a GPU in fixed shapes and without waiting for the device.
+
+        Args:
+            rois: ``[N, P, 4]``; on a CPU of one image, and only those are localized that can be detections.
 
         Returns:
             The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling, and classes ``[N, S]``.
@@ -205,8 +210,8 @@ class RoIHeads(nn.Module):
         classes = self.heads.cls_score.out_features
         scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(images, rois.shape[1], classes)[..., 1:]
         scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
-        # A RoI without a class above a positive threshold gives no detection whatever its box: no need to localize
-        # it. On a GPU finding out which costs more than it saves.
+        # A RoI without a class above a positive threshold gives no detection whatever its box. On a GPU finding out
+        # which costs more than it saves.
         if how.score_thresh > 0 and waits_are_free:
             rows = (scores[0] > how.score_thresh).any(1).nonzero()[:, 0]
             rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
@@ -221,8 +226,9 @@ class RoIHeads(nn.Module):
         else:  # the scores of a RoI sum to one, so only so many can pass
             most = min(classes - 1, int(1 / how.score_thresh) if how.score_thresh > 0 else classes)
             slots = scores.shape[1] * most
-        found, index = wanted.sort(dim=1, descending=True, stable=True)
-        found, index = found[:, :slots], index[:, :slots]
+        slots = min(slots, max(_MOST_CANDIDATES, how.detections))
+        best, index = wanted.sort(dim=1, descending=True, stable=True)
+        best, index = best[:, :slots], index[:, :slots]
         row, label = index // (classes - 1), index % (classes - 1)
         own = rois.gather(1, row[..., None].expand(-1, -1, 4))
         decoded = boxes.decode(
@@ -230,19 +236,21 @@ class RoIHeads(nn.Module):
         )
         decoded = boxes.clip(decoded, as_tensor(image_sizes, rois))
         big = ((decoded[..., 2:] - decoded[..., :2]) >= 1e-2).all(-1)
-        found = F.pad(torch.where(big, found, -torch.inf), (0, 1), value=-torch.inf)
-        return F.pad(decoded, (0, 0, 0, 1)), found, F.pad(label + 1, (0, 1))
+        best = F.pad(torch.where(big, best, -torch.inf), (0, 1), value=-torch.inf)
+        return F.pad(decoded, (0, 0, 0, 1)), best, F.pad(label + 1, (0, 1))
 
-    def suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-        """Takes what :meth:`shortlist` returns to detections; waits for the device once for each image."""
+    def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+        """Takes what :meth:`_shortlist` returns to detections; waits for the device once for each image."""
         how = self.detecting
         detections = []
         for box, score, label in zip(found, scores, labels, strict=True):
-            # Boxes of different classes are shifted apart, and so drop each other not.
-            apart = box + (label * (box.max() + 1))[:, None]
-            kept = boxes.first_of_nms(apart, score, how.nms, len(box))
-            # Of the boxes that do not count one is left, the last; if nothing drops another, all of them.
-            kept = (kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf])[: how.detections]
+            # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high
+            # classes would lose their fractions.
+            apart = box.double() + (label * (box.max() + 1))[:, None]
+            # Of the boxes that do not count one is left, the last; if nothing drops another, all of them, to be
+            # told by a second wait.
+            kept = boxes.first_of_nms(apart, score.double(), how.nms, how.detections + 1)
+            kept = kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf][: how.detections]
             detections.append({"boxes": box[kept], "labels": label[kept], "scores": score[kept]})
         return detections
 

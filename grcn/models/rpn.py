@@ -97,10 +97,10 @@ class RegionProposalNetwork(nn.Module):
             ``proposals`` ``[N, P, 4]``, best first, whose empty rows are zero; and the losses ``loss_objectness`` and
             ``loss_rpn_box_reg`` (an empty dict in evaluation).
         """
-        candidates, scores, losses = self.score(images, features, targets)
-        return self.suppress(candidates, scores), losses
+        candidates, scores, losses = self._score(images, features, targets)
+        return self._suppress(candidates, scores), losses
 
-    def score(
+    def _score(
         self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Does all of :meth:`forward` before suppression, in fixed shapes and without waiting for the device.
@@ -140,8 +140,8 @@ class RegionProposalNetwork(nn.Module):
         return candidates, torch.where(counts, scores, -torch.inf)
 
     @torch.no_grad()
-    def suppress(self, candidates: Tensor, scores: Tensor) -> Tensor:
-        """Takes what :meth:`score` returns to proposals ``[N, P, 4]``; the only step that waits for the device."""
+    def _suppress(self, candidates: Tensor, scores: Tensor) -> Tensor:
+        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only step that waits for the device."""
         how = self.proposing[self.training]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i in range(len(candidates)):

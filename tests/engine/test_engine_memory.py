@@ -1,5 +1,6 @@
 """Freed memory is used again: a second pass over the same buffers takes no new pages."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -27,9 +28,12 @@ def test_freed_memory_is_used_again():
     counts = {}
     for how in ("kept", "given back"):
         command = [sys.executable, "-c", PROGRAM, how]
-        counts[how] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        # Else what glibc does depends on what happens to lie behind the buffers.
+        env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+        counts[how] = int(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
     pages = 4 * 8 * 2**25 // resource.getpagesize()
-    assert counts["kept"] < 0.01 * pages < 0.3 * pages < counts["given back"]
+    assert counts["kept"] < 0.001 * pages
+    assert counts["given back"] > 10 * counts["kept"] + 100  # pages may be huge
 
 
 def test_other_systems_are_left_alone(monkeypatch):
