@@ -373,4 +373,12 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
     assert_one_line(
         call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, "model.split=9", code=2), ""
     )
-    call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, "--repeats", "0", code=2)
+    for wrong, named in (
+        (["--repeats", "0"], "--repeats"),
+        (["--scaling", "x.foo"], "x.foo"),
+        (["--scaling", "nowhere/x.png"], "nowhere"),
+        (["--scaling", "x.png", "--batch", "2"], "--batch"),
+        (["--scaling", "x.png", "--describe"], "--describe"),
+    ):
+        stderr = call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, *wrong, code=2)
+        assert_one_line(stderr, named)
