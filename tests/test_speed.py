@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from support import small_batch, small_detector
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import batched_nms, roi_align
@@ -152,6 +153,38 @@ def test_suppression_that_stops_early_is_torchvisions(classes, count, limit):
     kept = batched_nms(found[real], scores[real], labels[real], 0.3)[:limit]
     assert torch.equal(ours["scores"], scores[real][kept]) and torch.equal(ours["boxes"], found[real][kept])
     assert torch.equal(ours["labels"], labels[real][kept])
+
+
+def pretended(tensor):
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_on_a_pretended_gpu_no_shape_depends_on_data_and_no_tensor_is_elsewhere(row, monkeypatch):
+    """Fake tensors have a device, a type and a shape, and no values: whatever reads one, or mixes devices, raises."""
+    model = small_detector(**ROWS[row], straddling=False)
+    images, targets = small_batch()
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(
+        boxes, "first_of_nms", lambda found, scores, threshold, count: scores[:count].argsort(descending=True)
+    )
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                module._parameters[name] = None if weight is None else torch.nn.Parameter(pretended(weight))
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = pretended(buffer)
+        images = [pretended(image) for image in images]
+        targets = [
+            {"boxes": pretended(t["boxes"]), "labels": pretended(t["labels"]), "rng_key": t["rng_key"]} for t in targets
+        ]
+        losses = model.train()(images, targets)
+        assert len(losses) == 4 and all(loss.is_cuda and loss.shape == () for loss in losses.values())
+        with torch.no_grad():
+            detections = model.eval()(images)
+        assert all(field.is_cuda for found in detections for field in found.values())
+        with pytest.raises(DataDependentOutputException):
+            losses["loss_objectness"].item()
 
 
 def test_every_way_to_wait_is_counted():
