@@ -116,8 +116,7 @@ class RegionProposalNetwork(nn.Module):
         deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(logits), -1, 4)
         logits, deltas = logits.to(anchors.dtype), deltas.to(anchors.dtype)
         sizes = as_tensor(images.image_sizes, anchors)
-        scales = getattr(images, "scales", None)
-        scales = anchors.new_ones(len(sizes)) if scales is None else as_tensor(scales, anchors)
+        scales = as_tensor(getattr(images, "scales", None) or [1.0] * len(sizes), anchors)
         candidates, scores = self._candidates(logits.detach(), deltas.detach(), anchors, sizes, scales)
         if not self.training:
             return candidates, scores, {}

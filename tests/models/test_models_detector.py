@@ -9,6 +9,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn.models.roi_heads import Sampling
 from grcn.models.roi_pool import RoIPool
+from grcn.models.transform import ImageBatch
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
@@ -104,6 +105,16 @@ def test_our_parts_in_torchvisions_detector():
     assert_close(losses, dict(model.train()(images, targets)), check_dtype=True)
     sum(losses.values()).backward()
     assert_close(theirs.eval()(images), model.eval()(images))
+
+
+@torch.no_grad()
+def test_a_batch_that_tells_no_scales_was_not_resized():
+    model = small_detector(straddling=False).eval()
+    batch, _ = model.transform(small_batch()[0])
+    features = model.backbone(batch.tensors)
+    assert torch.equal(
+        model.rpn(ImageBatch(batch.tensors, batch.image_sizes), features)[0], model.rpn(batch, features)[0]
+    )
 
 
 def test_our_backbone_and_transform_among_torchvisions_parts():
