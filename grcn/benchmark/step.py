@@ -27,6 +27,7 @@ def training_step(
 
 
 def peak_mb(device: torch.device) -> float:
+    """Returns the most memory taken so far, in MB: of a GPU by tensors, elsewhere by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def times_as_text(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['device']}, threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
         f"medians of {rounds} rounds (least to most)",
-        f"{'':>24}{'training step':>26}{'detection':>26}",
+        _row("", "training step", "detection"),
         _row("grcn, ms", _spread(times["step"]), _spread(times["infer"])),
     ]
     others = [name for name in ("floor", "torchvision", "baseline") if name in times]
@@ -77,6 +78,4 @@ def _row(name: str, step: str, infer: str) -> str:
 
 
 def _spread(values: list[float], digits: int = 1) -> str:
-    ordered = sorted(values)
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    return f"{middle:.{digits}f} ({ordered[0]:.{digits}f}-{ordered[-1]:.{digits}f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

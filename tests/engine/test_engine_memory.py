@@ -40,5 +40,7 @@ def test_other_systems_are_left_alone(monkeypatch):
     from grcn.engine import memory
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(memory.ctypes, "CDLL", None)
+    opened = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", opened.append)
     memory.keep_freed_memory()
+    assert not opened
