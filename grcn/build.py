@@ -152,9 +152,9 @@ def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
 
 def _split(cfg: Data, side: str, classes: tuple[str, ...] | None) -> Split:
     if isinstance(cfg, ShapesData):
-        count = cfg.train_images if side == "train" else cfg.test_images
-        table = shapes.load(cfg.level, side, count, cfg.size, cfg.seed)
-        return Split(table, shapes.ShapesImages(cfg.level, side, cfg.size, cfg.seed))
+        count, split = (cfg.train_images, side) if side == "train" else (cfg.test_images, cfg.test)
+        table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
+        return Split(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
     table = _READERS[cfg.format](cfg.root, getattr(cfg, side), classes)
     return Split(table, FileImages(table))
 

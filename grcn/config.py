@@ -297,6 +297,8 @@ class ShapesData(DataSection):
     """Images of the training split. [O]"""
     test_images: Annotated[int, Field(ge=1, le=10**7)] = 500
     """Images of the test split. [O]"""
+    test: Literal["test", "val"] = "test"
+    """Split to evaluate on: val to choose settings by, test for results. [O]"""
     size: Annotated[int, Field(ge=32, le=10**5)] = 128
     """Side of the square images in pixels. [O]"""
     seed: Seed = 0

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from grcn.build import build_test_split, build_train_split
 from grcn.config import Config, FilesData, Model, Section, ShapesData, Train
 
 MINIMAL: dict[str, Any] = {"data": {"format": "shapes"}, "train": {"steps": 10}}
@@ -231,3 +232,12 @@ def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
 
 def test_lr_steps_past_the_end_are_legal() -> None:
     assert Train(steps=10, lr_steps=(100,)).lr_steps == (100,)
+
+
+def test_the_built_in_images_have_a_split_to_choose_settings_by():
+    """data.test: no image of test, val and train is the same."""
+    test = Config.model_validate(MINIMAL).data
+    val = Config.model_validate(MINIMAL | {"data": {"format": "shapes", "test": "val"}}).data
+    splits = [build_test_split(test, None), build_test_split(val, None), build_train_split(test)]
+    assert [split.table.name for split in splits] == ["shapes-flat/test", "shapes-flat/val", "shapes-flat/train"]
+    assert len({split.read_image(0).numpy().tobytes() for split in splits}) == 3
