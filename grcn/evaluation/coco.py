@@ -54,11 +54,12 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
         backend: ``"pycocotools"``, ``"hotcoco"``, or None for hotcoco where it is installed.
 
     Returns:
-        ``{"metrics": {name: value}, "per_class": {class: {name: value}}, "backend": name}``.
+        ``{"metrics": {name: value}, "ap_by_iou": {IoU: value}, "per_class": {class: {name: value}}, "backend": name}``.
         ``metrics`` holds ``coco_ap``, ``coco_ap50|ap75``, ``coco_ap_small|medium|large``,
         ``coco_ar1|ar10|ar100`` and ``coco_ar_small|medium|large``, in 0-1; ``per_class`` the
-        six of AP, and ``objects``, the number of objects to find. A value is None where there
-        are none.
+        six of AP, and ``objects``, the number of objects to find. ``ap_by_iou`` is what ``coco_ap``
+        averages: AP at IoU ``"0.50"``, ``"0.55"``, … ``"0.95"``. A value is None where there are
+        no objects.
 
     Raises:
         DataError: the table has no object, or a detection cannot be scored; names the image.
@@ -77,6 +78,7 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
     metrics = {name: _mean(_at(precision, *place)) for name, place in _AP_PLACES.items()}
     for name, (area, most) in _AR_PLACES.items():
         metrics[name] = _mean(recall[:, :, area, most])
+    ap_by_iou = {f"{0.5 + place / 20:.2f}": _mean(_at(precision, place, 0, 2)) for place in range(len(precision))}
     to_find = table.labels[~(table.iscrowd | table.difficult)]
     counts = np.bincount(to_find, minlength=len(table.classes) + 1)[1:].tolist()
     # The evaluators sort the classes by category id.
@@ -86,7 +88,7 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
         own = precision[:, :, place]
         per_class[name] = {key: _mean(_at(own, *where)) for key, where in _AP_PLACES.items()}
         per_class[name]["objects"] = count
-    return {"metrics": metrics, "per_class": per_class, "backend": backend}
+    return {"metrics": metrics, "ap_by_iou": ap_by_iou, "per_class": per_class, "backend": backend}
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from grcn.data.table import Table
 from grcn.evaluation.detections import Detections, check
+from grcn.evaluation.overlaps import ignored_objects, iou
 
 # Pairs of a detection and an object whose IoU is computed at once; bounds the memory to 0.1 GB.
 _PAIRS = 2**19
@@ -127,20 +128,16 @@ def _interpolated(hits: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(_precision(hits)[::-1])[::-1]
 
 
-def _ignored_objects(table: Table) -> np.ndarray:
-    return table.difficult | table.iscrowd
-
-
 def _objects_to_find(table: Table) -> np.ndarray:
     """Counts the objects of each class that are neither difficult nor crowd, int64 ``[C]``."""
-    labels = table.labels[~_ignored_objects(table)]
+    labels = table.labels[~ignored_objects(table)]
     return np.bincount(labels, minlength=len(table.classes) + 1)[1:]
 
 
 def _hits(table: Table, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
     """Returns bool ``[D]`` per class: is each detection that counts a true positive, best first."""
     matched = (ranked.objects >= 0) & (ranked.ious >= threshold)
-    ignored = matched & _ignored_objects(table)[ranked.objects]
+    ignored = matched & ignored_objects(table)[ranked.objects]
     candidates = np.flatnonzero(matched & ~ignored)
     # All detections that may match an object are of its class, so the first is the best-scored.
     first = np.unique(ranked.objects[candidates], return_index=True)[1]
@@ -171,21 +168,9 @@ def _rank(table: Table, found: Detections) -> _Ranked:
             first = np.cumsum(n) - n
             pairs = np.arange(n.sum())
             candidates = by_key[pairs + np.repeat(starts[part] - first, n)]
-            overlaps = _iou(np.repeat(boxes[part], n, axis=0), table.boxes[candidates])
+            overlaps = iou(np.repeat(boxes[part], n, axis=0), table.boxes[candidates])
             ious[part] = np.maximum.reduceat(overlaps, first)
             is_best = overlaps == np.repeat(ious[part], n)
             best = np.minimum.reduceat(np.where(is_best, pairs, len(pairs)), first)
             objects[part] = candidates[best]
     return _Ranked(labels, objects, ious)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Computes the IoU ``[P]`` of paired xyxy boxes ``[P, 4]``; 0 where both have no area."""
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    union = _area(a) + _area(b) - intersection
-    return np.divide(intersection, union, out=np.zeros(len(a)), where=union > 0)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
