@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import build
@@ -115,7 +117,9 @@ def train(
             distributed.on_main(lambda: _write_facts(folder, cfg, model, device))
 
         def evaluate_now(step: int) -> Metrics:
-            return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
+            found = _detect(model, cfg, test, device, stop)
+            table, into = _limited(cfg, test.table), folder / "eval" / f"step_{step}"
+            return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
         return train_loop(
             model, first, optimizer, steps=cfg.train.steps,
@@ -148,16 +152,31 @@ def evaluate(
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
         stop: signals to obey.
     """
+    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
+        return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
+
+
+@contextmanager
+def found_detections(
+    cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
+) -> Iterator[tuple[Table, build.Split, dict[str, np.ndarray]]]:
+    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
+
+    Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
+    processes of torchrun stay together until the context is left.
+    """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         start_logging()
         _prepare(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
             distributed.obey(stop)
-            return _evaluate_model(to_device(model, device), cfg, test, folder, device, stop, devkit=True)
-        if detections is None:
+            found = _detect(to_device(model, device), cfg, test, device, stop)
+        elif detections is not None:
+            test, found = distributed.together(lambda: _read_detections(cfg, detections))
+        else:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        return distributed.on_main(lambda: _score_file(cfg, detections, folder))
+        yield _limited(cfg, test.table), test, found
 
 
 def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
@@ -170,13 +189,12 @@ def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[
     return test, model
 
 
-def _score_file(cfg: Config, detections: Path, folder: Path) -> Metrics:
+def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
-    read = voc_files.read_detections if detections.is_dir() else coco_files.read_detections
-    found, table = read(detections, test.table), _limited(cfg, test.table)
-    known = found["rows"] < len(table)
-    found = {key: values[known] for key, values in found.items()}
-    return score(cfg, table, test, found, folder, devkit=True)
+    read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
+    found = read(path, test.table)
+    known = found["rows"] < len(_limited(cfg, test.table))
+    return test, {key: values[known] for key, values in found.items()}
 
 
 def _limited(cfg: Config, table: Table) -> Table:
@@ -299,16 +317,10 @@ def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.devic
     )  # fmt: skip
 
 
-def _evaluate_model(
-    model: Detector,
-    cfg: Config,
-    test: build.Split,
-    folder: Path,
-    device: torch.device,
-    stop: StopSignals | None,
-    devkit: bool = False,
-) -> Metrics:
-    """Detects in all test images, in all processes, and scores the result in the first."""
+def _detect(
+    model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
+) -> dict[str, np.ndarray]:
+    """Detects in all test images, in all processes."""
     table = _limited(cfg, test.table)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
@@ -316,5 +328,4 @@ def _evaluate_model(
         timeout=cfg.run.timeout,
     )  # fmt: skip
     share = len(range(rank, len(table), world))
-    found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
-    return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit, stop))
+    return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
