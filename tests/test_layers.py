@@ -12,6 +12,10 @@ ALLOWED = {
     "run": {
         *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
     },
+    "analysis": {
+        *("build", "config", "compat", "curves", "data", "draw", "engine", "evaluation", "models", "run", "report"),
+        "configfile",
+    },
     "browse": {"build", "config", "data", "draw"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
