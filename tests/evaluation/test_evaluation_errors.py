@@ -10,7 +10,7 @@ import pytest
 
 from grcn.data.table import pack
 from grcn.errors import DataError
-from grcn.evaluation import coco, errors, tide
+from grcn.evaluation import coco, errors, overlaps, tide
 from grcn.evaluation.detections import Detections, check
 from grcn.evaluation.oracle import oracle_split
 from grcn.evaluation.overlaps import iou, overlapping
@@ -147,6 +147,27 @@ def test_equals_hotcoco(ignored):
             assert np.nanmean(ap50) == pytest.approx(theirs["ap_base"], abs=1e-12), seed
         kinds |= {name for name, count in zip(tide.ERRORS, counts, strict=True) if count}
     assert kinds == set(tide.ERRORS)
+
+
+@pytest.mark.parametrize("kind", ["difficult", "crowd"])
+def test_on_objects_that_do_not_count_nothing_is_badly_done(make_table, make_detections, kind):
+    table = make_table([(0, CAT, A), (0, CAT, B)], **{kind: [0]})
+    for found in ((0, CAT, 0.9, shifted(A, 25)), (0, DOG, 0.9, A), (0, DOG, 0.9, shifted(A))):
+        figures = errors.analyse(table, make_detections([found, (0, CAT, 0.8, B)])).figures
+        assert figures["counts"] == dict.fromkeys(tide.ERRORS, 0) | {"Bkg": 1}
+        assert figures["agreement"]["detections"] == 1
+    figures = errors.analyse(table, make_detections([(0, CAT, 0.9, A), (0, CAT, 0.8, B)])).figures
+    assert figures["counts"] == dict.fromkeys(tide.ERRORS, 0) and figures["ap50"] == 1
+    table = make_table([(0, CAT, A), (0, CAT, shifted(A, 8))], **{kind: [0]})
+    assert errors.analyse(table, make_detections([(0, CAT, 0.9, A)])).figures["ap50"] == 1, "it takes one that counts"
+
+
+def test_memory_is_bounded_by_parts(monkeypatch):
+    table, packed = random_set(1, 0.1)
+    whole = overlapping(table, check(table, packed))
+    monkeypatch.setattr(overlaps, "_PAIRS", 3)
+    for ours, theirs in zip(overlapping(table, check(table, packed)), whole, strict=True):
+        assert np.array_equal(ours, theirs) and len(ours) > 20
 
 
 def test_ap50_and_ap_by_iou_are_cocos():
