@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from grcn import run
-from grcn.build import Split
-from grcn.config import Config
-from grcn.curves import confusion_map, error_curves
-from grcn.data.table import Table
-from grcn.draw import detection_grid
-from grcn.engine import distributed
-from grcn.engine.checkpoint import write_durably
-from grcn.engine.signals import StopSignals
-from grcn.errors import EnvironmentFault, named
-from grcn.evaluation.errors import Analysis, analyse
+from .. import run
+from ..build import Split
+from ..config import Config
+from ..curves import confusion_map, error_curves
+from ..data.table import Table
+from ..draw import detection_grid
+from ..engine import distributed
+from ..engine.checkpoint import write_durably
+from ..engine.signals import StopSignals
+from ..errors import EnvironmentFault, named
+from ..evaluation.errors import Analysis, analyse
 
 logger = logging.getLogger("grcn")
 

@@ -236,6 +236,7 @@ def test_confusion_and_faults_by_hand(make_table, make_detections):
         (0, CAT, 0.8, A),  # too late for the matrix, a hit for TIDE
         (0, DOG, 0.7, B),
         (0, DOG, 0.4, C),  # below the threshold
+        (1, DOG, 0.3, NOWHERE),  # likewise
         (1, CAT, 0.6, NOWHERE),
         (1, CAT, 0.95, B),  # on the difficult dog
     ]
