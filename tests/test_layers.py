@@ -12,6 +12,7 @@ ALLOWED = {
     "run": {
         *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
     },
+    "study": {"build", "compat", "config", "configfile", "curves", "data", "engine", "evaluation", "study"},
     "browse": {"build", "config", "data", "draw"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
