@@ -41,6 +41,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
     )
+    parser.add_argument("--results", type=Path, help="folder that gets the results of finished runs, to be kept")
     parser.add_argument("--name", help="of the report's files (default: table<n>, or comparison)")
     is_override = re.compile(r"[a-z][a-z0-9_.]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
@@ -82,6 +83,8 @@ def main() -> int:
     if missing and not args.report_only:
         with StopSignals() as stop:
             failed = runs.execute(missing, TRAIN, args.jobs, stop)
+    if args.results:
+        report.keep(planned, args.results)
     measured = report.measure(planned, table.metrics, args.draws)
     facts = report.facts_of(planned, shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]))
     name = args.name or (f"table{args.table}" if args.table else "comparison")

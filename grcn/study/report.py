@@ -86,6 +86,15 @@ def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[s
     return drawn
 
 
+def keep(runs: Sequence[Run], folder: Path) -> None:
+    """Copies the results of finished runs to ``<folder>/<config>/seed<k>.json``."""
+    for run in runs:
+        if run.is_finished():
+            place = folder / run.config.stem / f"seed{run.seed}.json"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(place, run.results.read_bytes())
+
+
 def differences(table: Table, found: Mapping[Path, Measured]) -> dict[str, dict[str, Difference]]:
     """Compares each row with its baseline: label -> figure -> difference."""
     rows = {row.label: row for row in table.rows}
