@@ -26,6 +26,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, choices=range(1, 6), help="table of the paper")
     what.add_argument("--config", type=Path, nargs="+", help="configs, all compared with the first")
+    parser.add_argument("--torchvision", action="store_true", help="beside the first row, torchvision's FasterRCNN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument("--data", choices=["shapes", "voc", "coco"], default="shapes", help="default: shapes, built in")
     parser.add_argument("--scale", type=float, default=1.0, help="times the length of every schedule (default: 1)")
@@ -67,8 +68,10 @@ def main() -> int:
         table, data = rows.paper_table(Path(os.path.relpath(ROOT / "configs")), args.table, args.data), args.data
     else:
         table, data = rows.config_table(args.config), args.config[0].resolve().parent.name
+    if args.torchvision:
+        table = table.with_torchvision()
     folder = args.output_dir or Path("runs") / (data if args.scale == 1 else f"{data}-x{args.scale:g}")
-    planned = runs.plan([row.config for row in table.rows], args.seeds, folder, args.overrides, args.scale)
+    planned = runs.plan(table.rows, args.seeds, folder, args.overrides, args.scale)
     missing = [run for run in planned if not run.is_finished()]
     steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
     logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from .rows import Measured, Table
 from .statistics import Difference, Interval
@@ -12,14 +11,14 @@ from .statistics import Difference, Interval
 
 def page(
     table: Table,
-    found: Mapping[Path, Measured],
+    found: Mapping[str, Measured],
     compared: Mapping[str, Mapping[str, Difference]],
     facts: Sequence[str],
 ) -> str:
     """Writes a study as Markdown: figures, differences, classes where the paper has them, and the run folders.
 
     Args:
-        found: what each config gave.
+        found: what each row gave, by its name.
         compared: label -> figure -> difference to the row's baseline.
         facts: sentences about how it was measured.
     """
@@ -30,7 +29,7 @@ def page(
     for row in table.rows:
         cells = [row.label]
         for name in table.metrics:
-            cells += [_number(row.paper.get(name))] * printed + [_spread(list(found[row.config].values[name].values()))]
+            cells += [_number(row.paper.get(name))] * printed + [_spread(list(found[row.name].values[name].values()))]
         body.append(cells)
     lines += [*_markdown(["", *head], body), ""]
 
@@ -55,15 +54,15 @@ def page(
     if any(row.per_class for row in table.rows):
         lines += _per_class(table, found)
     lines += ["Runs:", ""]
-    for config in dict.fromkeys(row.config for row in table.rows):
-        folders = ", ".join(str(path) for path in found[config].folders.values())
-        lines.append(f"- {config}: {folders or 'not run'}")
+    for name, config in {row.name: row.config for row in table.rows}.items():
+        folders = ", ".join(str(path) for path in found[name].folders.values())
+        lines.append(f"- {name} ({config}): {folders or 'not run'}")
     return "\n".join(lines) + "\n"
 
 
-def _per_class(table: Table, found: Mapping[Path, Measured]) -> list[str]:
+def _per_class(table: Table, found: Mapping[str, Measured]) -> list[str]:
     """Writes AP70 of each class: the paper's columns, or those of other data, which the paper has no figures for."""
-    measured = [found[row.config].per_class for row in table.rows]
+    measured = [found[row.name].per_class for row in table.rows]
     printed = list(dict.fromkeys(name for row in table.rows for name in row.per_class))
     other = [name for name in dict.fromkeys(name for figures in measured for name in figures) if name not in printed]
     same = not other

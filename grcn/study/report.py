@@ -32,8 +32,8 @@ logger = logging.getLogger("grcn")
 _COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 
 
-def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[Path, Measured]:
-    """Reads the results of the finished runs, by config, and scores their detections on resampled images.
+def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
+    """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
 
     Args:
         metrics: the paper's names of the figures.
@@ -49,8 +49,8 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[Pat
     ) as bar:
         resampled = {run.folder: _resample(run, metrics, draws, bar) for run, _ in finished if draws}
     found = {}
-    for config in dict.fromkeys(run.config for run in runs):
-        own = [(run, results) for run, results in finished if run.config == config]
+    for trained in dict.fromkeys(run.name for run in runs):
+        own = [(run, results) for run, results in finished if run.name == trained]
         values: dict[str, dict[int, float]] = {name: {} for name in metrics}
         per_class: dict[str, list[float]] = {}
         for run, results in own:
@@ -64,7 +64,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[Pat
             name: {run.seed: resampled[run.folder][name] for run, _ in own if name in resampled.get(run.folder, {})}
             for name in metrics
         }
-        found[config] = Measured(values, per_class, drawn, {run.seed: run.folder for run, _ in own})
+        found[trained] = Measured(values, per_class, drawn, {run.seed: run.folder for run, _ in own})
     return found
 
 
@@ -87,22 +87,22 @@ def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[s
 
 
 def keep(runs: Sequence[Run], folder: Path) -> None:
-    """Copies the results of finished runs to ``<folder>/<config>/seed<k>.json``."""
+    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``."""
     for run in runs:
         if run.is_finished():
-            place = folder / run.config.stem / f"seed{run.seed}.json"
+            place = folder / run.name / f"seed{run.seed}.json"
             place.parent.mkdir(parents=True, exist_ok=True)
             write_durably(place, run.results.read_bytes())
 
 
-def differences(table: Table, found: Mapping[Path, Measured]) -> dict[str, dict[str, Difference]]:
+def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[str, Difference]]:
     """Compares each row with its baseline: label -> figure -> difference."""
     rows = {row.label: row for row in table.rows}
     compared: dict[str, dict[str, Difference]] = {}
     for row in table.rows:
         if row.baseline is None:
             continue
-        ours, base = found[row.config], found[rows[row.baseline].config]
+        ours, base = found[row.name], found[rows[row.baseline].name]
         for name in table.metrics:
             difference = compare(ours.values[name], base.values[name], ours.draws[name], base.draws[name])
             if difference is not None:
@@ -110,7 +110,7 @@ def differences(table: Table, found: Mapping[Path, Measured]) -> dict[str, dict[
     return compared
 
 
-def write(table: Table, found: Mapping[Path, Measured], folder: Path, facts: Sequence[str], name: str) -> str:
+def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequence[str], name: str) -> str:
     """Writes ``<name>.md``, ``.csv`` (a line for each run), ``.json`` and ``.png`` into ``folder``.
 
     Args:
@@ -132,13 +132,13 @@ def write(table: Table, found: Mapping[Path, Measured], folder: Path, facts: Seq
     return text
 
 
-def _lines(table: Table, found: Mapping[Path, Measured]) -> str:
+def _lines(table: Table, found: Mapping[str, Measured]) -> str:
     """Writes a line for each row and seed, with the folder that its figures come from."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["row", "config", "seed", "folder", *table.metrics, *(f"{name} paper" for name in table.metrics)])
     for row in table.rows:
-        measured = found[row.config]
+        measured = found[row.name]
         paper = [row.paper.get(name, "") for name in table.metrics]
         for seed, folder in measured.folders.items():
             values = [measured.values[name].get(seed, "") for name in table.metrics]
@@ -150,13 +150,13 @@ def _lines(table: Table, found: Mapping[Path, Measured]) -> str:
 
 def _record(
     table: Table,
-    found: Mapping[Path, Measured],
+    found: Mapping[str, Measured],
     compared: Mapping[str, Mapping[str, Difference]],
     facts: Sequence[str],
 ) -> dict[str, Any]:
     rows = []
     for row in table.rows:
-        measured = found[row.config]
+        measured = found[row.name]
         gaps = {
             name: {**asdict(gap), "mean": gap.mean, "shown": gap.is_shown}
             for name, gap in compared.get(row.label, {}).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Row:
         baseline: label of the row that it is compared with; None for that row itself.
         paper: the paper's figures in percent, by the paper's names; empty where it has none.
         per_class: the paper's AP70 of each class in percent.
+        torchvision: whether torchvision's FasterRCNN takes the place of our detector.
     """
 
     label: str
@@ -43,6 +44,12 @@ class Row:
     baseline: str | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
     per_class: Mapping[str, float] = field(default_factory=dict)
+    torchvision: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is trained; rows of one name share their runs."""
+        return self.config.stem + "_torchvision" * self.torchvision
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,12 @@ class Table:
     title: str
     rows: Sequence[Row]
     metrics: Sequence[str]
+
+    def with_torchvision(self) -> Table:
+        """Returns the table with torchvision's FasterRCNN as second row, compared with the first, which it mirrors."""
+        ours = self.rows[0]
+        theirs = Row(f"{ours.label}, torchvision's", ours.config, ours.label, torchvision=True)
+        return replace(self, rows=(ours, theirs, *self.rows[1:]))
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,25 @@ from ..configfile import difference, load_config
 from ..engine.log import bar_seconds, last_entry
 from ..engine.signals import Stopped, StopSignals
 from ..errors import PREFIX, ConfigError, NonFiniteError
+from .rows import Row
 
 _POLL = 0.5  # seconds between looks at the processes
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config trained with one seed, in a folder of its own."""
+    """What a row describes, trained with one seed in a folder of its own."""
 
-    config: Path
+    row: Row
     seed: int
     folder: Path
     overrides: tuple[str, ...]
     settings: Config
+
+    @property
+    def name(self) -> str:
+        """What is trained."""
+        return self.row.name
 
     @property
     def results(self) -> Path:
@@ -51,9 +57,9 @@ class Run:
 
 
 def plan(
-    configs: Iterable[Path], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
+    rows: Iterable[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
 ) -> list[Run]:
-    """Lists the runs of each config with each seed, in ``root/<config>/seed<k>``, seed by seed.
+    """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
 
     Args:
         overrides: ``key=value`` for all runs.
@@ -64,9 +70,9 @@ def plan(
     """
     runs = []
     for seed in dict.fromkeys(seeds):
-        for path in dict.fromkeys(configs):
-            own = (*overrides, *_scaled(load_config(path, overrides), scale), f"run.seed={seed}")
-            run = Run(path, seed, root / path.stem / f"seed{seed}", own, load_config(path, own))
+        for name, row in {row.name: row for row in rows}.items():
+            own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
+            run = Run(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
             _check_settings(run)
             runs.append(run)
     return runs
@@ -163,7 +169,8 @@ def _start(run: Run, command: Sequence[str], slot: int, jobs: int) -> subprocess
 
 def arguments(run: Run) -> list[str]:
     """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
-    return ["--config", str(run.config), "--output-dir", str(run.folder), "--resume", *run.overrides]
+    twin = ["--torchvision"] if run.row.torchvision else []
+    return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *twin, *run.overrides]
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:

@@ -110,11 +110,9 @@ def measured():
     base, ours = table.rows[0], table.rows[1]
     classes = {name: [50.0, 52.0] for name in base.per_class}
     nothing = rows.Measured({"AP70": {}}, {}, {"AP70": {}}, {})
-    found = {row.config: nothing for row in table.rows}
-    found[base.config] = rows.Measured(
-        {"AP70": {0: 55.0, 1: 56.0}}, classes, {"AP70": {}}, {0: Path("a"), 1: Path("b")}
-    )
-    found[ours.config] = rows.Measured({"AP70": {0: 57.5}}, {}, {"AP70": {}}, {0: Path("c")})
+    found = {row.name: nothing for row in table.rows}
+    found[base.name] = rows.Measured({"AP70": {0: 55.0, 1: 56.0}}, classes, {"AP70": {}}, {0: Path("a"), 1: Path("b")})
+    found[ours.name] = rows.Measured({"AP70": {0: 57.5}}, {}, {"AP70": {}}, {0: Path("c")})
     return table, found
 
 
@@ -129,7 +127,8 @@ def test_a_page_has_the_papers_figures_beside_ours(measured):
     paper = next(line for line in text.splitlines() if line.startswith("| VGG16(Baseline), paper"))
     assert paper.split(" | ")[1:4] == ["59.0", "60.0", "51.6"] and paper.count("|") == 22
     assert "| VGG16(Baseline), measured | 51.0 |" in text and "| VGG16 -pool/loc, measured | not run |" in text
-    assert f"- {table.rows[0].config}: a, b" in text and f"{table.rows[4].config}: not run" in text
+    base, other = table.rows[0], table.rows[4]
+    assert f"- {base.name} ({base.config}): a, b" in text and f"{other.name} ({other.config}): not run" in text
 
 
 def test_the_files_of_a_report_hold_every_run(measured, tmp_path):
