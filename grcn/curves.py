@@ -176,6 +176,49 @@ def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | P
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
+def difference_dots(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = "") -> None:
+    """Plots, for each figure, how far rows lie from their baselines.
+
+    A dot is a seed, a bar the mean with its 95 % interval over seeds, a hollow diamond the paper's difference.
+
+    Args:
+        panels: figure -> rows from the top, each with ``label``, ``values`` (one per seed), ``interval`` (two ends or
+            None) and ``paper`` (or None), in percent.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    rows = max((len(points) for points in panels.values()), default=0)
+    figure = _figure(1.3 + 0.42 * rows, 2.2 + 2.4 * len(panels))
+    figure.set_layout_engine("constrained")
+    for axes, (quantity, points) in zip(
+        np.ravel(figure.subplots(1, max(1, len(panels)), sharey=True)), panels.items(), strict=bool(panels)
+    ):
+        places = np.arange(len(points))
+        for place, point in zip(places, points, strict=True):
+            values, interval = point["values"], point["interval"]
+            axes.plot(values, [place] * len(values), "o", color="#56B4E9", markersize=4, alpha=0.8, label="one seed")
+            if values:
+                axes.plot(np.mean(values), place, "|", color="#000000", markersize=14, markeredgewidth=2, label="mean")
+            if interval:
+                axes.plot(interval, [place] * 2, "-", color="#000000", linewidth=1.4, label="95 % over seeds")
+            if point["paper"] is not None:
+                axes.plot(
+                    point["paper"], place, "D", color="#D55E00", fillstyle="none", markersize=8, label="the paper"
+                )
+        axes.axvline(0, color="#707070", linewidth=0.8)
+        axes.set(xlabel=f"difference in {quantity}, percent", ylim=(len(points) - 0.5, -0.5))
+        axes.set_yticks(places, [point["label"] for point in points])
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    named = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def _figure(height: float, width: float = 7.0) -> Figure:
     """Makes a matplotlib figure that belongs to no window and to no global state."""
     try:

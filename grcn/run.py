@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import build
 from .compat import check_classes, check_continuation, check_model, check_same_evaluation
@@ -36,6 +37,7 @@ from .models.detector import Detector, count_parameters, to_device
 from .models.features import TASKS, memory_formats
 from .models.weights import load_weights, normalisation_of
 from .report import score
+from .twin import baseline_of, torchvision_twin
 
 logger = logging.getLogger("grcn")
 
@@ -43,12 +45,14 @@ Metrics = dict[str, float | None]
 AMP = {"none": None, "bf16": torch.bfloat16}
 
 
-def default_folder(path: str | Path, cfg: Config) -> Path:
+def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> Path:
     """Returns ``runs/<data>/<config>/seed<k>`` for a config file, and for that of a run its own folder."""
     path = Path(path)
     if (path.parent / "env.json").exists():
         return path.parent
-    return Path("runs") / path.resolve().parent.name / path.stem / f"seed{cfg.run.seed}"
+    return (
+        Path("runs") / path.resolve().parent.name / (path.stem + "_torchvision" * torchvision) / f"seed{cfg.run.seed}"
+    )
 
 
 def train(
@@ -60,6 +64,7 @@ def train(
     init: Path | None = None,
     allow_changes: bool = False,
     dry_run: bool = False,
+    torchvision: bool = False,
     stop: StopSignals | None = None,
 ) -> Metrics:
     """Trains a detector, evaluates it and returns its last metrics.
@@ -73,12 +78,15 @@ def train(
         init: a run that is not continued starts from the weights of this checkpoint instead of ``model.weights``.
         allow_changes: resume although settings that change the result differ from those of the checkpoint.
         dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
+        torchvision: train torchvision's FasterRCNN with the same network, head, anchors and initial weights instead.
         stop: signals to obey.
 
     Raises:
         UserError: whatever is wrong with config, data, checkpoint or machine.
         Stopped: a signal came; the checkpoint is saved.
     """
+    if torchvision and baseline_of(cfg.model) != cfg.model:
+        raise ConfigError("--torchvision: its FasterRCNN has neither split nor context; use a config of Faster R-CNN")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
@@ -93,8 +101,9 @@ def train(
         state = None if found is None else found[1]
         if state is None:
             _load_initial(model, cfg, init, data.table)
-        model = to_device(model, device)
-        optimizer = build.build_optimizer(cfg.train, model)
+        strides = [model.backbone.feature_specs[task].stride for task in TASKS]
+        trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
+        optimizer = build.build_optimizer(cfg.train, trained)
         distributed.obey(stop)
 
         def batches(start: int) -> Any:
@@ -114,15 +123,15 @@ def train(
             check_same_evaluation(cfg, state, folder)
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
-            distributed.on_main(lambda: _write_facts(folder, cfg, model, device))
+            distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
 
         def evaluate_now(step: int) -> Metrics:
-            found = _detect(model, cfg, test, device, stop)
+            found = _detect(trained, cfg, test, device, stop)
             table, into = _limited(cfg, test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
         return train_loop(
-            model, first, optimizer, steps=cfg.train.steps,
+            trained, first, optimizer, steps=cfg.train.steps,
             lr_at=lambda step: learning_rate(
                 step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
                 milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
@@ -304,7 +313,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
     return {"config": dump_config(cfg), "classes": list(table.classes), "data_fingerprint": table.fingerprint()}
 
 
-def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.device) -> None:
+def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int], device: torch.device) -> None:
     checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
@@ -312,7 +321,7 @@ def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.devic
     images = cfg.train.batch
     logger.info(
         "%s: %.1f M parameters, strides %s, %d steps of %d image%s, lr %g (scale lr with the batch: %g per image)",
-        folder, parameters / 1e6, "/".join(str(model.backbone.feature_specs[task].stride) for task in TASKS),
+        folder, parameters / 1e6, "/".join(map(str, strides)),
         cfg.train.steps, images, "s" * (images > 1), cfg.train.lr, cfg.train.lr / images,
     )  # fmt: skip
 

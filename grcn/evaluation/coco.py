@@ -23,7 +23,7 @@ import numpy as np
 
 from grcn.data.table import Table
 from grcn.errors import EnvironmentFault
-from grcn.evaluation.detections import Detections, check
+from grcn.evaluation.detections import Detections, Matches, check
 
 # Where each figure lies in the evaluators' arrays. IoU: 0 is 0.5, 5 is 0.75, None averages over
 # 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Most detections: 1, 10, 100.
@@ -91,6 +91,40 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
     return {"metrics": metrics, "ap_by_iou": ap_by_iou, "per_class": per_class, "backend": backend}
 
 
+def matches(table: Table, detections: Mapping[str, Any]) -> list[Matches]:
+    """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class what its AP is computed from.
+
+    All areas, and at most 100 detections of a class per image. pycocotools does it, whatever is installed.
+    """
+    found = check(table, detections)
+    image_ids = _image_ids(table)
+    evaluator = _evaluator(_ground_truth(table, image_ids), _results(table, found, image_ids))
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+    rows_of = np.argsort(image_ids)
+    images = [image for image in evaluator.evalImgs if image is not None]
+    found_in: dict[int, list[dict[str, Any]]] = {category: [] for category in table.category_ids.tolist()}
+    for image in images:
+        found_in[image["category_id"]].append(image)
+    return [
+        _joined(found_in[category], rows_of, evaluator.params.maxDets[-1]) for category in table.category_ids.tolist()
+    ]
+
+
+def _joined(images: list[dict[str, Any]], rows_of: np.ndarray, most: int) -> Matches:
+    """Joins what pycocotools found out about one class in each image."""
+    scores = np.concatenate([[], *(image["dtScores"][:most] for image in images)])
+    hits = np.concatenate([np.zeros((10, 0)), *(image["dtMatches"][:, :most] for image in images)], axis=1) > 0
+    ignored = np.concatenate([np.zeros((10, 0)), *(image["dtIgnore"][:, :most] for image in images)], axis=1) > 0
+    rows = np.concatenate([[], *([rows_of[image["image_id"]]] * min(most, len(image["dtScores"])) for image in images)])
+    objects = np.zeros(len(rows_of), dtype=np.int64)
+    for image in images:
+        objects[rows_of[image["image_id"]]] = np.count_nonzero(image["gtIgnore"] == 0)
+    order = np.argsort(-scores, kind="stable")
+    return Matches(rows[order].astype(np.int64), (hits & ~ignored)[:, order], ~ignored[:, order], objects)
+
+
 def to_xywh(boxes: np.ndarray) -> np.ndarray:
     """Converts boxes ``[K, 4]`` from xyxy to COCO's x, y, width, height, float64.
 
@@ -155,6 +189,14 @@ def _results(table: Table, found: Detections, image_ids: np.ndarray) -> np.ndarr
 
 def _score_with_pycocotools(truth: dict[str, Any], results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns precision ``[IoU, recall, class, area, detections]`` and recall, without its axis."""
+    evaluator = _evaluator(truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _evaluator(truth: dict[str, Any], results: np.ndarray) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -169,10 +211,7 @@ def _score_with_pycocotools(truth: dict[str, Any], results: np.ndarray) -> tuple
             detected = COCO()
             detected.dataset = truth | {"annotations": []}
             detected.createIndex()
-        evaluator = COCOeval(objects, detected, "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+        return COCOeval(objects, detected, "bbox")
 
 
 def _score_with_hotcoco(truth: dict[str, Any], results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
