@@ -61,6 +61,8 @@ def error_curves(
         EnvironmentFault: matplotlib is not installed.
     """
     figure = _figure(3.8, 14.0)
+    from matplotlib.ticker import LogLocator
+
     bars, line, cloud = figure.subplots(1, 3)
     gains = {name: figures["gains"][name] or 0.0 for name in figures["counts"]}
     drawn = bars.bar(list(gains), list(gains.values()), color=_LINE_COLORS[1])
@@ -74,7 +76,10 @@ def error_curves(
     told = ", ".join(f"{name.title()} {'undefined' if r is None else f'{r:.2f}'}" for name, r in agreement.items())
     if len(scores):
         counts = cloud.hexbin(scores, ious, gridsize=28, extent=extent, bins="log", mincnt=1, cmap="viridis_r")
-        figure.colorbar(counts, label="detections")
+        legend = figure.colorbar(counts, label="detections")
+        legend.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        legend.ax.yaxis.set_major_formatter("{x:g}")
+        legend.minorticks_off()
     cloud.set(title=f"score and IoU: {told}", xlabel="score", ylabel="IoU", xlim=extent[:2], ylim=extent[2:])
     for axes in (bars, line, cloud):
         axes.grid(color="#dddddd", linewidth=0.6, axis="y" if axes is bars else "both")
