@@ -115,7 +115,7 @@ def test_a_checkpoint_and_its_detections_score_the_same(finished, tmp_path):
     (weights,) = (folder / "checkpoints").glob("step_*.pt")
     stdout, _ = call(tool, "--config", config, "--checkpoint", weights, "--output-dir", tmp_path / "a")
     assert json.loads(stdout.splitlines()[-1]) == metrics
-    assert (tmp_path / "a/devkit/comp4_det_test_disc.txt").exists()
+    assert (tmp_path / "a/devkit/comp4_det_test_sun.txt").exists()
     for number, source in enumerate((tmp_path / "a/detections.json", tmp_path / "a/devkit")):
         stdout, _ = call(tool, "--config", config, "--detections", source, "--output-dir", tmp_path / str(number))
         assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-6)
