@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import Data, FilesData, Model, ShapesData, Train
+from .config import Data, Eval, FilesData, Model, ShapesData, Train
 from .data import coco, shapes, voc
 from .data.shapes_layout import CLASSES
 from .data.table import Table
@@ -148,6 +148,11 @@ def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
         classes: those of the model: a class that it does not know is an error. None takes them from the split.
     """
     return _split(cfg, "test", classes)
+
+
+def counted(cfg: Eval, table: Table) -> Table:
+    """Returns the images of a test split that count: all, or the first ``eval.limit``."""
+    return table if cfg.limit is None else table.first(cfg.limit)
 
 
 def _split(cfg: Data, side: str, classes: tuple[str, ...] | None) -> Split:

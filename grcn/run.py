@@ -127,7 +127,7 @@ def train(
 
         def evaluate_now(step: int) -> Metrics:
             found = _detect(trained, cfg, test, device, stop)
-            table, into = _limited(cfg, test.table), folder / "eval" / f"step_{step}"
+            table, into = build.counted(cfg.eval, test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
         return train_loop(
@@ -185,7 +185,7 @@ def found_detections(
             test, found = distributed.together(lambda: _read_detections(cfg, detections))
         else:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        yield _limited(cfg, test.table), test, found
+        yield build.counted(cfg.eval, test.table), test, found
 
 
 def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
@@ -202,12 +202,8 @@ def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
     read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
     found = read(path, test.table)
-    known = found["rows"] < len(_limited(cfg, test.table))
+    known = found["rows"] < len(build.counted(cfg.eval, test.table))
     return test, {key: values[known] for key, values in found.items()}
-
-
-def _limited(cfg: Config, table: Table) -> Table:
-    return table if cfg.eval.limit is None else table.first(cfg.eval.limit)
 
 
 def _prepare(cfg: Config, device: torch.device) -> None:
@@ -267,7 +263,7 @@ def _read(
     """Reads both splits and builds the model, after making sure that the checkpoint belongs to config and data."""
     data = build.build_train_split(cfg.data)
     test = build.build_test_split(cfg.data, data.table.classes)
-    check_objects(_limited(cfg, test.table))
+    check_objects(build.counted(cfg.eval, test.table))
     if found is not None:
         path, state = found
         check_continuation(cfg, state, path, data.table, allow_changes)
@@ -330,7 +326,7 @@ def _detect(
     model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
 ) -> dict[str, np.ndarray]:
     """Detects in all test images, in all processes."""
-    table = _limited(cfg, test.table)
+    table = build.counted(cfg.eval, test.table)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
         table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",

@@ -1,4 +1,4 @@
-"""Reproduces a table of the paper, or compares configs: python tools/reproduce.py --table 1 --seeds 0 1 2 [key=value]
+"""Reproduces a table of the paper, or compares configs: python tools/reproduce.py --table 1 2 3 --seeds 0 1 2 [k=v]
 
 Runs what is missing, continues what was interrupted, and writes paper | measured | difference as Markdown, CSV, JSON
 and a picture. After an interruption the same command goes on. The table goes to stdout, everything else to stderr.
@@ -24,7 +24,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Reads the command line; ``key=value`` may follow ``--seeds`` or ``--config``, which take several words."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, choices=range(1, 6), help="table of the paper")
+    what.add_argument("--table", type=int, nargs="+", choices=range(1, 6), help="tables of the paper")
     what.add_argument("--config", type=Path, nargs="+", help="configs, all compared with the first")
     parser.add_argument("--torchvision", action="store_true", help="beside the first row, torchvision's FasterRCNN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
@@ -43,7 +43,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
     )
     parser.add_argument("--results", type=Path, help="folder that gets the results of finished runs, to be kept")
-    parser.add_argument("--name", help="of the report's files (default: table<n>, or comparison)")
+    parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
     is_override = re.compile(r"[a-z][a-z0-9_.]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
     args.overrides = [word for word in words if is_override(word)]
@@ -65,13 +65,16 @@ def main() -> int:
 
     start_logging()
     if args.table:
-        table, data = rows.paper_table(Path(os.path.relpath(ROOT / "configs")), args.table, args.data), args.data
+        configs, data = Path(os.path.relpath(ROOT / "configs")), args.data
+        tables = {f"table{number}": rows.paper_table(configs, number, data) for number in args.table}
     else:
-        table, data = rows.config_table(args.config), args.config[0].resolve().parent.name
+        tables, data = {"comparison": rows.config_table(args.config)}, args.config[0].resolve().parent.name
     if args.torchvision:
-        table = table.with_torchvision()
+        tables = {name: table.with_torchvision() for name, table in tables.items()}
     folder = args.output_dir or Path("runs") / (data if args.scale == 1 else f"{data}-x{args.scale:g}")
-    planned = runs.plan(table.rows, args.seeds, folder, args.overrides, args.scale)
+    planned = runs.plan(
+        [row for table in tables.values() for row in table.rows], args.seeds, folder, args.overrides, args.scale
+    )
     missing = [run for run in planned if not run.is_finished()]
     steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
     logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)
@@ -88,11 +91,15 @@ def main() -> int:
             failed = runs.execute(missing, TRAIN, args.jobs, stop)
     if args.results:
         report.keep(planned, args.results)
-    measured = report.measure(planned, table.metrics, args.draws)
+    metrics = dict.fromkeys(name for table in tables.values() for name in table.metrics)
+    measured = report.measure(planned, list(metrics), args.draws)
     facts = report.facts_of(planned, shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]))
-    name = args.name or (f"table{args.table}" if args.table else "comparison")
-    print(report.write(table, measured, folder / "reports", facts, name), end="")
-    logger.info("the report is %s.md, with .csv, .json and .png beside it", folder / "reports" / name)
+    for name, table in tables.items():
+        named = name if args.name is None else args.name + f"_{name}" * (len(tables) > 1)
+        print(report.write(table, measured, folder / "reports", facts, named))
+        logger.info("the report is %s.md, with .csv, .json and .png beside it", folder / "reports" / named)
+    if len(tables) > 1:
+        report.draw_together(tables.values(), measured, folder / "reports" / f"{args.name or 'tables'}.png")
     for place, (_, words) in failed.items():
         logger.error("%s: %s", place, words)
     return next((code for code, _ in failed.values()), 0)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
 def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[str, np.ndarray]:
     """Returns the figures of a run, in percent, on ``count`` resamples of its test images."""
     cfg = run.settings
-    table = build.build_test_split(cfg.data, build.class_names(cfg.data)).table
-    table = table if cfg.eval.limit is None else table.first(cfg.eval.limit)
+    table = build.counted(cfg.eval, build.build_test_split(cfg.data, build.class_names(cfg.data)).table)
     found = coco_files.read_detections(run.results.with_name("detections.json"), table)
     times = bootstrap.draws(len(table), count)[1:]
     drawn = {}
@@ -125,10 +124,7 @@ def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequ
     record = json.dumps(_record(table, found, compared, facts), indent=1) + "\n"
     for suffix, content in {"md": text, "csv": _lines(table, found), "json": record}.items():
         write_durably(folder / f"{name}.{suffix}", content.encode())
-    try:
-        difference_dots(_panels(table, compared), folder / f"{name}.png", table.title)
-    except EnvironmentFault as error:
-        logger.info("nothing drawn: %s", error)
+    _draw(_panels(table, compared), folder / f"{name}.png", table.title)
     return text
 
 
@@ -173,6 +169,27 @@ def _record(
             }
         )
     return {"table": table.title, "facts": list(facts), "rows": rows}
+
+
+def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: Path) -> None:
+    """Draws the differences of several tables below each other, in those figures that all of them have."""
+    tables = list(tables)
+    shared = [name for name in METRICS if all(name in table.metrics for table in tables)]
+    panels: dict[str, list[dict[str, Any]]] = {name: [] for name in shared}
+    for table in tables:
+        for name, points in _panels(table, differences(table, found)).items():
+            if name in shared:
+                first = table.title.partition(".")[0]
+                panels[name] += [{**point, "label": f"{first}: {point['label']}"} for point in points]
+    if shared:
+        _draw(panels, path, "Differences to the row's baseline")
+
+
+def _draw(panels: Mapping[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+    try:
+        difference_dots(panels, path, title)
+    except EnvironmentFault as error:
+        logger.info("nothing drawn: %s", error)
 
 
 def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> dict[str, list[dict[str, Any]]]:

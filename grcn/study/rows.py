@@ -24,6 +24,7 @@ METRICS = {
     "APl": "coco_ap_large",
     "AP70": "voc07_ap70",
 }
+_DATA = {"coco": "COCO", "voc": "PASCAL VOC", "shapes": "built-in images with small networks"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def paper_table(configs: Path, number: int, data: str) -> Table:
     labels = {row["id"]: row["label"] for row in printed["rows"]}
     rows = [_row(row, printed, labels, files[row["id"]]) for row in printed["rows"]]
     metrics = [name for name in METRICS if name in printed["rows"][0]]
-    return Table(f"Table {number}. {printed['caption']}", rows, metrics)
+    return Table(f"Table {number}. {printed['caption']}; measured on {_DATA[data]}", rows, metrics)
 
 
 def _row(row: Mapping[str, Any], printed: Mapping[str, Any], labels: Mapping[str, str], config: Path) -> Row:
