@@ -1,0 +1,1 @@
+"""What a trained detector shows beyond its average precision."""
