@@ -52,10 +52,10 @@ def conflict(
 ) -> dict[str, dict[str, Conflict]]:
     """Compares, in each trained layer, the gradients of the classification and of the localization losses.
 
-    The cosine is taken in each batch and then averaged: it tells how the tasks pull within one update. Noise of the
-    sampling, which is larger in small batches, draws it towards zero. Gradients have the precision of the model, their
-    inner products are summed in float64. Nothing is updated: weights, buffers, ``.grad`` and torch's random state are
-    as before.
+    The cosine is taken in each batch and then averaged: it tells how the tasks pull within one update. The noise of a
+    batch, as far as it is independent between the tasks, draws it towards zero. Gradients have the precision of the
+    model, their inner products are summed in float64. Nothing is updated: weights, buffers, ``.grad`` and torch's
+    random state are as before.
 
     Args:
         model: in training mode, where ``model(images, targets)`` returns scalar losses under the names of
