@@ -8,6 +8,10 @@ import grcn
 ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
+    "analysis": {
+        *("build", "config", "compat", "configfile", "curves", "data", "draw", "engine", "evaluation", "models"),
+        *("run", "report", "analysis"),
+    },
     "report": {"build", "config", "curves", "data", "draw", "engine", "evaluation"},
     "run": {
         *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
