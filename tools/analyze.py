@@ -14,21 +14,21 @@ from grcn.engine.signals import StopSignals
 
 
 def main() -> None:
-    """Reads the command line and analyses."""
+    """Reads the command line and runs the command."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subparsers = parser.add_subparsers(required=True, metavar="ANALYSIS")
-    add_gradients(subparsers)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    add_gradients(commands)
     # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
-    args, overrides = parser.parse_known_args()
-    if unknown := [word for word in overrides if word.startswith("-")]:
+    args, rest = parser.parse_known_args()
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.overrides = overrides
-    args.analyze(args)
+    args.analyze(args, rest)
 
 
-def add_gradients(subparsers: Any) -> None:
+def add_gradients(commands: Any) -> None:
     """Adds the command ``gradients``."""
-    parser = subparsers.add_parser(
+    parser = commands.add_parser(
         "gradients", usage="%(prog)s (--config C | --run FOLDER) [options] [key=value ...]",
         help="cosine between the tasks' gradients in each layer, over training",
         description="Compares the gradients of classification and localization in each layer, at the start and at each "
@@ -50,7 +50,7 @@ def add_gradients(subparsers: Any) -> None:
     parser.set_defaults(analyze=gradients, parser=parser)
 
 
-def gradients(args: argparse.Namespace) -> None:
+def gradients(args: argparse.Namespace, overrides: list[str]) -> None:
     """Compares the tasks' gradients."""
     if args.run and args.points is not None:
         args.parser.error("--points goes with --config only")
@@ -58,7 +58,7 @@ def gradients(args: argparse.Namespace) -> None:
     for name, value in (("images", args.images), ("points", points)):
         if value is not None and value < 1:
             args.parser.error(f"--{name} must be at least 1 (got {value})")
-    cfg = load_config(args.config or args.run / "config.yaml", args.overrides)
+    cfg = load_config(args.config or args.run / "config.yaml", overrides)
     with StopSignals() as stop:
         from grcn.analysis import training  # imports torch, for seconds
 
