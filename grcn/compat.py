@@ -30,6 +30,8 @@ HARMLESS = (
     "train.keep",
     "train.log_every",
 )
+# Settings that decide what a finished run was measured by.
+MEASURED = ("data.test", "eval.limit", "eval.protocols", "eval.voc_iou")
 # Settings of the model that a detection does not depend on.
 TRAINING_ONLY = (
     "model.head.dropout",
@@ -64,8 +66,7 @@ def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
 
 def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
     """Refuses to report a finished run under another evaluation: it has metrics of its own only."""
-    measured = ("data.test", "eval.limit", "eval.protocols", "eval.voc_iou")
-    changes = [line for line in _changes(state, folder, cfg) if line.startswith(measured)]
+    changes = [line for line in _changes(state, folder, cfg) if line.startswith(MEASURED)]
     _refuse(changes, f"{folder}: finished, and evaluated otherwise; use tools/eval.py with its checkpoint", False)
 
 

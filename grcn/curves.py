@@ -1,4 +1,4 @@
-"""Curves: precision over recall, losses and cosines over steps, cost over size. They need matplotlib (``plot``)."""
+"""Curves: precision over recall, errors, losses and cosines over steps, cost over size; by matplotlib (``plot``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,6 +44,81 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
     }
     _plot(axes, lines, "recall", "precision")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), title=title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def error_curves(
+    figures: Mapping[str, Any], scores: np.ndarray, ious: np.ndarray, path: str | Path, title: str = ""
+) -> None:
+    """Plots where AP is lost: what each kind of error costs, AP over IoU, and how score and IoU agree.
+
+    Args:
+        figures: of :func:`grcn.evaluation.errors.analyse`; None is drawn as nothing.
+        scores: ``[A]``, of the same.
+        ious: ``[A]``, of the same.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    figure = _figure(3.8, 14.0)
+    from matplotlib.ticker import LogLocator
+
+    bars, line, cloud = figure.subplots(1, 3)
+    gains = {name: figures["gains"][name] or 0.0 for name in figures["counts"]}
+    drawn = bars.bar(list(gains), list(gains.values()), color=_LINE_COLORS[1])
+    bars.bar_label(drawn, [f"{gain:.3f}\n{figures['counts'][name]:,} ×" for name, gain in gains.items()])
+    bars.set(title="AP50 gained if one error is mended", ylabel="AP50", ylim=(0, 1.25 * max(*gains.values(), 0.01)))
+    known = {float(iou): ap for iou, ap in figures["ap_by_iou"].items() if ap is not None}
+    line.plot(list(known), list(known.values()), ".-", color=_LINE_COLORS[1])
+    line.set(title="AP at each IoU", xlabel="IoU", ylabel="AP", xlim=(0.48, 0.97), ylim=(0, 1))
+    extent = (min([0.0, *scores]), max([1.0, *scores]), 0.0, 1.0)
+    agreement = {name: figures["agreement"][name] for name in ("spearman", "pearson")}
+    told = ", ".join(f"{name.title()} {'undefined' if r is None else f'{r:.2f}'}" for name, r in agreement.items())
+    if len(scores):
+        counts = cloud.hexbin(scores, ious, gridsize=28, extent=extent, bins="log", mincnt=1, cmap="viridis_r")
+        legend = figure.colorbar(counts, label="detections")
+        legend.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        legend.ax.yaxis.set_major_formatter("{x:g}")
+        legend.minorticks_off()
+    cloud.set(title=f"score and IoU: {told}", xlabel="score", ylabel="IoU", xlim=extent[:2], ylim=extent[2:])
+    for axes in (bars, line, cloud):
+        axes.grid(color="#dddddd", linewidth=0.6, axis="y" if axes is bars else "both")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, parse_math=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def confusion_map(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path, title: str = "") -> None:
+    """Draws which class is taken for which: colours are shares of a row, numbers are counts, up to 20 classes.
+
+    Args:
+        matrix: ``[C + 1, C + 1]``, of :func:`grcn.evaluation.errors.confusion`.
+        classes: the C names.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    counts, many = np.asarray(matrix), len(classes) > 20
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.0 + (0.17 if many else 0.5) * len(counts)
+    figure = _figure(side, side + 1.0)
+    axes = figure.subplots()
+    colors = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(colors, label="share of the row", fraction=0.04, pad=0.02)
+    places, size = range(len(counts)), 6 if many else 9
+    axes.set_xticks(places, [*classes, "(missed)"], rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(places, [*classes, "(background)"], fontsize=size, parse_math=False)
+    axes.set(xlabel="detected class", ylabel="true class")
+    axes.set_title(title, parse_math=False)
+    if not many:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count}", ha="center", va="center", fontsize=7, color=ink)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
@@ -156,13 +231,56 @@ def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | P
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def _figure(height: float) -> Figure:
+def difference_dots(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = "") -> None:
+    """Plots, for each figure, how far rows lie from their baselines.
+
+    A dot is a seed, a bar the mean with its 95 % interval over seeds, a hollow diamond the paper's difference.
+
+    Args:
+        panels: figure -> rows from the top, each with ``label``, ``values`` (one per seed), ``interval`` (two ends or
+            None) and ``paper`` (or None), in percent.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    rows = max((len(points) for points in panels.values()), default=0)
+    figure = _figure(1.3 + 0.42 * rows, 2.2 + 2.4 * len(panels))
+    figure.set_layout_engine("constrained")
+    for axes, (quantity, points) in zip(
+        np.ravel(figure.subplots(1, max(1, len(panels)), sharey=True)), panels.items(), strict=bool(panels)
+    ):
+        places = np.arange(len(points))
+        for place, point in zip(places, points, strict=True):
+            values, interval = point["values"], point["interval"]
+            axes.plot(values, [place] * len(values), "o", color="#56B4E9", markersize=4, alpha=0.8, label="one seed")
+            if values:
+                axes.plot(np.mean(values), place, "|", color="#000000", markersize=14, markeredgewidth=2, label="mean")
+            if interval:
+                axes.plot(interval, [place] * 2, "-", color="#000000", linewidth=1.4, label="95 % over seeds")
+            if point["paper"] is not None:
+                axes.plot(
+                    point["paper"], place, "D", color="#D55E00", fillstyle="none", markersize=8, label="the paper"
+                )
+        axes.axvline(0, color="#707070", linewidth=0.8)
+        axes.set(xlabel=f"difference in {quantity}, percent", ylim=(len(points) - 0.5, -0.5))
+        axes.set_yticks(places, [point["label"] for point in points])
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    named = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _figure(height: float, width: float = 7.0) -> Figure:
     """Makes a matplotlib figure that belongs to no window and to no global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise EnvironmentFault("curves need matplotlib, which is not installed; pip install 'grcn[plot]'") from error
-    return Figure(figsize=(7.0, height))
+    return Figure(figsize=(width, height))
 
 
 def _plot(axes: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], x: str, y: str) -> None:

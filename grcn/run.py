@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from . import build
 from .compat import check_classes, check_continuation, check_model, check_same_evaluation
@@ -34,6 +37,7 @@ from .models.detector import Detector, count_parameters, to_device
 from .models.features import TASKS, memory_formats
 from .models.weights import load_weights, normalisation_of
 from .report import score
+from .twin import baseline_of, torchvision_twin
 
 logger = logging.getLogger("grcn")
 
@@ -41,12 +45,14 @@ Metrics = dict[str, float | None]
 AMP = {"none": None, "bf16": torch.bfloat16}
 
 
-def default_folder(path: str | Path, cfg: Config) -> Path:
+def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> Path:
     """Returns ``runs/<data>/<config>/seed<k>`` for a config file, and for that of a run its own folder."""
     path = Path(path)
     if (path.parent / "env.json").exists():
         return path.parent
-    return Path("runs") / path.resolve().parent.name / path.stem / f"seed{cfg.run.seed}"
+    return (
+        Path("runs") / path.resolve().parent.name / (path.stem + "_torchvision" * torchvision) / f"seed{cfg.run.seed}"
+    )
 
 
 def train(
@@ -58,6 +64,7 @@ def train(
     init: Path | None = None,
     allow_changes: bool = False,
     dry_run: bool = False,
+    torchvision: bool = False,
     stop: StopSignals | None = None,
 ) -> Metrics:
     """Trains a detector, evaluates it and returns its last metrics.
@@ -71,12 +78,15 @@ def train(
         init: a run that is not continued starts from the weights of this checkpoint instead of ``model.weights``.
         allow_changes: resume although settings that change the result differ from those of the checkpoint.
         dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
+        torchvision: train torchvision's FasterRCNN with the same network, head, anchors and initial weights instead.
         stop: signals to obey.
 
     Raises:
         UserError: whatever is wrong with config, data, checkpoint or machine.
         Stopped: a signal came; the checkpoint is saved.
     """
+    if torchvision and baseline_of(cfg.model) != cfg.model:
+        raise ConfigError("--torchvision: its FasterRCNN has neither split nor context; use a config of Faster R-CNN")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
@@ -91,8 +101,9 @@ def train(
         state = None if found is None else found[1]
         if state is None:
             _load_initial(model, cfg, init, data.table)
-        model = to_device(model, device)
-        optimizer = build.build_optimizer(cfg.train, model)
+        strides = [model.backbone.feature_specs[task].stride for task in TASKS]
+        trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
+        optimizer = build.build_optimizer(cfg.train, trained)
         distributed.obey(stop)
 
         def batches(start: int) -> Any:
@@ -112,13 +123,15 @@ def train(
             check_same_evaluation(cfg, state, folder)
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
-            distributed.on_main(lambda: _write_facts(folder, cfg, model, device))
+            distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
 
         def evaluate_now(step: int) -> Metrics:
-            return _evaluate_model(model, cfg, test, folder / "eval" / f"step_{step}", device, stop)
+            found = _detect(trained, cfg, test, device, stop)
+            table, into = _limited(cfg, test.table), folder / "eval" / f"step_{step}"
+            return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
         return train_loop(
-            model, first, optimizer, steps=cfg.train.steps,
+            trained, first, optimizer, steps=cfg.train.steps,
             lr_at=lambda step: learning_rate(
                 step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
                 milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
@@ -148,16 +161,31 @@ def evaluate(
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
         stop: signals to obey.
     """
+    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
+        return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
+
+
+@contextmanager
+def found_detections(
+    cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
+) -> Iterator[tuple[Table, build.Split, dict[str, np.ndarray]]]:
+    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
+
+    Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
+    processes of torchrun stay together until the context is left.
+    """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         start_logging()
         _prepare(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
             distributed.obey(stop)
-            return _evaluate_model(to_device(model, device), cfg, test, folder, device, stop, devkit=True)
-        if detections is None:
+            found = _detect(to_device(model, device), cfg, test, device, stop)
+        elif detections is not None:
+            test, found = distributed.together(lambda: _read_detections(cfg, detections))
+        else:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        return distributed.on_main(lambda: _score_file(cfg, detections, folder))
+        yield _limited(cfg, test.table), test, found
 
 
 def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
@@ -170,13 +198,12 @@ def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[
     return test, model
 
 
-def _score_file(cfg: Config, detections: Path, folder: Path) -> Metrics:
+def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
-    read = voc_files.read_detections if detections.is_dir() else coco_files.read_detections
-    found, table = read(detections, test.table), _limited(cfg, test.table)
-    known = found["rows"] < len(table)
-    found = {key: values[known] for key, values in found.items()}
-    return score(cfg, table, test, found, folder, devkit=True)
+    read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
+    found = read(path, test.table)
+    known = found["rows"] < len(_limited(cfg, test.table))
+    return test, {key: values[known] for key, values in found.items()}
 
 
 def _limited(cfg: Config, table: Table) -> Table:
@@ -286,7 +313,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
     return {"config": dump_config(cfg), "classes": list(table.classes), "data_fingerprint": table.fingerprint()}
 
 
-def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.device) -> None:
+def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int], device: torch.device) -> None:
     checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
@@ -294,21 +321,15 @@ def _write_facts(folder: Path, cfg: Config, model: Detector, device: torch.devic
     images = cfg.train.batch
     logger.info(
         "%s: %.1f M parameters, strides %s, %d steps of %d image%s, lr %g (scale lr with the batch: %g per image)",
-        folder, parameters / 1e6, "/".join(str(model.backbone.feature_specs[task].stride) for task in TASKS),
+        folder, parameters / 1e6, "/".join(map(str, strides)),
         cfg.train.steps, images, "s" * (images > 1), cfg.train.lr, cfg.train.lr / images,
     )  # fmt: skip
 
 
-def _evaluate_model(
-    model: Detector,
-    cfg: Config,
-    test: build.Split,
-    folder: Path,
-    device: torch.device,
-    stop: StopSignals | None,
-    devkit: bool = False,
-) -> Metrics:
-    """Detects in all test images, in all processes, and scores the result in the first."""
+def _detect(
+    model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
+) -> dict[str, np.ndarray]:
+    """Detects in all test images, in all processes."""
     table = _limited(cfg, test.table)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
@@ -316,5 +337,4 @@ def _evaluate_model(
         timeout=cfg.run.timeout,
     )  # fmt: skip
     share = len(range(rank, len(table), world))
-    found = detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
-    return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit, stop))
+    return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)

@@ -68,3 +68,34 @@ def test_scaling_curves(tmp_path):
     first, second = (Image.open(tmp_path / name) for name in ("one.png", "two.png"))
     assert second.height > 1.5 * first.height
     assert len(np.unique(np.asarray(first.convert("L")))) > 10
+
+
+def test_errors_and_confusions_are_drawn(tmp_path):
+    """With names of any letters, with numbers where there are few classes, and where nothing is defined."""
+    pytest.importorskip("matplotlib")
+    kinds = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+    figures = {
+        "gains": dict.fromkeys(kinds, 0.1),
+        "counts": dict.fromkeys(kinds, 1000),
+        "ap_by_iou": {"0.50": 0.5, "0.55": 0.4},
+        "agreement": {"detections": 90, "spearman": 0.5, "pearson": 0.4},
+    }
+    scores = np.linspace(0, 1, 90)
+    curves.error_curves(figures, scores, scores**2, tmp_path / "some.png", "cats $and$ \\dogs")
+    undefined = {
+        "gains": dict.fromkeys(kinds),
+        "ap_by_iou": {"0.50": None},
+        "agreement": {"detections": 0, "spearman": None, "pearson": None},
+    }
+    curves.error_curves(figures | undefined, np.zeros(0), np.zeros(0), tmp_path / "none.png")
+    colors = [len(Image.open(tmp_path / name).getcolors(2**20)) for name in ("some.png", "none.png")]
+    assert colors[0] > colors[1] + 50
+    inks = {}
+    for count in (2, 21):
+        classes = [f"class $x_{{{k}$ \\y" for k in range(count)]
+        for value in (1, 8):  # of the same shares, so only numbers tell them apart
+            path = tmp_path / f"{count}-{value}.png"
+            curves.confusion_map(np.full((count + 1, count + 1), value).tolist(), classes, path, "cats $and \\dogs")
+            inks[count, value] = np.asarray(Image.open(path))
+    assert (inks[2, 1] != inks[2, 8]).any()
+    assert (inks[21, 1] == inks[21, 8]).all()

@@ -8,19 +8,33 @@ import grcn
 ROOT = Path(grcn.__file__).parent
 EVERYBODY = {"errors", "rng"}
 ALLOWED = {
-    "analysis": {
-        *("build", "config", "compat", "configfile", "curves", "data", "draw", "engine", "evaluation", "models"),
-        *("run", "report", "analysis"),
-    },
     "report": {"build", "config", "curves", "data", "draw", "engine", "evaluation"},
     "run": {
-        *("report", "build", "compat", "config", "configfile", "data", "dryrun", "engine", "evaluation", "models"),
+        *(
+            "report",
+            "twin",
+            "build",
+            "compat",
+            "config",
+            "configfile",
+            "data",
+            "dryrun",
+            "engine",
+            "evaluation",
+            "models",
+        ),
     },
+    "analysis": {
+        *("build", "config", "compat", "curves", "data", "draw", "engine", "evaluation", "models", "run", "report"),
+        *("configfile", "analysis"),
+    },
+    "study": {"build", "compat", "config", "configfile", "curves", "data", "engine", "evaluation", "study"},
     "browse": {"build", "config", "data", "draw"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
-    "benchmark": {"benchmark", "boxes", "build", "config", "data", "describe", "evaluation", "models"},
+    "twin": {"build", "config", "models"},
+    "benchmark": {"twin", "benchmark", "boxes", "build", "config", "data", "describe", "evaluation", "models"},
     "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
     "configfile": {"config", "configerrors", "yamlfile"},

@@ -13,7 +13,10 @@ from grcn.engine.train import learning_rate, train
 from grcn.evaluation import coco, voc
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["data.train_images=2", "train.batch=2", "train.steps=250", "train.warmup=10", "train.lr=0.04", "data.flip=0"]
+SMALL = [
+    "data.level=flat", "data.train_images=2", "train.batch=2", "train.steps=250", "train.warmup=10", "train.lr=0.04",
+    "data.flip=0",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ["faster_rcnn", "grcn"])

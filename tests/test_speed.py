@@ -15,12 +15,12 @@ from grcn import boxes
 from grcn.benchmark.counts import count, saved_bytes
 from grcn.benchmark.floor import record_floor
 from grcn.benchmark.scene import make_scene, spread_scores
-from grcn.benchmark.twin import torchvision_twin
 from grcn.build import build_model
 from grcn.configfile import load_config
 from grcn.models import features
 from grcn.models.roi_heads import Detecting, Sampling
 from grcn.models.roi_pool import RoIPool
+from grcn.twin import torchvision_twin
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")

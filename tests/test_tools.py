@@ -115,7 +115,7 @@ def test_a_checkpoint_and_its_detections_score_the_same(finished, tmp_path):
     (weights,) = (folder / "checkpoints").glob("step_*.pt")
     stdout, _ = call(tool, "--config", config, "--checkpoint", weights, "--output-dir", tmp_path / "a")
     assert json.loads(stdout.splitlines()[-1]) == metrics
-    assert (tmp_path / "a/devkit/comp4_det_test_disc.txt").exists()
+    assert (tmp_path / "a/devkit/comp4_det_test_sun.txt").exists()
     for number, source in enumerate((tmp_path / "a/detections.json", tmp_path / "a/devkit")):
         stdout, _ = call(tool, "--config", config, "--detections", source, "--output-dir", tmp_path / str(number))
         assert json.loads(stdout.splitlines()[-1]) == pytest.approx(metrics, abs=1e-6)
@@ -382,3 +382,19 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
     ):
         stderr = call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, *wrong, code=2)
         assert_one_line(stderr, named)
+
+
+def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch, capfd):
+    config = ROOT / "configs/shapes/faster_rcnn_tiny.yaml"
+    stdout, _ = train(config, tmp_path / "run", "--torchvision", *SMALL)
+    assert json.loads(stdout.splitlines()[-1])["coco_ap"] is not None
+    state = load(next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt")))
+    assert "rpn.head.cls_logits.weight" in state["model"] and "roi_heads.box_head.fc6.weight" in state["model"]
+    told = call_here(
+        monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", "--resume", *SMALL,
+        "train.steps=5", "--allow-changes", code=4,
+    )  # fmt: skip
+    assert "another model" in told
+    parted = ROOT / "configs/shapes/detect_f_tiny.yaml"
+    told = call_here(monkeypatch, capfd, "tools/train.py", "--config", parted, "--torchvision", *SMALL, code=2)
+    assert "use a config of Faster R-CNN" in told

@@ -1,10 +1,12 @@
-"""Shows what a detector has learnt: python tools/analyze.py gradients --config C | --run FOLDER [key=value ...]
+"""Looks into a detector: python tools/analyze.py errors --config C --checkpoint W | --detections F [key=value ...]
 
-gradients: where the losses of classification and localization pull the layers that they share in other directions.
+errors: where average precision is lost, to classification or to localization.
+gradients: where the losses of the two tasks disagree on the layers that they share, over training.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ from grcn import errors
 from grcn.configfile import load_config
 from grcn.engine.signals import StopSignals
 
+ERRORS = """Where average precision is lost, to classification or to localization.
+
+TIDE's six kinds of error and what each costs, AP at each IoU, how well score and IoU agree, AP with all classes or all
+boxes set right, and which class is taken for which. Prints a table; writes errors.json and pictures.
+"""
+
 
 def main() -> None:
     """Reads the command line and runs the command."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    add_errors(commands)
     add_gradients(commands)
     # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
     args, rest = parser.parse_known_args()
@@ -24,6 +33,53 @@ def main() -> None:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.analyze(args, rest)
+
+
+def add_errors(commands: Any) -> None:
+    """Adds the command ``errors``."""
+    parser = commands.add_parser(
+        "errors",
+        help="where average precision is lost",
+        description=ERRORS,
+        epilog="key=value: settings that replace those of the file, as eval.limit=100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(analyze=run_errors)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file; its data section says what to test on")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="checkpoint of tools/train.py")
+    source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: <run>/eval/<checkpoint>-errors)")
+    parser.add_argument("--allow-changes", action="store_true", help="detect under other settings of the model")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="S",
+        help="least score in the confusion matrix and in the worst images (default: 0.3)",
+    )  # fmt: skip
+
+
+def run_errors(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Does the command ``errors``."""
+    if not math.isfinite(args.score_threshold):
+        raise errors.ConfigError(f"--score-threshold must be a number (got {args.score_threshold}); see --help")
+    cfg = load_config(args.config, overrides)
+    given = args.checkpoint or args.detections
+    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
+    with StopSignals() as stop:
+        from grcn.analysis.errors_report import errors_as_text, report_errors  # imports torch, for seconds
+        from grcn.engine.distributed import is_main
+
+        figures = report_errors(
+            cfg,
+            args.output_dir or beside / f"{given.stem}-errors",
+            weights=args.checkpoint,
+            detections=args.detections,
+            allow_changes=args.allow_changes,
+            score_threshold=args.score_threshold,
+            stop=stop,
+        )
+    if is_main():
+        print(json.dumps(figures) if args.json else errors_as_text(figures))
 
 
 def add_gradients(commands: Any) -> None:
@@ -47,11 +103,11 @@ def add_gradients(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--allow-changes", action="store_true", help="go on under other settings than the checkpoints'")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
-    parser.set_defaults(analyze=gradients, parser=parser)
+    parser.set_defaults(analyze=run_gradients, parser=parser)
 
 
-def gradients(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Compares the tasks' gradients."""
+def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Does the command ``gradients``."""
     if args.run and args.points is not None:
         args.parser.error("--points goes with --config only")
     points = None if args.run else 8 if args.points is None else args.points

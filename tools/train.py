@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights of this checkpoint to start from at step 0")
     parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
     parser.add_argument(
+        "--torchvision", action="store_true", help="train torchvision's FasterRCNN with the same parts, to compare"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="do a step on the first and on the largest batch, and write nothing"
     )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
@@ -30,6 +33,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if args.resume_from and args.init:
         parser.error("argument --init: not allowed with argument --resume-from")
+    if args.torchvision and args.dry_run:
+        parser.error("argument --torchvision: not allowed with argument --dry-run")
     if args.print_config:
         print(print_config(args.config, args.overrides), end="")
         return
@@ -40,12 +45,13 @@ def main() -> None:
 
         metrics = run.train(
             cfg,
-            args.output_dir or run.default_folder(args.config, cfg),
+            args.output_dir or run.default_folder(args.config, cfg, args.torchvision),
             resume=args.resume,
             resume_from=args.resume_from,
             init=args.init,
             allow_changes=args.allow_changes,
             dry_run=args.dry_run,
+            torchvision=args.torchvision,
             stop=stop,
         )
     if is_main():

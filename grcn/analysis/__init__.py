@@ -1,1 +1,1 @@
-"""What a trained detector shows beyond its average precision."""
+"""What a trained detector, or its detections, tell about the two tasks: what `tools/analyze.py` calls."""

@@ -16,13 +16,13 @@ from .. import build
 from ..config import Config, Train
 from ..describe import image_size
 from ..models.detector import Detector, to_device
+from ..twin import baseline_of, torchvision_twin
 from .counts import count, saved_bytes
 from .data import data_wait_ms
 from .floor import record_floor
 from .parts import breakdown, busy_ms, wait
 from .scene import OBJECTS, Scene, make_scene, spread_scores
 from .step import peak_mb, training_step
-from .twin import baseline_of, torchvision_twin
 
 Variants = dict[str, Callable[[], object]]
 

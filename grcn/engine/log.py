@@ -25,6 +25,8 @@ from .distributed import gather, is_main, mean, world_size
 
 logger = logging.getLogger("grcn")
 
+_LONGEST_LINE = 2**16  # bytes of metrics.jsonl; an evaluation takes 1,000
+
 
 class _AboveProgressBar(logging.Handler):
     """Prints messages on stderr without tearing a progress bar apart."""
@@ -133,6 +135,16 @@ class MetricsLog:
         if self._file is not None:
             with named(self.path):
                 self._file.close()
+
+
+def last_entry(path: Path) -> dict[str, Any]:
+    """Returns the last whole line of a ``metrics.jsonl``; empty where there is none."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        entries = map(_entry, reversed(file.read().splitlines(keepends=True)))
+        return next((entry for entry in entries if entry is not None), {})
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

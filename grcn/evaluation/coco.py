@@ -23,7 +23,7 @@ import numpy as np
 
 from grcn.data.table import Table
 from grcn.errors import EnvironmentFault
-from grcn.evaluation.detections import Detections, check
+from grcn.evaluation.detections import Detections, Matches, check
 
 # Where each figure lies in the evaluators' arrays. IoU: 0 is 0.5, 5 is 0.75, None averages over
 # 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Most detections: 1, 10, 100.
@@ -54,11 +54,12 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
         backend: ``"pycocotools"``, ``"hotcoco"``, or None for hotcoco where it is installed.
 
     Returns:
-        ``{"metrics": {name: value}, "per_class": {class: {name: value}}, "backend": name}``.
+        ``{"metrics": {name: value}, "ap_by_iou": {IoU: value}, "per_class": {class: {name: value}}, "backend": name}``.
         ``metrics`` holds ``coco_ap``, ``coco_ap50|ap75``, ``coco_ap_small|medium|large``,
         ``coco_ar1|ar10|ar100`` and ``coco_ar_small|medium|large``, in 0-1; ``per_class`` the
-        six of AP, and ``objects``, the number of objects to find. A value is None where there
-        are none.
+        six of AP, and ``objects``, the number of objects to find. ``ap_by_iou`` is what ``coco_ap``
+        averages: AP at IoU ``"0.50"``, ``"0.55"``, … ``"0.95"``. A value is None where there are
+        no objects.
 
     Raises:
         DataError: the table has no object, or a detection cannot be scored; names the image.
@@ -77,6 +78,7 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
     metrics = {name: _mean(_at(precision, *place)) for name, place in _AP_PLACES.items()}
     for name, (area, most) in _AR_PLACES.items():
         metrics[name] = _mean(recall[:, :, area, most])
+    ap_by_iou = {f"{0.5 + place / 20:.2f}": _mean(_at(precision, place, 0, 2)) for place in range(len(precision))}
     to_find = table.labels[~(table.iscrowd | table.difficult)]
     counts = np.bincount(to_find, minlength=len(table.classes) + 1)[1:].tolist()
     # The evaluators sort the classes by category id.
@@ -86,7 +88,41 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
         own = precision[:, :, place]
         per_class[name] = {key: _mean(_at(own, *where)) for key, where in _AP_PLACES.items()}
         per_class[name]["objects"] = count
-    return {"metrics": metrics, "per_class": per_class, "backend": backend}
+    return {"metrics": metrics, "ap_by_iou": ap_by_iou, "per_class": per_class, "backend": backend}
+
+
+def matches(table: Table, detections: Mapping[str, Any]) -> list[Matches]:
+    """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class what its AP is computed from.
+
+    All areas, and at most 100 detections of a class per image. pycocotools does it, whatever is installed.
+    """
+    found = check(table, detections)
+    image_ids = _image_ids(table)
+    evaluator = _evaluator(_ground_truth(table, image_ids), _results(table, found, image_ids))
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+    rows_of = np.argsort(image_ids)
+    images = [image for image in evaluator.evalImgs if image is not None]
+    found_in: dict[int, list[dict[str, Any]]] = {category: [] for category in table.category_ids.tolist()}
+    for image in images:
+        found_in[image["category_id"]].append(image)
+    return [
+        _joined(found_in[category], rows_of, evaluator.params.maxDets[-1]) for category in table.category_ids.tolist()
+    ]
+
+
+def _joined(images: list[dict[str, Any]], rows_of: np.ndarray, most: int) -> Matches:
+    """Joins what pycocotools found out about one class in each image."""
+    scores = np.concatenate([[], *(image["dtScores"][:most] for image in images)])
+    hits = np.concatenate([np.zeros((10, 0)), *(image["dtMatches"][:, :most] for image in images)], axis=1) > 0
+    ignored = np.concatenate([np.zeros((10, 0)), *(image["dtIgnore"][:, :most] for image in images)], axis=1) > 0
+    rows = np.concatenate([[], *([rows_of[image["image_id"]]] * min(most, len(image["dtScores"])) for image in images)])
+    objects = np.zeros(len(rows_of), dtype=np.int64)
+    for image in images:
+        objects[rows_of[image["image_id"]]] = np.count_nonzero(image["gtIgnore"] == 0)
+    order = np.argsort(-scores, kind="stable")
+    return Matches(rows[order].astype(np.int64), (hits & ~ignored)[:, order], ~ignored[:, order], objects)
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:
@@ -153,6 +189,14 @@ def _results(table: Table, found: Detections, image_ids: np.ndarray) -> np.ndarr
 
 def _score_with_pycocotools(truth: dict[str, Any], results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns precision ``[IoU, recall, class, area, detections]`` and recall, without its axis."""
+    evaluator = _evaluator(truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _evaluator(truth: dict[str, Any], results: np.ndarray) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -167,10 +211,7 @@ def _score_with_pycocotools(truth: dict[str, Any], results: np.ndarray) -> tuple
             detected = COCO()
             detected.dataset = truth | {"annotations": []}
             detected.createIndex()
-        evaluator = COCOeval(objects, detected, "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+        return COCOeval(objects, detected, "bbox")
 
 
 def _score_with_hotcoco(truth: dict[str, Any], results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

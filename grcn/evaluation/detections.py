@@ -27,6 +27,15 @@ class Detections(NamedTuple):
     labels: np.ndarray
 
 
+class Matches(NamedTuple):
+    """How the detections of one class fared, best score first, at each of T overlaps."""
+
+    rows: np.ndarray  # [D] int64, the image's row in the table
+    hits: np.ndarray  # [T, D] bool, true positives
+    counted: np.ndarray  # [T, D] bool, false for those that count for nothing
+    objects: np.ndarray  # [N] int64, objects to find in each image
+
+
 def check(table: Table, detections: Mapping[str, Any]) -> Detections:
     """Converts packed detections to the types that are computed in; refuses what has no score.
 

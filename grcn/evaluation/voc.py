@@ -11,13 +11,15 @@ Detections of equal score are ranked by row, then by their place in the packed a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from grcn.data.table import Table
-from grcn.evaluation.detections import Detections, check
+from grcn.evaluation.detections import Detections, Matches, check
+from grcn.evaluation.overlaps import ignored_objects, iou
 
 # Pairs of a detection and an object whose IoU is computed at once; bounds the memory to 0.1 GB.
 _PAIRS = 2**19
@@ -26,6 +28,7 @@ _PAIRS = 2**19
 class _Ranked(NamedTuple):
     """Detections sorted by class, then by falling score, with the object each overlaps most."""
 
+    rows: np.ndarray  # [K] int64, the image's row in the table
     labels: np.ndarray  # [K] int64, ascending
     objects: np.ndarray  # [K] int64, index in the table's objects; -1 where there is none
     ious: np.ndarray  # [K] float64, IoU with that object; 0 where there is none
@@ -92,6 +95,24 @@ def curves(
     ]
 
 
+def matches(table: Table, detections: Mapping[str, Any], threshold: float) -> list[Matches]:
+    """Matches detections to objects at one IoU; returns for each class what its precision is computed from."""
+    ranked = _rank(table, check(table, detections))
+    hits, counted = _hits_and_counted(table, ranked, threshold)
+    starts = np.searchsorted(ranked.labels, np.arange(1, len(table.classes) + 2))
+    to_find = ~ignored_objects(table)
+    rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    return [
+        Matches(
+            ranked.rows[start:end],
+            hits[None, start:end],
+            counted[None, start:end],
+            np.bincount(rows[to_find & (table.labels == label)], minlength=len(table)),
+        )
+        for label, (start, end) in enumerate(itertools.pairwise(starts), start=1)
+    ]
+
+
 def eleven_point_ap(hits: np.ndarray, count: int) -> float:
     """Averages the interpolated precision at recall 0, 0.1, …, 1 (VOC 2007).
 
@@ -127,27 +148,29 @@ def _interpolated(hits: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(_precision(hits)[::-1])[::-1]
 
 
-def _ignored_objects(table: Table) -> np.ndarray:
-    return table.difficult | table.iscrowd
-
-
 def _objects_to_find(table: Table) -> np.ndarray:
     """Counts the objects of each class that are neither difficult nor crowd, int64 ``[C]``."""
-    labels = table.labels[~_ignored_objects(table)]
+    labels = table.labels[~ignored_objects(table)]
     return np.bincount(labels, minlength=len(table.classes) + 1)[1:]
 
 
 def _hits(table: Table, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
     """Returns bool ``[D]`` per class: is each detection that counts a true positive, best first."""
+    hits, counted = _hits_and_counted(table, ranked, threshold)
+    starts = np.searchsorted(ranked.labels[counted], np.arange(1, len(table.classes) + 1))
+    return np.split(hits[counted], starts)[1:]
+
+
+def _hits_and_counted(table: Table, ranked: _Ranked, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns bool ``[K]`` twice: which detections are true positives, and which count at all."""
     matched = (ranked.objects >= 0) & (ranked.ious >= threshold)
-    ignored = matched & _ignored_objects(table)[ranked.objects]
+    ignored = matched & ignored_objects(table)[ranked.objects]
     candidates = np.flatnonzero(matched & ~ignored)
     # All detections that may match an object are of its class, so the first is the best-scored.
     first = np.unique(ranked.objects[candidates], return_index=True)[1]
     hits = np.zeros(len(matched), dtype=bool)
     hits[candidates[first]] = True
-    starts = np.searchsorted(ranked.labels[~ignored], np.arange(1, len(table.classes) + 1))
-    return np.split(hits[~ignored], starts)[1:]
+    return hits, ~ignored
 
 
 def _rank(table: Table, found: Detections) -> _Ranked:
@@ -171,21 +194,9 @@ def _rank(table: Table, found: Detections) -> _Ranked:
             first = np.cumsum(n) - n
             pairs = np.arange(n.sum())
             candidates = by_key[pairs + np.repeat(starts[part] - first, n)]
-            overlaps = _iou(np.repeat(boxes[part], n, axis=0), table.boxes[candidates])
+            overlaps = iou(np.repeat(boxes[part], n, axis=0), table.boxes[candidates])
             ious[part] = np.maximum.reduceat(overlaps, first)
             is_best = overlaps == np.repeat(ious[part], n)
             best = np.minimum.reduceat(np.where(is_best, pairs, len(pairs)), first)
             objects[part] = candidates[best]
-    return _Ranked(labels, objects, ious)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Computes the IoU ``[P]`` of paired xyxy boxes ``[P, 4]``; 0 where both have no area."""
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    union = _area(a) + _area(b) - intersection
-    return np.divide(intersection, union, out=np.zeros(len(a)), where=union > 0)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return _Ranked(rows, labels, objects, ious)

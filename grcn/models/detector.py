@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from .features import Backbone
 from .roi_heads import RoIHeads
 from .rpn import RegionProposalNetwork
 from .transform import DetectionTransform
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Detector(nn.Module):
@@ -64,7 +67,7 @@ class Detector(nn.Module):
         return self.transform.postprocess(detections, batch.image_sizes, original)
 
 
-def to_device(model: Detector, device: torch.device) -> Detector:
+def to_device(model: Module, device: torch.device) -> Module:
     """Moves a detector to where it is to run, with its weights in the memory format of that device."""
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model

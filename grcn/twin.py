@@ -16,12 +16,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
-from ..build import build_model
-from ..config import Branch, Context, Model
-from ..models import box_heads
-from ..models.detector import Detector
-from ..models.rpn import RegionProposalNetwork
-from ..models.weights import layer_name, torchvision_names
+from .build import build_model
+from .config import Branch, Context, Model
+from .models import box_heads
+from .models.detector import Detector
+from .models.rpn import RegionProposalNetwork
+from .models.weights import layer_name, torchvision_names
 
 _TORCHVISION = ("vgg16", "resnet50", "resnet101")
 # What a FrozenBatchNorm2d adds to the variance.

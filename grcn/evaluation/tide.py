@@ -1,0 +1,155 @@
+"""TIDE: six kinds of error, and the AP that each costs (Bolya, Foley, Hays, Hoffman 2020, arXiv 2008.08115).
+
+Detections are matched at IoU 0.5 as by COCO (:func:`grcn.evaluation.overlaps.match`). Each one that matches nothing has
+one error, the first of these that fits; IoUs are with objects that have to be found, whether matched or not:
+
+- ``Loc``: IoU 0.1 to 0.5, both inclusive, with the object of its class that it overlaps most: badly localized.
+- ``Cls``: IoU of at least 0.5 with an object of another class: wrongly classified.
+- ``Dupe``: IoU above 0.5 with an object of its class, which a better-scored detection has matched.
+- ``Bkg``: IoU of at most 0.1 with every object: it is background.
+- ``Both``: what is left: it lies badly on an object of another class.
+
+``Miss`` is an object that no detection matches and no ``Loc`` or ``Cls`` error is about.
+
+What an error costs is by how much AP50 (COCO's, the mean over classes) rises when all errors of the kind are mended and
+nothing else is. Of the ``Loc`` and ``Cls`` errors about one object that nothing matches, the best-scored becomes a true
+positive of the object's class; all other false positives of the kind vanish, and missed objects need not be found any
+more. The six gains do not add up to what AP lacks. ``FP`` and ``FN`` are the gains where all false positives vanish,
+and where no unmatched object has to be found.
+
+This is what the authors' program computes, with two differences that are COCO's: at most 100 detections of a class,
+not of all classes, count in an image; and classes without objects to find are no part of the mean. A detection that
+matches a difficult or crowd object counts for nothing, as in :mod:`grcn.evaluation.coco`; such objects take no other
+part. hotcoco's ``tide_errors`` gives the same figures unless a false positive touches such an object of its class:
+there it may be ``Loc``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from grcn.data.table import Table
+from grcn.evaluation.detections import Detections
+from grcn.evaluation.overlaps import Pairs, ignored_objects, match, most_overlapped, ranked
+
+FOREGROUND, BACKGROUND = 0.5, 0.1
+ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+_CLS, _LOC, _BOTH, _DUPE, _BKG, _MISS = range(len(ERRORS))
+
+
+class Verdicts(NamedTuple):
+    """What is wrong with each of K detections and M objects.
+
+    Attributes:
+        order: int64 ``[D]``, the detections that are true or false positives, best first.
+        hits: bool ``[K]``, the true positives.
+        errors: int64 ``[K]``, of each false positive its place in :data:`ERRORS`; -1 for others.
+        targets: int64 ``[K]``, the object that a ``Cls`` or ``Loc`` error is about; -1 for others.
+        mended: bool ``[K]``, the ``Cls`` and ``Loc`` errors that become true positives when mended.
+        own_ious: float64 ``[K]``, IoU with the object of its class that a detection overlaps most.
+        matches: int64 ``[K]``, the object that a true positive matches; -1 for others.
+        unmatched: bool ``[M]``, objects to find that no detection matches.
+        missed: bool ``[M]``, the ``Miss`` errors: those of them that nothing is about.
+    """
+
+    order: np.ndarray
+    hits: np.ndarray
+    errors: np.ndarray
+    targets: np.ndarray
+    mended: np.ndarray
+    own_ious: np.ndarray
+    matches: np.ndarray
+    unmatched: np.ndarray
+    missed: np.ndarray
+
+
+def judge(table: Table, found: Detections, pairs: Pairs) -> Verdicts:
+    """Finds the error of each detection and object.
+
+    Args:
+        pairs: of :func:`grcn.evaluation.overlaps.overlapping`.
+    """
+    count, ignored = len(found.rows), ignored_objects(table)
+    same = found.labels[pairs.detections] == table.labels[pairs.objects]
+    to_find = ~ignored[pairs.objects]
+    order = ranked(table, found)
+    matches = match(table, pairs.where(same), order, count, FOREGROUND)
+    order = order[(matches[order] < 0) | ~ignored[matches[order]]]
+    is_scored = np.zeros(count, dtype=bool)
+    is_scored[order] = True
+    hits = is_scored & (matches >= 0)
+
+    own, own_ious = most_overlapped(pairs.where(same & to_find), count)
+    other, other_ious = most_overlapped(pairs.where(~same & to_find), count)
+    conditions = {
+        _LOC: (own_ious >= BACKGROUND) & (own_ious <= FOREGROUND),
+        _CLS: other_ious >= FOREGROUND,
+        _DUPE: own_ious > FOREGROUND,
+        _BKG: other_ious <= BACKGROUND,
+    }
+    errors = np.select(list(conditions.values()), list(conditions), _BOTH)
+    errors[~is_scored | hits] = -1
+    targets = np.select([errors == _LOC, errors == _CLS], [own, other], -1)
+
+    unmatched = ~ignored
+    unmatched[matches[hits]] = False
+    about = order[(targets[order] >= 0) & unmatched[targets[order]]]
+    recovered, first = np.unique(targets[about], return_index=True)
+    mended = np.zeros(count, dtype=bool)
+    mended[about[first]] = True
+    missed = unmatched.copy()
+    missed[recovered] = False
+    return Verdicts(order, hits, errors, targets, mended, own_ious, np.where(hits, matches, -1), unmatched, missed)
+
+
+def gains(table: Table, found: Detections, verdicts: Verdicts) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Computes AP50, and by how much it rises when errors of one kind are mended.
+
+    Returns:
+        AP50 of each class, float64 ``[C]``, NaN where there are no objects to find; and the gains by class, with the
+        keys of :data:`ERRORS`, ``FP`` and ``FN``.
+    """
+    classes = len(table.classes)
+    totals = _count(table.labels[~ignored_objects(table)], classes)
+    order, hits, errors = verdicts.order, verdicts.hits, verdicts.errors
+
+    def ap(labels: np.ndarray, positive: np.ndarray, kept: np.ndarray, lost: np.ndarray) -> np.ndarray:
+        chosen = order[kept[order]]
+        values = _ap50(labels[chosen], positive[chosen], totals - _count(table.labels[lost], classes))
+        return np.where(totals > 0, values, np.nan)
+
+    everything, nothing = np.ones(len(hits), dtype=bool), np.zeros(len(table.labels), dtype=bool)
+    fixed = {}
+    for error in (_CLS, _LOC, _BOTH, _DUPE, _BKG):
+        mended = verdicts.mended & (errors == error)
+        labels = np.where(mended, table.labels[verdicts.targets], found.labels)
+        fixed[ERRORS[error]] = ap(labels, hits | mended, mended | (errors != error), nothing)
+    fixed[ERRORS[_MISS]] = ap(found.labels, hits, everything, verdicts.missed)
+    fixed["FP"] = ap(found.labels, hits, hits, nothing)
+    fixed["FN"] = ap(found.labels, hits, everything, verdicts.unmatched)
+    before = ap(found.labels, hits, everything, nothing)
+    return before, {name: after - before for name, after in fixed.items()}
+
+
+def _count(labels: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(labels, minlength=classes + 1)[1:]
+
+
+def _ap50(labels: np.ndarray, hits: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Averages COCO's interpolated precision at recall 0, 0.01, …, 1, by class.
+
+    Args:
+        labels: ``[D]`` in 1..C, best score first.
+        hits: bool ``[D]``, the true positives.
+        totals: int ``[C]``, objects to find; AP is 0 where there are none left.
+    """
+    values = np.zeros(len(totals))
+    for k in np.flatnonzero(totals):
+        own = hits[labels == k + 1]
+        precision = np.cumsum(own) / np.arange(1, len(own) + 1)
+        best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        reached = np.searchsorted(np.cumsum(own) / totals[k], np.linspace(0, 1, 101))
+        values[k] = best_from_here[reached].mean()
+    return values

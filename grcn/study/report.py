@@ -1,0 +1,211 @@
+"""What a study found: the paper's figures beside ours, differences in pairs of equal seed, and their sources."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import build
+from ..curves import difference_dots
+from ..data import coco as coco_files
+from ..engine.checkpoint import write_durably
+from ..engine.log import bar_seconds
+from ..errors import EnvironmentFault
+from ..evaluation import bootstrap, coco, voc
+from .page import page
+from .rows import METRICS, Measured, Table
+from .runs import Run, read_results
+from .statistics import Difference, compare
+
+logger = logging.getLogger("grcn")
+
+# Where a figure lies among the ten overlaps of COCO's AP; those of objects of one size are not resampled.
+_COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+
+
+def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
+    """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
+
+    Args:
+        metrics: the paper's names of the figures.
+        draws: resamples of the test images; 0 for none.
+    """
+    finished = [(run, results) for run in runs if (results := read_results(run)) is not None]
+    with tqdm(
+        total=len(finished) * draws,
+        desc="bootstrap",
+        unit="draw",
+        dynamic_ncols=True,
+        mininterval=bar_seconds(),
+    ) as bar:
+        resampled = {run.folder: _resample(run, metrics, draws, bar) for run, _ in finished if draws}
+    found = {}
+    for trained in dict.fromkeys(run.name for run in runs):
+        own = [(run, results) for run, results in finished if run.name == trained]
+        values: dict[str, dict[int, float]] = {name: {} for name in metrics}
+        per_class: dict[str, list[float]] = {}
+        for run, results in own:
+            for name in metrics:
+                if (value := results["metrics"].get(METRICS[name])) is not None:
+                    values[name][run.seed] = 100 * value
+            for name, figures in results["per_class"].items():
+                if (value := figures.get(METRICS["AP70"])) is not None:
+                    per_class.setdefault(name, []).append(100 * value)
+        drawn = {
+            name: {run.seed: resampled[run.folder][name] for run, _ in own if name in resampled.get(run.folder, {})}
+            for name in metrics
+        }
+        found[trained] = Measured(values, per_class, drawn, {run.seed: run.folder for run, _ in own})
+    return found
+
+
+def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[str, np.ndarray]:
+    """Returns the figures of a run, in percent, on ``count`` resamples of its test images."""
+    cfg = run.settings
+    table = build.build_test_split(cfg.data, build.class_names(cfg.data)).table
+    table = table if cfg.eval.limit is None else table.first(cfg.eval.limit)
+    found = coco_files.read_detections(run.results.with_name("detections.json"), table)
+    times = bootstrap.draws(len(table), count)[1:]
+    drawn = {}
+    if overlaps := [name for name in metrics if name in _COCO_OVERLAPS]:
+        values = bootstrap.resampled(coco.matches(table, found), times, advance=bar.update)
+        drawn = {name: 100 * values[:, _COCO_OVERLAPS[name]].mean(axis=1) for name in overlaps}
+    if "AP70" in metrics:
+        advance = bar.update if not overlaps else lambda: None
+        matched = voc.matches(table, found, 0.7)
+        drawn["AP70"] = 100 * bootstrap.resampled(matched, times, bootstrap.VOC07_RECALLS, advance)[:, 0]
+    return drawn
+
+
+def keep(runs: Sequence[Run], folder: Path) -> None:
+    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``."""
+    for run in runs:
+        if run.is_finished():
+            place = folder / run.name / f"seed{run.seed}.json"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(place, run.results.read_bytes())
+
+
+def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[str, Difference]]:
+    """Compares each row with its baseline: label -> figure -> difference."""
+    rows = {row.label: row for row in table.rows}
+    compared: dict[str, dict[str, Difference]] = {}
+    for row in table.rows:
+        if row.baseline is None:
+            continue
+        ours, base = found[row.name], found[rows[row.baseline].name]
+        for name in table.metrics:
+            difference = compare(ours.values[name], base.values[name], ours.draws[name], base.draws[name])
+            if difference is not None:
+                compared.setdefault(row.label, {})[name] = difference
+    return compared
+
+
+def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequence[str], name: str) -> str:
+    """Writes ``<name>.md``, ``.csv`` (a line for each run), ``.json`` and ``.png`` into ``folder``.
+
+    Args:
+        facts: sentences about how it was measured: command, data, machine.
+
+    Returns:
+        The Markdown.
+    """
+    compared = differences(table, found)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = page(table, found, compared, facts)
+    record = json.dumps(_record(table, found, compared, facts), indent=1) + "\n"
+    for suffix, content in {"md": text, "csv": _lines(table, found), "json": record}.items():
+        write_durably(folder / f"{name}.{suffix}", content.encode())
+    try:
+        difference_dots(_panels(table, compared), folder / f"{name}.png", table.title)
+    except EnvironmentFault as error:
+        logger.info("nothing drawn: %s", error)
+    return text
+
+
+def _lines(table: Table, found: Mapping[str, Measured]) -> str:
+    """Writes a line for each row and seed, with the folder that its figures come from."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["row", "config", "seed", "folder", *table.metrics, *(f"{name} paper" for name in table.metrics)])
+    for row in table.rows:
+        measured = found[row.name]
+        paper = [row.paper.get(name, "") for name in table.metrics]
+        for seed, folder in measured.folders.items():
+            values = [measured.values[name].get(seed, "") for name in table.metrics]
+            writer.writerow([row.label, row.config, seed, folder, *values, *paper])
+        if not measured.folders:
+            writer.writerow([row.label, row.config, "", "not run", *[""] * len(table.metrics), *paper])
+    return text.getvalue()
+
+
+def _record(
+    table: Table,
+    found: Mapping[str, Measured],
+    compared: Mapping[str, Mapping[str, Difference]],
+    facts: Sequence[str],
+) -> dict[str, Any]:
+    rows = []
+    for row in table.rows:
+        measured = found[row.name]
+        gaps = {
+            name: {**asdict(gap), "mean": gap.mean, "shown": gap.is_shown}
+            for name, gap in compared.get(row.label, {}).items()
+        }
+        rows.append(
+            {
+                "row": row.label,
+                "config": str(row.config),
+                "baseline": row.baseline,
+                "paper": dict(row.paper),
+                "measured": {name: dict(values) for name, values in measured.values.items()},
+                "folders": {seed: str(path) for seed, path in measured.folders.items()},
+                "difference": gaps,
+            }
+        )
+    return {"table": table.title, "facts": list(facts), "rows": rows}
+
+
+def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> dict[str, list[dict[str, Any]]]:
+    """Returns, for each figure, the points of each row's difference, as :func:`difference_dots` draws them."""
+    rows = {row.label: row for row in table.rows}
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for name in table.metrics:
+        for row in table.rows:
+            if row.baseline is None:
+                continue
+            base = rows[row.baseline].paper
+            gap = compared.get(row.label, {}).get(name)
+            panels.setdefault(name, []).append(
+                {
+                    "label": row.label,
+                    "paper": row.paper[name] - base[name] if name in row.paper and name in base else None,
+                    "values": [] if gap is None else list(gap.values.values()),
+                    "interval": None if gap is None else gap.seeds,
+                }
+            )
+    return panels
+
+
+def facts_of(runs: Sequence[Run], command: str) -> list[str]:
+    """Returns sentences about how runs were done: the command, and the machine as the first run recorded it."""
+    facts = [f"`{command}`", ""]
+    for run in runs:
+        path = run.folder / "env.json"
+        if path.exists():
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            known = [
+                f"{key} {recorded[key]}" for key in ("device", "threads", "torch", "revision") if recorded.get(key)
+            ]
+            facts += [f"Machine of the first run: {', '.join(known)}."] if known else []
+            break
+    return facts

@@ -1,0 +1,211 @@
+"""The runs of a study: where they are, how far they have got, and the processes that bring them to their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..compat import HARMLESS, MEASURED
+from ..config import Config
+from ..configfile import difference, load_config
+from ..engine.log import bar_seconds, last_entry
+from ..engine.signals import Stopped, StopSignals
+from ..errors import PREFIX, ConfigError, NonFiniteError
+from .rows import Row
+
+_POLL = 0.5  # seconds between looks at the processes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a row describes, trained with one seed in a folder of its own."""
+
+    row: Row
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    settings: Config
+
+    @property
+    def name(self) -> str:
+        """What is trained."""
+        return self.row.name
+
+    @property
+    def results(self) -> Path:
+        """The file of the last evaluation."""
+        return self.folder / "eval" / f"step_{self.settings.train.steps}" / "results.json"
+
+    def steps_done(self) -> int:
+        """Returns how many steps its log tells of; 0 for a run that has not begun."""
+        return min(int(last_entry(self.folder / "metrics.jsonl").get("step", 0)), self.settings.train.steps)
+
+    def is_finished(self) -> bool:
+        """Whether all steps are done and evaluated."""
+        entry = last_entry(self.folder / "metrics.jsonl")
+        return "metrics" in entry and entry["step"] == self.settings.train.steps and self.results.exists()
+
+
+def plan(
+    rows: Iterable[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
+) -> list[Run]:
+    """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
+
+    Args:
+        overrides: ``key=value`` for all runs.
+        scale: times the steps of each config, its milestones and its warm-up, as they are with the overrides.
+
+    Raises:
+        ConfigError: a setting is wrong, or a folder holds a run under other settings.
+    """
+    runs = []
+    for seed in dict.fromkeys(seeds):
+        for name, row in {row.name: row for row in rows}.items():
+            own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
+            run = Run(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
+            _check_settings(run)
+            runs.append(run)
+    return runs
+
+
+def _scaled(cfg: Config, scale: float) -> tuple[str, ...]:
+    """Returns the overrides that make a schedule ``scale`` times as long."""
+    if scale == 1:
+        return ()
+    train = cfg.train
+    milestones = ", ".join(str(max(1, round(step * scale))) for step in train.lr_steps)
+    steps = max(1, round(train.steps * scale))
+    return f"train.steps={steps}", f"train.lr_steps=[{milestones}]", f"train.warmup={round(train.warmup * scale)}"
+
+
+def _check_settings(run: Run) -> None:
+    """Refuses a folder whose run has other settings: its results would be reported as those of this study."""
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        return
+    lines = difference(load_config(path), run.settings)
+    changes = [line for line in lines if line.startswith(MEASURED) or not line.startswith(HARMLESS)]
+    if changes:
+        told = f"{run.folder}: holds a run under other settings (its -> these); choose another --output-dir"
+        raise ConfigError("\n".join([told, *changes]))
+
+
+def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
+    """Brings runs to their end, each in a process of its own, so many at a time; shows how far they are.
+
+    A run that diverges does not keep the others from running; any other fault stops the start of further ones, because
+    they would meet it too.
+
+    Args:
+        command: starts a training, as ``[python, tools/train.py]``.
+        jobs: processes at a time. They share the cores, and where there are several GPUs these too.
+        stop: signals to obey: the processes save their step and end.
+
+    Returns:
+        The exit code of each process that failed and what it said, by folder.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    waiting, broken = list(runs), False
+    failed: dict[Path, tuple[int, str]] = {}
+    slots = set(range(jobs))
+    active: dict[int, tuple[subprocess.Popen[bytes], Run]] = {}
+    total = sum(run.settings.train.steps for run in runs)
+    done = sum(run.steps_done() for run in runs)
+    with tqdm(
+        total=total, initial=done, desc=f"{len(runs)} runs", unit="step", dynamic_ncols=True, mininterval=bar_seconds()
+    ) as bar:
+        while active or (waiting and not broken and not stop.code):
+            while waiting and slots and not broken and not stop.code:
+                slot, run = min(slots), waiting.pop(0)
+                slots.remove(slot)
+                active[slot] = _start(run, command, slot, jobs), run
+            time.sleep(_POLL)
+            for slot, (process, run) in list(active.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del active[slot]
+                slots.add(slot)
+                if code and not stop.code:
+                    failed[run.folder] = code, last_words(run.folder / "train.log", code)
+                    broken = broken or code != NonFiniteError.exit_code
+            bar.set_postfix(running=len(active), waiting=len(waiting), failed=len(failed), refresh=False)
+            bar.update(sum(run.steps_done() for run in runs) - bar.n)
+            if stop.code:
+                for process, _ in active.values():
+                    process.send_signal(signal.SIGTERM)
+                for process, _ in active.values():
+                    process.wait()
+    if stop.code:
+        raise Stopped(stop.code)
+    return failed
+
+
+def _start(run: Run, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
+    """Starts the process of a run, or continues it; what it says is added to ``train.log`` in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "train.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, *arguments(run)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **_share(slot, jobs)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def arguments(run: Run) -> list[str]:
+    """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
+    twin = ["--torchvision"] if run.row.torchvision else []
+    return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *twin, *run.overrides]
+
+
+def _share(slot: int, jobs: int) -> dict[str, str]:
+    """Returns the variables that give a process its part of the cores and, where there are several, a GPU."""
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
+    gpus = _gpus()
+    return share | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else share
+
+
+def _gpus() -> list[str]:
+    """Returns the names of the GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to send SIGTERM to this process when its parent dies: no run goes on unseen after a ``kill -9``."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def last_words(log: Path, code: int) -> str:
+    """Returns the error line that a run ended with, or its exit code and last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+    if code > 0 and told:
+        return told[-1]
+    last = lines[-1].strip() if lines else "it said nothing"
+    return f"exit code {code} ({last})"
+
+
+def read_results(run: Run) -> dict[str, Any] | None:
+    """Returns the content of the results file of a finished run; None for any other."""
+    return json.loads(run.results.read_text(encoding="utf-8")) if run.is_finished() else None

@@ -1,0 +1,102 @@
+"""Reproduces a table of the paper, or compares configs: python tools/reproduce.py --table 1 --seeds 0 1 2 [key=value]
+
+Runs what is missing, continues what was interrupted, and writes paper | measured | difference as Markdown, CSV, JSON
+and a picture. After an interruption the same command goes on. The table goes to stdout, everything else to stderr.
+"""
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from grcn import errors
+from grcn.engine.signals import StopSignals
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
+logger = logging.getLogger("grcn")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Reads the command line; ``key=value`` may follow ``--seeds`` or ``--config``, which take several words."""
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=range(1, 6), help="table of the paper")
+    what.add_argument("--config", type=Path, nargs="+", help="configs, all compared with the first")
+    parser.add_argument("--torchvision", action="store_true", help="beside the first row, torchvision's FasterRCNN")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    parser.add_argument("--data", choices=["shapes", "voc", "coco"], default="shapes", help="default: shapes, built in")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the length of every schedule (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine (default: 1)")
+    parser.add_argument(
+        "--submit", choices=["slurm", "local"], help="hand the runs to SLURM by submitit, or try that here"
+    )
+    parser.add_argument(
+        "--slurm", nargs="+", default=[], metavar="NAME:VALUE", help="as timeout_min:720 gpus_per_node:1"
+    )
+    parser.add_argument("--report-only", action="store_true", help="run nothing; missing cells say so")
+    parser.add_argument("--draws", type=int, default=1000, help="resamples of the test images (default: 1000, 0: none)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
+    )
+    parser.add_argument("--results", type=Path, help="folder that gets the results of finished runs, to be kept")
+    parser.add_argument("--name", help="of the report's files (default: table<n>, or comparison)")
+    is_override = re.compile(r"[a-z][a-z0-9_.]*=").match
+    args = parser.parse_args([word for word in words if not is_override(word)])
+    args.overrides = [word for word in words if is_override(word)]
+    for name, least in (("jobs", 1), ("draws", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"argument --{name}: at least {least} (got {getattr(args, name)})")
+    if not 0 < args.scale <= 100:
+        parser.error(f"argument --scale: above 0, at most 100 (got {args.scale:g})")
+    if min(args.seeds) < 0 or any(word.startswith("run.seed=") for word in args.overrides):
+        parser.error("argument --seeds: takes the seeds of all runs, from 0; run.seed is set by it")
+    return args
+
+
+def main() -> int:
+    """Runs and reports; returns the exit code of the first run that failed, or 0."""
+    args = parse(sys.argv[1:])
+    from grcn.engine.log import start_logging  # imports torch, for seconds
+    from grcn.study import report, rows, runs, slurm
+
+    start_logging()
+    if args.table:
+        table, data = rows.paper_table(Path(os.path.relpath(ROOT / "configs")), args.table, args.data), args.data
+    else:
+        table, data = rows.config_table(args.config), args.config[0].resolve().parent.name
+    if args.torchvision:
+        table = table.with_torchvision()
+    folder = args.output_dir or Path("runs") / (data if args.scale == 1 else f"{data}-x{args.scale:g}")
+    planned = runs.plan(table.rows, args.seeds, folder, args.overrides, args.scale)
+    missing = [run for run in planned if not run.is_finished()]
+    steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
+    logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)
+    failed = {}
+    if args.submit and missing and not args.report_only:
+        parameters = dict(word.partition(":")[::2] for word in args.slurm)
+        jobs = slurm.submit(missing, TRAIN, folder / "jobs", args.submit, parameters)
+        logger.info(
+            "submitted %s; when they are done, the same command with --report-only", [job.job_id for job in jobs]
+        )
+        return 0
+    if missing and not args.report_only:
+        with StopSignals() as stop:
+            failed = runs.execute(missing, TRAIN, args.jobs, stop)
+    if args.results:
+        report.keep(planned, args.results)
+    measured = report.measure(planned, table.metrics, args.draws)
+    facts = report.facts_of(planned, shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]))
+    name = args.name or (f"table{args.table}" if args.table else "comparison")
+    print(report.write(table, measured, folder / "reports", facts, name), end="")
+    logger.info("the report is %s.md, with .csv, .json and .png beside it", folder / "reports" / name)
+    for place, (_, words) in failed.items():
+        logger.error("%s: %s", place, words)
+    return next((code for code, _ in failed.values()), 0)
+
+
+if __name__ == "__main__":
+    errors.run(main)
