@@ -1,4 +1,4 @@
-"""Curves: precision over recall, errors, losses over steps, cost over size. They need matplotlib (extra ``plot``)."""
+"""Curves: precision over recall, errors, losses and cosines over steps, cost over size; by matplotlib (``plot``)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's, which colour-blind readers tell apart, black first; yellow is left out, for it is faint on white.
 _LINE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MOST_BANDS = 8  # that can be told apart where they lie on each other
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -148,6 +149,55 @@ def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> 
         _plot(axes, series, "step", quantity)
         axes.set_ylim(bottom=0)
     rows[0].set_title(title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def cosine_curves(
+    steps: Sequence[int],
+    layers: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]],
+    path: str | Path,
+    title: str = "",
+) -> None:
+    """Plots, above, the cosine between two gradients over steps, a line per layer, and below that of the last step.
+
+    Colours go from dark, the first layer, to light, the last. The standard error is a bar below and, for few layers, a
+    band above.
+
+    Args:
+        steps: at which the cosine is known.
+        layers: ``{layer: (cosines, their standard errors)}``, one for each step, None where there is none.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    heights = 3.6, 0.6 + 0.2 * len(layers)
+    figure = _figure(sum(heights))
+    from matplotlib import colormaps
+
+    over, last = figure.subplots(2, height_ratios=heights)
+    for depth, (name, series) in enumerate(layers.items()):
+        # Without the light end of the map, which is faint on white.
+        color = colormaps["plasma"](0.88 * depth / max(1, len(layers) - 1))
+        cosines, errors = (np.array([np.nan if value is None else value for value in values]) for values in series)
+        over.plot(steps, cosines, color=color, marker=".", label=name, linewidth=1.4)
+        if len(layers) <= _MOST_BANDS:
+            over.fill_between(steps, cosines - errors, cosines + errors, color=color, alpha=0.1, linewidth=0)
+        last.errorbar(cosines[-1], depth, xerr=errors[-1], color=color, marker="o", markersize=4, capsize=2)
+    over.set(xlabel="step", ylabel="cosine")
+    over.set_title(title, fontsize=10)
+    last.set(xlabel=f"cosine at step {steps[-1]}, \N{PLUS-MINUS SIGN} standard error")
+    last.set_yticks(range(len(layers)), list(layers), fontsize=8)
+    last.invert_yaxis()
+    over.axhline(0, color="#000000", linewidth=0.8)
+    last.axvline(0, color="#000000", linewidth=0.8)
+    for axes in (over, last):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()  # before there is a legend, which would take its width from the panels
+    over.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=math.ceil(len(layers) / 20), fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 

@@ -39,6 +39,20 @@ def test_losses_and_precisions_are_read_from_a_run(tmp_path):
         assert both.height > 1.7 * losses.height
 
 
+def test_cosines_have_a_line_and_a_row_for_each_layer(tmp_path):
+    """None leaves a gap; more layers make a taller picture."""
+    pytest.importorskip("matplotlib")
+    few = {f"layer {i}": ([None, 0.1 * i, -0.2], [None, 0.05, 0.1]) for i in range(3)}
+    many = {f"layer {i}": ([0.01 * i, 0.1, 0.2], [0.05, 0.05, None]) for i in range(30)}
+    sizes = []
+    for name, layers in (("few", few), ("many", many)):
+        curves.cosine_curves([0, 10, 20], layers, tmp_path / f"{name}.png", "a run")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.height)
+            assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 100, "colours"
+    assert sizes[1] > 1.5 * sizes[0]
+
+
 def test_without_matplotlib_curves_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'grcn\[plot\]'"):

@@ -26,7 +26,7 @@ ALLOWED = {
     },
     "analysis": {
         *("build", "config", "compat", "curves", "data", "draw", "engine", "evaluation", "models", "run", "report"),
-        "configfile",
+        *("configfile", "analysis"),
     },
     "study": {"build", "compat", "config", "configfile", "curves", "data", "engine", "evaluation", "study"},
     "browse": {"build", "config", "data", "draw"},

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,32 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         CheckpointError: there are checkpoints, and none is usable.
     """
-    paths = _checkpoints(folder)
-    for path in reversed(paths):
+    return next(_usable(folder, _checkpoints(folder)[::-1]), None)
+
+
+def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields the checkpoints that verify, oldest first, each read when it is asked for.
+
+    Each one that does not verify is named in a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is usable.
+    """
+    return _usable(folder, _checkpoints(folder))
+
+
+def _usable(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    found = False
+    for path in paths:
         try:
-            return path, load(path)
+            state = load(path)
         except CheckpointError as error:
             logger.warning("skipped: %s", one_line(str(error)))
-    if paths:
+            continue
+        found = True
+        yield path, state
+    if paths and not found:
         raise CheckpointError(f"{folder}: no usable checkpoint among {len(paths)}; restore one or use a new folder")
-    return None
 
 
 def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
