@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grcn import curves
+from grcn import charts, curves
 from grcn.errors import EnvironmentFault
 
 
@@ -46,7 +46,7 @@ def test_cosines_have_a_line_and_a_row_for_each_layer(tmp_path):
     many = {f"layer {i}": ([0.01 * i, 0.1, 0.2], [0.05, 0.05, None]) for i in range(30)}
     sizes = []
     for name, layers in (("few", few), ("many", many)):
-        curves.cosine_curves([0, 10, 20], layers, tmp_path / f"{name}.png", "a run")
+        charts.cosine_curves([0, 10, 20], layers, tmp_path / f"{name}.png", "a run")
         with Image.open(tmp_path / f"{name}.png") as picture:
             sizes.append(picture.height)
             assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 100, "colours"
@@ -81,13 +81,13 @@ def test_errors_and_confusions_are_drawn(tmp_path):
         "agreement": {"detections": 90, "spearman": 0.5, "pearson": 0.4},
     }
     scores = np.linspace(0, 1, 90)
-    curves.error_curves(figures, scores, scores**2, tmp_path / "some.png", "cats $and$ \\dogs")
+    charts.error_curves(figures, scores, scores**2, tmp_path / "some.png", "cats $and$ \\dogs")
     undefined = {
         "gains": dict.fromkeys(kinds),
         "ap_by_iou": {"0.50": None},
         "agreement": {"detections": 0, "spearman": None, "pearson": None},
     }
-    curves.error_curves(figures | undefined, np.zeros(0), np.zeros(0), tmp_path / "none.png")
+    charts.error_curves(figures | undefined, np.zeros(0), np.zeros(0), tmp_path / "none.png")
     colors = [len(Image.open(tmp_path / name).getcolors(2**20)) for name in ("some.png", "none.png")]
     assert colors[0] > colors[1] + 50
     inks = {}
@@ -95,7 +95,7 @@ def test_errors_and_confusions_are_drawn(tmp_path):
         classes = [f"class $x_{{{k}$ \\y" for k in range(count)]
         for value in (1, 8):  # of the same shares, so only numbers tell them apart
             path = tmp_path / f"{count}-{value}.png"
-            curves.confusion_map(np.full((count + 1, count + 1), value).tolist(), classes, path, "cats $and \\dogs")
+            charts.confusion_map(np.full((count + 1, count + 1), value).tolist(), classes, path, "cats $and \\dogs")
             inks[count, value] = np.asarray(Image.open(path))
     assert (inks[2, 1] != inks[2, 8]).any()
     assert (inks[21, 1] == inks[21, 8]).all()

@@ -12,8 +12,8 @@ import numpy as np
 
 from .. import run
 from ..build import Split
+from ..charts import confusion_map, error_curves
 from ..config import Config
-from ..curves import confusion_map, error_curves
 from ..data.table import Table
 from ..draw import detection_grid
 from ..engine import distributed

@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from .. import build, run
+from ..charts import cosine_curves
 from ..compat import check_continuation
 from ..config import Config
-from ..curves import cosine_curves
 from ..data.loading import train_batches
 from ..engine import checkpoint, distributed
 from ..engine.log import bar_seconds, start_logging

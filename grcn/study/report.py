@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import build
-from ..curves import difference_dots
+from ..charts import difference_dots
 from ..data import coco as coco_files
 from ..engine.checkpoint import write_durably
 from ..engine.log import bar_seconds
