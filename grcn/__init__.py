@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .models.vgg import VGG16_BLOCKS as VGG16_BLOCKS
     from .models.vgg import SplitVGG as SplitVGG
     from .models.weights import load_weights as load_weights
+    from .predict import load as load
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _MODULES = {
     "SplitResNet": "models.resnet",
     "SplitVGG": "models.vgg",
     "build_model": "build",
+    "load": "predict",
     "load_config": "configfile",
     "load_weights": "models.weights",
 }

@@ -57,7 +57,7 @@ def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table:
 
 def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
     """Refuses a checkpoint of other classes than the data's; those of other names or order may fit every shape."""
-    _check_record(state, path)
+    check_record(state, path)
     for label, (its, ours) in enumerate(zip_longest(state["classes"], table.classes), start=1):
         if its != ours:
             got = f"class {label} is {its!r:.40} in it, {ours!r:.40} in the data"
@@ -72,14 +72,14 @@ def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -
 
 def check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:
     """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
-    _check_record(state, path)
+    check_record(state, path)
     found = _changes(state, path, cfg)
     changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
     remedy = "use the config.yaml of its run or pass --allow-changes"
     _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
 
 
-def _check_record(state: Mapping[str, Any], path: Path) -> None:
+def check_record(state: Mapping[str, Any], path: Path) -> None:
     """Refuses a checkpoint of somebody else's use of the training loop, which records what it likes."""
     kinds = {"config": str, "classes": list, "data_fingerprint": str}
     missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]

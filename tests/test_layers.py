@@ -53,7 +53,8 @@ ALLOWED = {
     "engine": {"archive", "engine"},
     "errors": set(),
     "rng": set(),
-    "__init__": {"build", "configfile", "models"},
+    "predict": {"build", "compat", "configfile", "data", "engine", "models"},
+    "__init__": {"build", "configfile", "models", "predict"},
 }
 HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}
 

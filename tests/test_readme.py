@@ -5,9 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from grcn.build import build_model
 from grcn.config import Model
-from grcn.configfile import load_config
+from grcn.configfile import dump_config, load_config
+from grcn.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,8 +88,22 @@ def test_what_other_pages_name_exists(page):
             section = section.model_fields[step].annotation
 
 
+def test_the_prediction_example_runs(monkeypatch, tmp_path):
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    cfg = load_config(ROOT / "configs/shapes/grcn_tiny.yaml", ["model.width=8", "model.head.dim=16"])
+    state = {"format": checkpoint.FORMAT, "step": 0, "optimizer": {}, "losses": []}
+    state |= {"model": build_model(cfg.model, 9).state_dict(), "classes": list("abcdefgh")}
+    checkpoint.save(tmp_path, state | {"config": dump_config(cfg), "data_fingerprint": ""}, keep=1)
+    Image.new("RGB", (60, 50)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (name,) = re.findall(r'"(runs/.*?pt)"', code)
+    names = {}
+    exec(compile(code.replace(name, str(next(tmp_path.glob("*.pt")))), "README.md", "exec"), names)
+    assert names["found"].boxes.shape[1] == 4
+
+
 def test_the_library_example_runs(monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(ROOT)
     small = code.replace("configs/voc/grcn_vgg16.yaml", "configs/shapes/grcn_tiny.yaml")
     names = {}

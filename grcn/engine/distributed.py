@@ -86,6 +86,11 @@ def _cause(error: Exception) -> str:
     return str(error).partition("\n")[0][:120]
 
 
+def local_device(name: str = "auto") -> torch.device:
+    """Returns the device of that name for a process that works alone; see :func:`process_group`."""
+    return _device(_wanted(name, 1), 0)
+
+
 def _wanted(name: str, world: int) -> torch.device:
     """Returns the kind of device that is asked for, and the one of several if it is said; the same in all processes."""
     if name == "auto":

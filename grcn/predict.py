@@ -1,0 +1,127 @@
+"""From a checkpoint to boxes: ``grcn.load(file).predict(image)``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import build
+from .compat import check_record
+from .configfile import parse_config
+from .data.transforms import read_image
+from .engine import checkpoint, distributed
+from .engine.evaluate import move_images
+from .errors import CheckpointError
+from .models.detector import Detector, to_device
+
+Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image, best score first.
+
+    Attributes:
+        boxes: float32 ``[M, 4]``, absolute xyxy in pixels of the image.
+        labels: int64 ``[M]``, 1..C.
+        scores: float32 ``[M]``, 0-1.
+        names: of the classes, one for each box.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    names: list[str]
+
+
+class Predictor:
+    """A trained detector and the names of its classes.
+
+    Attributes:
+        model: the detector, in evaluation mode, on its device.
+        classes: names of the labels 1..C.
+    """
+
+    def __init__(self, model: Detector, classes: Sequence[str], device: torch.device) -> None:
+        self.model = to_device(model, device).eval()
+        self.classes = tuple(classes)
+        self.device = device
+
+    def predict(self, image: Picture, score_threshold: float = 0.0) -> Prediction:
+        """Finds objects in one image; see :meth:`predict_all`."""
+        return self.predict_all([image], score_threshold)[0]
+
+    @torch.inference_mode()
+    def predict_all(self, images: Sequence[Picture], score_threshold: float = 0.0) -> list[Prediction]:
+        """Finds objects in images, in one pass of the network.
+
+        Args:
+            images: each a file, a Pillow image, an RGB array uint8 ``[H, W, 3]``, or an RGB tensor ``[3, H, W]``,
+                uint8 or float in 0-1. Files are turned as their EXIF orientation says.
+            score_threshold: detections of lower score are left out. The model leaves out those below its own
+                ``roi.score_thresh``.
+
+        Raises:
+            DataError: a file is missing or not an image.
+            ValueError: an array or a tensor is none of these.
+        """
+        tensors = move_images([as_tensor(image) for image in images], self.device)
+        return [self._prediction(found, score_threshold) for found in self.model(tensors)]
+
+    def _prediction(self, found: dict[str, Tensor], score_threshold: float) -> Prediction:
+        kept = {key: found[key][found["scores"] >= score_threshold].cpu() for key in ("boxes", "labels", "scores")}
+        return Prediction(**kept, names=[self.classes[label - 1] for label in kept["labels"].tolist()])
+
+
+def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
+    """Loads a detector that ``tools/train.py`` has trained, ready to predict.
+
+    Args:
+        path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU, if there is one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of something else.
+        EnvironmentFault: there is no such device.
+    """
+    state = checkpoint.load(Path(path))
+    check_record(state, Path(path))
+    cfg = parse_config(state["config"], str(path))
+    model = build.build_model(cfg.model, len(state["classes"]) + 1)
+    try:
+        checkpoint.restore(state, model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Predictor(model, state["classes"], distributed.local_device(device))
+
+
+def as_tensor(image: Picture) -> Tensor:
+    """Returns an image as RGB tensor ``[3, H, W]``, uint8, or float in 0-1 if it was such a tensor."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an array must be uint8 [H, W, 3] (got {image.dtype} {list(image.shape)})")
+        return torch.tensor(image).permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise ValueError(f"a tensor must be uint8 or float [3, H, W] (got {image.dtype} {list(image.shape)})")
+    return image
+
+
+def as_record(found: Prediction) -> list[dict[str, Any]]:
+    """Returns detections as plain types: ``name``, ``label``, ``score`` and ``box`` (xyxy in pixels)."""
+    rows = zip(found.names, found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [
+        {"name": name, "label": label, "score": round(score, 5), "box": [round(side, 2) for side in box]}
+        for name, label, score, box in rows
+    ]

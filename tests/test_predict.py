@@ -1,0 +1,132 @@
+"""Prediction: the detections of an evaluation, from every kind of image; the tool on files, folders and patterns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import programs
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import grcn
+from grcn.build import build_test_split
+from grcn.configfile import load_config
+from grcn.errors import CheckpointError, EnvironmentFault
+from grcn.predict import as_tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
+SMALL = [
+    "model.width=8", "model.head.dim=16", "model.roi.score_thresh=0.01", "data.train_images=8", "data.test_images=4",
+    "train.batch=2", "train.warmup=0", "train.steps=20", "eval.pictures=0", "eval.protocols=[coco]", "run.workers=0",
+    "run.threads=1", "run.device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint, the folder of its evaluation, and its test images as files."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = programs.call("tools/train.py", "--config", CONFIG, "--output-dir", folder / "run", *SMALL, folder=folder)
+    assert done.code == 0, done.stderr
+    (folder / "images").mkdir()
+    split = build_test_split(load_config(CONFIG, SMALL).data, None)
+    for row in range(4):
+        Image.fromarray(split.read_image(row).permute(1, 2, 0).numpy()).save(folder / f"images/{row}.png")
+    (checkpoint,) = (folder / "run/checkpoints").glob("step_00000020-*.pt")
+    return checkpoint, folder / "run/eval/step_20", folder / "images"
+
+
+def test_the_detections_are_those_of_the_evaluation(trained):
+    checkpoint, evaluation, images = trained
+    predictor = grcn.load(checkpoint, "cpu")
+    evaluated = json.loads((evaluation / "detections.json").read_text())
+    assert len(evaluated) > 20
+    for row in range(4):
+        found = predictor.predict(images / f"{row}.png")
+        own = [one for one in evaluated if one["image_id"] == row]
+        assert found.labels.tolist() == [one["category_id"] for one in own]
+        assert_close(found.scores, torch.tensor([one["score"] for one in own]), atol=1e-5, rtol=0)
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in own)]
+        assert_close(found.boxes, torch.tensor(corners), atol=1e-2, rtol=0)
+        assert found.names == [predictor.classes[label - 1] for label in found.labels]
+        half = found.scores.median().item()
+        assert len(predictor.predict(images / f"{row}.png", half).boxes) == (found.scores >= half).sum()
+
+
+def test_every_kind_of_image_gives_the_same(trained):
+    checkpoint, _, images = trained
+    predictor = grcn.load(checkpoint, "cpu")
+    path = images / "1.png"
+    with Image.open(path) as picture:
+        array = np.asarray(picture.convert("RGB"))
+        kinds = [str(path), path, picture, array, as_tensor(path), as_tensor(path).float() / 255]
+        found = predictor.predict_all(kinds)
+    for other in found[1:]:
+        assert_close((other.boxes, other.scores), (found[0].boxes, found[0].scores))
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8)), np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).long()]
+)
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(ValueError, match="must be uint8"):
+        as_tensor(image)
+
+
+def test_what_is_no_checkpoint_and_no_device_is_told(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing.pt"):
+        grcn.load(tmp_path / "nothing.pt")
+    with pytest.raises(EnvironmentFault, match="no such device"):
+        grcn.load(trained[0], "gpu")
+
+
+def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
+    checkpoint, _, images = trained
+    shutil.copytree(images, tmp_path / "some/deep")
+    (tmp_path / "some/deep/2.png").rename(tmp_path / "some/deep/2.PNG")
+    (tmp_path / "some/notes.txt").write_text("no image")
+    (tmp_path / "some/broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    what = ["--checkpoint", checkpoint, "--device", "cpu", "--score-threshold", 0.02, "--batch", 2]
+    good = programs.call("tools/predict.py", *what, images / "0.png", "some/*/1*", images / "0.png", folder=tmp_path)
+    assert good.code == 0, good.stderr
+    document = json.loads((tmp_path / "predictions/predictions.json").read_text())
+    assert [one["picture"] for one in document["images"]] == ["0.jpg", "1.jpg"]
+    assert document["classes"] == ["sun", "moon", "lark", "owl", "boat", "cart", "beetle", "crate"]
+    for one in document["images"]:
+        with Image.open(tmp_path / "predictions" / one["picture"]) as picture:
+            assert picture.size == (320, 320)  # small images are enlarged
+        assert one["detections"] and all(found["score"] >= 0.02 for found in one["detections"])
+    assert good.stdout.splitlines()[0].startswith(f"{images / '0.png'}: ")
+
+    whole = programs.call("tools/predict.py", *what, "some", images, "--output-dir", "all", folder=tmp_path)
+    assert whole.code == 3 and "1 of 9 images left out" in whole.stderr and "broken.jpg" in whole.stderr
+    pictures = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*.jpg")}
+    assert pictures == {*(f"{row}.jpg" for row in range(4)), *(f"deep/{row}.jpg" for row in range(4))}
+    again = programs.call(
+        "tools/predict.py", *what, "some/deep/0.png", images / "0.png", "--output-dir", "two", folder=tmp_path
+    )
+    assert again.code == 0 and {path.name for path in (tmp_path / "two").glob("*.jpg")} == {"0.jpg", "0-2.jpg"}
+
+
+@pytest.mark.parametrize(
+    "args,code,named",
+    [
+        (["nowhere.jpg"], 3, "nowhere.jpg"),
+        (["*.none"], 3, "nothing matches"),
+        (["."], 3, "no images in it"),
+        (["x.jpg", "--batch", 0], 2, "--batch: at least 1"),
+        (["x.jpg", "--checkpoint", "nothing.pt"], 4, "nothing.pt"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(trained, args, code, named, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = programs.call("tools/predict.py", "--checkpoint", trained[0], *args, folder=empty)
+    assert result.code == code and named in result.stderr and "Traceback" not in result.stderr

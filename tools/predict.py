@@ -1,0 +1,112 @@
+"""Finds objects in pictures: python tools/predict.py --checkpoint W IMAGE|FOLDER|GLOB...
+
+Writes each picture with its boxes and predictions.json into --output-dir, and prints a line for each picture.
+"""
+
+import argparse
+import collections
+import glob
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from grcn import errors
+from grcn.engine.signals import StopSignals
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+logger = logging.getLogger("grcn")
+
+
+def main() -> None:
+    """Reads the command line and predicts."""
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with all below them) or patterns")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="checkpoint of tools/train.py")
+    parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: predictions")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that is shown (default: 0.5)")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: the GPU, if there is one)")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    args = parser.parse_args()
+    if args.batch < 1:
+        parser.error(f"argument --batch: at least 1 (got {args.batch})")
+    found = list(dict.fromkeys(find(args.images)))
+    with StopSignals() as stop:
+        predict(args, found, stop)
+
+
+def find(words: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Yields the files that the words name, each with its name in the output folder."""
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not below:
+                raise errors.DataError(f"{path}: no images in it; name a folder with {', '.join(sorted(SUFFIXES))}")
+            yield from ((file, file.relative_to(path)) for file in below)
+        elif path.exists() or not glob.has_magic(word):
+            yield path, Path(path.name)
+        else:
+            matches = sorted(glob.glob(word, recursive=True))
+            if not matches:
+                raise errors.DataError(f"{word}: nothing matches; check the pattern")
+            yield from ((Path(match), Path(Path(match).name)) for match in matches if not Path(match).is_dir())
+
+
+def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: StopSignals) -> None:
+    """Predicts in batches; a file that cannot be read is told and left out, and makes the exit code 3."""
+    from tqdm import tqdm
+
+    from grcn.draw import draw_boxes  # these import torch, for seconds
+    from grcn.engine.checkpoint import write_durably
+    from grcn.engine.log import bar_seconds, start_logging
+    from grcn.predict import as_record, as_tensor, load
+
+    start_logging()
+    predictor = load(args.checkpoint, args.device)
+    records, faults = [], []
+    names: collections.Counter[Path] = collections.Counter()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for start in tqdm(range(0, len(files), args.batch), "predict", dynamic_ncols=True, mininterval=bar_seconds()):
+        stop.check()
+        batch = []
+        for file, name in files[start : start + args.batch]:
+            try:
+                batch.append((file, name, as_tensor(file)))
+            except errors.DataError as error:
+                faults.append(str(error))
+                logger.error("left out: %s", error)
+        predictions = predictor.predict_all([image for _, _, image in batch], args.score_threshold) if batch else []
+        for (file, name, image), found in zip(batch, predictions, strict=True):
+            height, width = image.shape[1:]
+            record = {"file": str(file), "height": height, "width": width, "detections": as_record(found)}
+            if not args.no_pictures:
+                target = name.with_suffix(".jpg")
+                names[target] += 1
+                if names[target] > 1:
+                    target = target.with_stem(f"{target.stem}-{names[target]}")
+                captions = [f"{what} {score:.2f}" for what, score in zip(found.names, found.scores, strict=True)]
+                picture = draw_boxes(image, found.boxes, captions, scale=max(1.0, 320 / width))
+                (args.output_dir / target).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(args.output_dir / target, quality=92)
+                record["picture"] = str(target)
+            records.append(record)
+            counts = collections.Counter(found.names).most_common()
+            tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or 'nothing'}")
+    document = {
+        "checkpoint": str(args.checkpoint),
+        "classes": predictor.classes,
+        "score_threshold": args.score_threshold,
+        "images": records,
+    }
+    write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
+    logger.info("%s: boxes of %d images", args.output_dir / "predictions.json", len(records))
+    if faults:
+        raise errors.DataError(
+            f"{len(faults)} of {len(files)} images left out (first: {faults[0]}); mend or remove them"
+        )
+
+
+if __name__ == "__main__":
+    errors.run(main)
