@@ -26,6 +26,11 @@ _FOLDERS = {
         "The rows in miniature; the paper has no such numbers. AP / AP50 / AP75. With RoIAlign, `*_pool` with RoIPool.",
         ("AP", "AP50", "AP75"),
     ),
+    "own": (
+        "Data of one's own",
+        "In VOC layout, a small network from scratch. What was measured with them on which data is in RESULTS.md.",
+        ("AP", "AP50", "AP75"),
+    ),
 }
 _OURS = {"AP": "coco_ap", "AP50": "coco_ap50", "AP75": "coco_ap75", "AP70": "voc07_ap70"}
 
@@ -67,7 +72,12 @@ def catalogue(configs: Path, results: Path) -> str:
             for path, cfg in chosen:
                 rows = [labels[ref.table, ref.row] for ref in cfg.paper]
                 paper = " / ".join(str(rows[-1][name]) for name in metrics) if rows and folder != "shapes" else "–"
-                ours = _ours(sorted((results / folder / path.stem).glob("seed*.json")), metrics)
+                # Results on data of one's own belong to the data, not to the config.
+                ours = (
+                    "–"
+                    if folder == "own"
+                    else _ours(sorted((results / folder / path.stem).glob("seed*.json")), metrics)
+                )
                 named = "; ".join(f"{ref.table}: {row['label']}" for ref, row in zip(cfg.paper, rows, strict=True))
                 cells = [named or _purpose(path), f"[{path.stem}]({folder}/{path.name})", *_cost(cfg), paper, ours]
                 lines.append("| " + " | ".join(cells) + " |")
