@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from .rows import Measured, Table
+from .rows import Measured, Row, Table
 from .statistics import Difference, Interval
 
 
@@ -29,7 +29,7 @@ def page(
     for row in table.rows:
         cells = [row.label]
         for name in table.metrics:
-            cells += [_number(row.paper.get(name))] * printed + [_spread(list(found[row.name].values[name].values()))]
+            cells += [_number(row.paper.get(name))] * printed + [_spread(found[row.name], name)]
         body.append(cells)
     lines += [*_markdown(["", *head], body), ""]
 
@@ -48,7 +48,9 @@ def page(
         for name in table.metrics:
             paper, base = row.paper.get(name), rows[row.baseline].paper.get(name)
             gap = None if paper is None or base is None else paper - base
-            cells += [_number(gap, sign=True)] * printed + [_interval(compared.get(row.label, {}).get(name))]
+            cells += [_number(gap, sign=True)] * printed + [
+                _interval(compared.get(row.label, {}).get(name), _both_ran(row, rows, found))
+            ]
         body.append(cells)
     lines += [*_markdown(["", *head], body), ""]
     if any(row.per_class for row in table.rows):
@@ -84,16 +86,21 @@ def _number(value: float | None, sign: bool = False) -> str:
     return "–" if value is None else f"{value:{'+' if sign else ''}.1f}"
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(measured: Measured, name: str) -> str:
+    values = list(measured.values[name].values())
     if not values:
-        return "not run"
+        return "–" if measured.folders else "not run"  # evaluated, but there are no objects of this size
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{spread} ({len(values)})"
 
 
-def _interval(difference: Difference | None) -> str:
+def _both_ran(row: Row, rows: Mapping[str, Row], found: Mapping[str, Measured]) -> bool:
+    return all(found[one.name].folders for one in (row, rows[row.baseline or row.label]))
+
+
+def _interval(difference: Difference | None, ran: bool) -> str:
     if difference is None:
-        return "not run"
+        return "–" if ran else "not run"
     mean = f"{difference.mean:+.1f}"
     ends = [_ends(interval) for interval in (difference.seeds, difference.images)]
     return f"{f'**{mean}**' if difference.is_shown else mean} ({'; '.join(ends)})"

@@ -131,6 +131,16 @@ def test_a_page_has_the_papers_figures_beside_ours(measured):
     assert f"- {base.name} ({base.config}): a, b" in text and f"{other.name} ({other.config}): not run" in text
 
 
+def test_a_figure_that_the_data_do_not_have_is_not_called_not_run():
+    """As AP of large objects where there are none."""
+    table = rows.paper_table(CONFIGS, 3, "shapes")
+    values = {name: {0: 1.0} if name != "APl" else {} for name in table.metrics}
+    draws = {name: {} for name in table.metrics}
+    found = {row.name: rows.Measured(values, {}, draws, {0: Path("a")}) for row in table.rows}
+    text = page.page(table, found, report.differences(table, found), [])
+    assert "| 34.3 | – |" in text and "| -0.6 | – |" in text and "not run" not in text
+
+
 def test_the_files_of_a_report_hold_every_run(measured, tmp_path):
     table, found = measured
     report.write(table, found, tmp_path, ["the command"], "mine")
