@@ -2,7 +2,7 @@
 # make test       run the tests
 # make faults     kill runs at random moments, many times, and compare what they leave; minutes
 # make check      ruff and mypy
-# make generated  write configs/schema.json and configs/README.md anew, after a change of grcn/config.py or of a config
+# make generated  write configs/schema.json, configs/README.md and docs/config.md anew, after a change of a config
 # make venv       only make .venv, which the others do first
 #
 # PYTHON is the interpreter that .venv is made from. What it can import, torch above all, is reused
@@ -47,3 +47,5 @@ generated: venv
 	    Path('configs/schema.json').write_text(schema())"
 	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.catalogue import catalogue; \
 	    Path('configs/README.md').write_text(catalogue(Path('configs'), Path('results')))"
+	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.reference import reference; \
+	    Path('docs/config.md').write_text(reference())"

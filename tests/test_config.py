@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,9 @@ from pydantic.fields import FieldInfo
 
 from grcn.build import build_test_split, build_train_split
 from grcn.config import Config, FilesData, Model, Section, ShapesData, Train
+from grcn.reference import reference
 
+ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {"data": {"format": "shapes"}, "train": {"steps": 10}}
 
 
@@ -232,6 +235,13 @@ def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
 
 def test_lr_steps_past_the_end_are_legal() -> None:
     assert Train(steps=10, lr_steps=(100,)).lr_steps == (100,)
+
+
+def test_the_reference_is_current_and_has_every_setting():
+    page = (ROOT / "docs/config.md").read_text()
+    assert page == reference(), "run: make generated"
+    for name, field in settings():
+        assert f"| `{name.rpartition('.')[2]}` |" in page and " ".join((field.description or "").split()) in page, name
 
 
 def test_the_built_in_images_have_a_split_to_choose_settings_by():

@@ -37,6 +37,7 @@ ALLOWED = {
     "benchmark": {"twin", "benchmark", "boxes", "build", "config", "data", "describe", "evaluation", "models"},
     "describe": {"build", "config", "models"},
     "build": {"config", "data", "models"},
+    "reference": {"configfile"},
     "configfile": {"config", "configerrors", "yamlfile"},
     "configerrors": {"config", "yamlfile"},
     "config": {"configchecks"},
