@@ -391,7 +391,7 @@ class Eval(Section):
     limit: Count | None = None
     """Evaluate only that many images; null takes all. [O]"""
     pictures: CountOrZero = 8
-    """Images drawn with ground truth and detections after each evaluation. [O]"""
+    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, curves neither. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         for key in ("protocols", "voc_iou"):

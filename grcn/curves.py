@@ -47,7 +47,7 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
 
 
 def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> None:
-    """Plots the losses of a run, and its average precisions where it was evaluated, over steps.
+    """Plots the losses of a run, its learning rate and, where it was evaluated, its average precisions over steps.
 
     Args:
         metrics_file: a run's ``metrics.jsonl``.
@@ -56,20 +56,19 @@ def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> 
     Raises:
         EnvironmentFault: matplotlib is not installed.
     """
-    losses: dict[str, tuple[list[int], list[float]]] = {}
-    precisions: dict[str, tuple[list[int], list[float]]] = {}
+    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {"loss": {}, "average precision": {}, "rate": {}}
     for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         for name, value in (entry | entry.get("metrics", {})).items():
-            if value is not None and (name.startswith("loss") or "_ap" in name):
-                series = losses if name.startswith("loss") else precisions
-                steps, values = series.setdefault(name, ([], []))
+            quantity = "loss" if name.startswith("loss") else "average precision" if "_ap" in name else "rate"
+            if value is not None and (quantity != "rate" or name == "lr"):
+                steps, values = panels[quantity].setdefault(name, ([], []))
                 steps.append(entry["step"])
                 values.append(value)
-    panels = [("loss", losses), ("average precision", precisions)][: 2 if precisions else 1]
-    figure = new_figure(3.2 * len(panels))
-    rows = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
-    for axes, (quantity, series) in zip(rows, panels, strict=True):
+    drawn = {quantity: series for quantity, series in panels.items() if series or quantity == "loss"}
+    figure = new_figure(3.2 * len(drawn))
+    rows = figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0]
+    for axes, (quantity, series) in zip(rows, drawn.items(), strict=True):
         _plot(axes, series, "step", quantity)
         axes.set_ylim(bottom=0)
     rows[0].set_title(title)

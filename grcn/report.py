@@ -86,7 +86,7 @@ def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray
     rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
-    if "voc" not in cfg.eval.protocols:
+    if "voc" not in cfg.eval.protocols or not cfg.eval.pictures:
         return
     try:
         for threshold, curves in zip(cfg.eval.voc_iou, voc.curves(table, found, cfg.eval.voc_iou), strict=True):

@@ -37,6 +37,7 @@ from .models.detector import Detector, count_parameters, to_device
 from .models.features import TASKS, memory_formats
 from .models.weights import load_weights, normalisation_of
 from .report import score
+from .runpage import write_report
 from .twin import baseline_of, torchvision_twin
 
 logger = logging.getLogger("grcn")
@@ -130,7 +131,7 @@ def train(
             table, into = build.counted(cfg.eval, test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
-        return train_loop(
+        metrics = train_loop(
             trained, first, optimizer, steps=cfg.train.steps,
             lr_at=lambda step: learning_rate(
                 step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
@@ -142,6 +143,8 @@ def train(
             log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
             evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
         )  # fmt: skip
+        distributed.on_main(lambda: write_report(folder, cfg.train.steps, cfg.eval.pictures > 0))
+        return metrics
 
 
 def evaluate(

@@ -12,7 +12,7 @@ ALLOWED = {
     "run": {
         *(
             "report",
-            "twin",
+            *("runpage", "twin"),
             "build",
             "compat",
             "config",
@@ -50,6 +50,8 @@ ALLOWED = {
     "evaluation": {"data.faults", "data.table", "evaluation"},
     "draw": {"data.table"},
     "curves": set(),
+    "html": set(),
+    "runpage": {"curves", "engine", "html"},
     "charts": {"curves"},
     "engine": {"archive", "engine"},
     "errors": set(),

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from torch.testing import assert_close
 
 from grcn.configfile import print_config
 from grcn.engine.checkpoint import load
+from grcn.runpage import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -398,3 +401,17 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
     parted = ROOT / "configs/shapes/detect_f_tiny.yaml"
     told = call_here(monkeypatch, capfd, "tools/train.py", "--config", parted, "--torchvision", *SMALL, code=2)
     assert "use a config of Faster R-CNN" in told
+
+
+def test_a_run_ends_with_a_report_in_one_file(finished, tmp_path):
+    folder, metrics = finished
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5  # losses, three curves of precision, detections
+    assert f"<td>{100 * metrics['coco_ap']:.1f}</td>" in page and "train.lr" not in page
+    assert "<td>sun</td>" in page and "steps: 4" in page and "Content-Security-Policy" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    hostile = tmp_path / "<script>" / "seed0"
+    shutil.copytree(folder, hostile)
+    write_report(hostile, 4, pictures=False)
+    page = (hostile / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and page.count("data:image") == 4
