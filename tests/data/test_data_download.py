@@ -8,6 +8,7 @@ import logging
 import os
 import struct
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,8 +67,10 @@ def test_a_dropped_connection_is_continued(server: Server, tmp_path: Path, reset
 
 
 def test_silence_counts_as_a_dropped_connection(server: Server, tmp_path: Path) -> None:
-    server.plan = [Answer(cut=100_000, hang=3.0), Answer(cut=0, hang=3.0)]
+    server.plan = [Answer(cut=100_000, hang=20.0), Answer(cut=0, hang=20.0)]
+    start = time.perf_counter()
     get(tmp_path / "file", f"{server.url}file", timeout=0.2)
+    assert time.perf_counter() - start < 10
     assert asked(server) == [(0, 200), (100_000, 206), (100_000, 206)]
 
 
@@ -85,9 +88,13 @@ def test_a_server_without_ranges_or_validators_starts_over(server: Server, tmp_p
 def test_a_file_that_changed_in_between_is_not_glued_together(server: Server, tmp_path: Path) -> None:
     old = noise(len(BODY), seed=1)
     server.plan = [Answer(body=old, cut=100_000)]
-    told = get(tmp_path / "file", f"{server.url}file")
+    get(tmp_path / "file", f"{server.url}file")
     assert asked(server) == [(0, 200), (100_000, 200)]
-    assert [said for said in told if said[0] == "checking"][-1][1] == len(BODY)
+    server.plan = [Answer(body=old, cut=100_000), Answer(careless=True)]
+    (tmp_path / "file").unlink()
+    told = get(tmp_path / "file", f"{server.url}file")
+    assert asked(server)[2:] == [(0, 200), (100_000, 206), (0, 200)]
+    assert [stage for stage, done, total in told if done == total].count("checking") == 1
 
 
 def test_attempts_end_where_nothing_more_arrives(server: Server, tmp_path: Path) -> None:
@@ -170,10 +177,12 @@ def test_another_file_is_told_by_its_length(server: Server, tmp_path: Path, answ
     """Before it is downloaded, or where no length is sent as soon as it is too long."""
     server.plan = [answer]
     if answer.length == 0:
-        answer.body = BODY + b"more"
+        answer.body = BODY + bytes(5_000_000)
     server.files["/sound"] = BODY
-    get(tmp_path / "file", f"{server.url}file", f"{server.url}sound")
+    told = get(tmp_path / "file", f"{server.url}file", f"{server.url}sound")
     assert [request.path for request in server.requests] == ["/file", "/sound"]
+    assert max(done for _, done, _ in told) == len(BODY)
+    assert [stage for stage, done, total in told if done == total].count("checking") == 1
 
 
 @pytest.mark.parametrize("notes", [b"", b"{", b"[]", b'{"validator": null, "size": 300000}', b'{"validator": "x"}'])
@@ -291,12 +300,16 @@ def test_bad_archives_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_zip_that_lies_about_sizes_or_contents_is_refused(tmp_path: Path) -> None:
-    """Its directory promises ten bytes where a million are packed; and a flipped bit."""
+    """Its directory promises ten bytes where 900,000 are packed, or a thousand where one is; and a flipped bit."""
     sound = zipped([("a", bytes(900_000))])
     lying = sound.replace(struct.pack("<I", 900_000), struct.pack("<I", 10))
     with pytest.raises(DataError, match="not a sound archive"):
         opened(tmp_path, "lying.zip", lying)
     assert sum(map(len, tree(tmp_path / "in").values())) <= 10
+    (tmp_path / "in/new").rename(tmp_path / "older")
+    lying = zipped([("a", b"x")]).replace(struct.pack("<I", 1) + b"\x01\0", struct.pack("<I", 1000) + b"\x01\0")
+    with pytest.raises(DataError, match="not a sound archive .*not as long as its entry says"):
+        opened(tmp_path, "short.zip", lying)
     stored = zipped([("a", noise(50_000))])
     flipped = stored[:1000] + bytes([stored[1000] ^ 1]) + stored[1001:]
     (tmp_path / "in/new").rename(tmp_path / "old")
