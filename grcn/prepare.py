@@ -88,7 +88,7 @@ def tabulate(counts: Sequence[tuple[Split, Split]]) -> str:
     rows: list[tuple[str, ...]] = [("split", "images", "published", "objects", "published")]
     for published, found in counts:
         numbers = (found.images, published.images, found.objects, published.objects)
-        rows.append((published.name, *(f"{number:,}" for number in numbers)))
+        rows.append((published.name, *("–" if number is None else f"{number:,}" for number in numbers)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 

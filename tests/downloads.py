@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import socket
 import struct
@@ -232,6 +233,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 def become(data_set: DataSet, root: Path, patch: Callable[[], None] | None) -> None:
     """Prepares a data set, for a process of its own."""
+    os.environ["no_proxy"] = "127.0.0.1"  # of the test's environment it knows nothing
     if patch is not None:
         patch()
     with StopSignals() as stop:

