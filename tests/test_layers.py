@@ -29,6 +29,7 @@ ALLOWED = {
         *("configfile", "analysis"),
     },
     "study": {"build", "compat", "config", "configfile", "charts", "data", "engine", "evaluation", "study"},
+    "prepare": {"data", "engine"},
     "browse": {"build", "config", "data", "draw"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
