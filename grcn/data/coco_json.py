@@ -51,9 +51,9 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
         if not is_contained(name):
             images.refuse(number, "/file_name", f"not a path below {folder} (got {{}}); fix it", name)
     sizes = np.array([images.column("height", int), images.column("width", int)]).T
-    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1)):
+    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1)).tolist():
         height, width = sizes[number]
-        images.refuse(int(number), "", "no size of an image (got {} x {}); fix it", width, height)
+        images.refuse(number, "", "no size of an image (got {} x {}); fix it", width, height)
     names = categories.unique("name", str)
     for number, name in enumerate(names):
         try:
@@ -71,8 +71,8 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
     }
     good_images, good_categories, good = images.good(), categories.good(), annotations.good()
     good &= good_images[per_annotation["rows"]] & good_categories[per_annotation["categories"]]
-    for name, part in (("rows", good_images), ("categories", good_categories)):
-        per_annotation[name] = (np.cumsum(part) - 1)[per_annotation[name]].astype(np.int32)
+    for key, kept in (("rows", good_images), ("categories", good_categories)):
+        per_annotation[key] = (np.cumsum(kept) - 1)[per_annotation[key]].astype(np.int32)
     # Once, not each time that they are packed.
     by_image = np.flatnonzero(good)[np.argsort(per_annotation["rows"][good], kind="stable")]
     return {
@@ -142,8 +142,8 @@ class Records:
         position = {value: index for index, value in reversed(list(enumerate(known)))}
         values = self.column(key, *{type(value) for value in known}, default=default)
         found = np.array([position.get(value, -1) for value in values], np.int64)
-        for number in np.flatnonzero(found < 0):
-            self._refuse(int(number), key, "unknown (got {}, the file has {})", values[number], sorted(known))
+        for number in np.flatnonzero(found < 0).tolist():
+            self._refuse(number, key, "unknown (got {}, the file has {})", values[number], sorted(known))
         return np.maximum(found, 0)
 
     def boxes(self) -> np.ndarray:

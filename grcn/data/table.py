@@ -187,7 +187,7 @@ def pack(
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = box_area if area is None else np.where(np.isnan(area), box_area, area)
     no_area = ~((areas >= 0) & (areas <= np.finfo(np.float32).max))
-    for m in np.flatnonzero(no_area):
+    for m in np.flatnonzero(no_area).tolist():
         tell_of(m, "area is no area (got {}); fix or remove it", areas[m], "annotation")
     kept = kept[~no_area[kept]]
     order = kept[np.argsort(rows[kept], kind="stable")]
@@ -337,7 +337,7 @@ def _check_boxes(
         "outside": ("lies outside its image", outside & (bottom_right > top_left).all(axis=1)),
     }
     for kind, (what, mask) in faults.items():
-        for m in np.flatnonzero(mask & ~wrong):
+        for m in np.flatnonzero(mask & ~wrong).tolist():
             got = boxes[m].round(3).tolist()
             tell_of(m, f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", got, f"box-{kind}")
         wrong |= mask
@@ -350,7 +350,7 @@ def _check_boxes(
     kept = np.where(over[:, None], inside, boxes)
     empty = outside | (kept[:, 2:] - kept[:, :2] < THINNEST).any(axis=1)
     if each:
-        for m in np.flatnonzero((over | empty) & ~wrong):
+        for m in np.flatnonzero((over | empty) & ~wrong).tolist():
             kind, what = "clipped", "sticks out of its image (got {}); fix it"
             if empty[m]:
                 kind, what = "empty", "has no width or height (got {}); remove it"

@@ -113,7 +113,8 @@ def read_header(file: str | io.BytesIO) -> Header | None:
         with _open(file) as image:
             # Of other formats than these, Pillow must decode an image to find its tags.
             tags = image.getexif() if image.format in ("JPEG", "MPO", "WEBP", "TIFF") else {}
-            return Header((image.height, image.width), image.mode, int(tags.get(_ORIENTATION, 1)))
+            turn = tags.get(_ORIENTATION, 1)
+            return Header((image.height, image.width), image.mode, turn if turn in range(1, 9) else 1)
     except (Image.DecompressionBombError, *_BROKEN):
         return None
 
