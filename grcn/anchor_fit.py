@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from .models.transform import DetectionTransform
 BUCKETS = (0, 16, 32, 64, 128, 256, 512, float("inf"))
 # Bounds of height over width.
 ASPECTS = (0, 0.25, 0.5, 1 / 1.5, 1, 1.5, 2, 4, float("inf"))
-MOST_OBJECTS = 20_000  # of which anchors are suggested
-LEAST_GAIN = 0.01  # of mean recall, for which other anchors are worth a mention
+# Of which other anchors are chosen: steps of a half octave.
+SIZES = (16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
+RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+MOST_OBJECTS = 5_000  # that they are tried on
+LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
+SIZE_COST = 0.05  # of recall, which one size more must gain
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def objects_of(table: Table, short: int, longest: int) -> Objects:
 
 
 def fit(objects: Objects, anchors: Anchors) -> dict[str, Any]:
-    """Measures anchors, and looks for better ones among quantiles and means of the objects' sizes and ratios.
+    """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
 
     Returns:
         ``sizes``, ``ratios``, ``stride``; ``objects``, their number; ``recall50`` and ``recall70``, the share that has
@@ -107,33 +111,43 @@ def fit(objects: Objects, anchors: Anchors) -> dict[str, Any]:
 def _suggest(objects: Objects, anchors: Anchors) -> dict[str, Any] | None:
     step = -(-len(objects.boxes) // MOST_OBJECTS)
     sample = Objects(objects.boxes[::step], objects.images[::step])
-    sides = np.maximum(sample.sides(), 1e-9)
-    sizes = _centres(np.sqrt(sides.prod(axis=1)), len(anchors.sizes))
-    ratios = _centres(sides[:, 1] / sides[:, 0], len(anchors.ratios))
-    size_choices = [anchors.sizes, *(tuple(float(max(1, round(value))) for value in choice) for choice in sizes)]
-    ratio_choices = [anchors.ratios, *(tuple(max(0.01, round(value, 2)) for value in choice) for choice in ratios)]
-    choices = [
-        Anchors(tuple(sorted(set(s))), tuple(sorted(set(r))), anchors.stride, anchors.straddling)
-        for s in size_choices
-        for r in ratio_choices
-    ]
-    chosen = max(choices, key=lambda choice: _score(choice.best_iou(sample)))
+    as_many = _search(sample, anchors, len(anchors.sizes))
+    one_more = _search(sample, anchors, len(anchors.sizes) + 1)
+    chosen = max((as_many, 0.0), (one_more, -SIZE_COST), key=lambda one: _score(one[0].best_iou(sample)) + one[1])[0]
     best = chosen.best_iou(objects)
     if _score(best) < _score(anchors.best_iou(objects)) + LEAST_GAIN:
         return None
     return {"sizes": list(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
 
 
-def _centres(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Returns two ways to stand for positive values by a few: evenly spread quantiles, and k-means of logarithms."""
-    logs = np.log(values)
-    spread = np.quantile(logs, (np.arange(count) + 0.5) / count)
-    means = spread.copy()
-    for _ in range(50):
-        nearest = np.abs(logs[:, None] - means).argmin(axis=1)
-        counts = np.bincount(nearest, minlength=count)
-        means = np.where(counts > 0, np.bincount(nearest, logs, count) / np.maximum(counts, 1), means)
-    return [np.exp(spread), np.exp(means)]
+def _search(objects: Objects, anchors: Anchors, count: int) -> Anchors:
+    """Chooses ``count`` sizes from a grid for the ratios, then ratios for them, and both again."""
+    sizes = sorted({*anchors.sizes, *SIZES})
+    ratios = sorted({*anchors.ratios, *RATIOS})
+    ious = {
+        (size, ratio): replace(anchors, sizes=(size,), ratios=(ratio,)).best_iou(objects)
+        for size in sizes
+        for ratio in ratios
+    }
+    found = anchors
+    for _ in range(2):
+        by_size = {size: np.max([ious[size, ratio] for ratio in found.ratios], axis=0) for size in sizes}
+        found = replace(found, sizes=_best(by_size, count, found.sizes))
+        by_ratio = {ratio: np.max([ious[size, ratio] for size in found.sizes], axis=0) for ratio in ratios}
+        found = replace(found, ratios=_best(by_ratio, len(anchors.ratios), found.ratios))
+    return found
+
+
+def _best(ious: dict[float, np.ndarray], count: int, start: Sequence[float]) -> tuple[float, ...]:
+    """Returns ``count`` keys whose values [M] have a good maximum: those of ``start``, each exchanged for the best."""
+    chosen = list(start)
+    for _ in range(2):
+        for place in range(count):
+            others = chosen[:place] + chosen[place + 1 :]
+            kept = np.max([ious[key] for key in others], axis=0) if others else np.zeros(1)
+            scores = {key: _score(np.maximum(value, kept)) for key, value in ious.items() if key not in others}
+            chosen[place : place + 1] = [max(scores, key=scores.__getitem__)]
+    return tuple(sorted(chosen))
 
 
 def _score(best: np.ndarray) -> float:

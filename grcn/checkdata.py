@@ -99,7 +99,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [report["data"]["root"]]
     lines.append(f"{'':>24}{'train':>10}{'test':>10}")
     sides = [report["data"]["train"], report["data"]["test"]]
-    for key in ("images", "objects", "crowd", "difficult", "empty"):
+    for key in sides[0] or sides[1]:
         lines.append(f"{key:>24}" + "".join(f"{side.get(key, '-'):>10}" for side in sides))
     counts = report["classes"]
     for one in [*counts[:12], *([{"name": "...", "train": "", "test": ""}] if len(counts) > 12 else [])]:
@@ -113,7 +113,7 @@ def as_text(report: dict[str, Any]) -> str:
     if report["anchors"] and report["anchors"]["objects"]:
         lines += ["", *anchors_as_lines(report["anchors"])]
     found = [one["severity"] for one in report["findings"]]
-    lines += ["", ", ".join(f"{found.count(name)} kinds of {name}s" for name in SEVERITIES)]
+    lines += ["", "kinds of " + ", of ".join(f"{name}s: {found.count(name)}" for name in SEVERITIES)]
     return "\n".join(lines)
 
 
@@ -126,7 +126,7 @@ def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
         return f"{what} sizes [{', '.join(sizes)}], ratios [{', '.join(ratios)}]: {found}"
 
     better = anchors["suggestion"]
-    last = "they fit: none that fit better were found" if better is None else line("better:", better)
+    last = "none that find more were found" if better is None else line("better:", better)
     return [line(f"anchors, stride {anchors['stride']}:", anchors), last]
 
 
@@ -197,7 +197,7 @@ def _facts(read: _Read) -> dict[str, int]:
         "objects": len(table.boxes),
         "crowd": int(table.iscrowd.sum()),
         "difficult": int(table.difficult.sum()),
-        "empty": int((table.offsets[1:] == table.offsets[:-1]).sum()),
+        "images without any": int((table.offsets[1:] == table.offsets[:-1]).sum()),
     }
 
 
@@ -217,8 +217,9 @@ def _classes(train: Table | None, test: Table | None) -> list[dict[str, Any]]:
 
 
 def _as_json(one: Finding) -> dict[str, Any]:
-    """Returns a finding as JSON has it, which knows no NaN."""
+    """Returns a finding as JSON has it, which knows neither NaN nor tuples."""
     record = asdict(one)
+    record["examples"] = list(record["examples"])
     for example in record["examples"]:
         if example["box"] is not None:
             example["box"] = [value if abs(value) < float("inf") else None for value in example["box"]]

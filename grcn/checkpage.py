@@ -67,8 +67,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _numbers(data: Mapping[str, Any]) -> str:
-    keys = ("images", "objects", "crowd", "difficult", "empty")
-    rows = [[key, *(_text(data[side].get(key, "-")) for side in ("train", "test"))] for key in keys]
+    keys = data["train"] or data["test"]
+    rows = [[_text(key), *(_text(data[side].get(key, "-")) for side in ("train", "test"))] for key in keys]
     return _table(["", "train", "test"], rows)
 
 
@@ -109,7 +109,7 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
     head = ["", "sizes", "height / width", "found at IoU 0.5", "at 0.7"]
     parts.append(_table(["anchors", *head[1:]], rows))
     if anchors["suggestion"] is None:
-        parts.append("<p>The anchors fit: none that fit better were found.</p>")
+        parts.append("<p>None that find more were found.</p>")
     for key, name in (("buckets", "square root of area"), ("aspects", "height / width")):
         most = max(one["count"] for one in anchors[key])
         rows = [

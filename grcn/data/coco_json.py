@@ -133,7 +133,7 @@ class Records:
             for number, value in enumerate(values):
                 if value in seen:
                     self._refuse(number, key, "used before (got {})", value)
-                if number not in self.wrong:  # an empty value is nobody's
+                if value is self.records[number].get(key):  # not one that stands for a wrong one
                     seen.add(value)
         return values
 
