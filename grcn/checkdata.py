@@ -25,7 +25,7 @@ from .data.faults import Fault
 from .data.table import Table
 from .data.transforms import read_image
 from .draw import draw_boxes
-from .errors import DataError, named
+from .errors import DataError, named, one_line
 
 SEVERITIES = ("error", "warning", "note")
 PER_KIND, MOST_PICTURES = 4, 40  # pictures on the page
@@ -103,11 +103,11 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(f"{key:>24}" + "".join(f"{side.get(key, '-'):>10}" for side in sides))
     counts = report["classes"]
     for one in [*counts[:12], *([{"name": "...", "train": "", "test": ""}] if len(counts) > 12 else [])]:
-        lines.append(f"{one['name'][:22]:>24}{one['train']:>10}{one['test']:>10}")
+        lines.append(f"{one_line(one['name'], 22):>24}{one['train']:>10}{one['test']:>10}")
     lines.append("")
     for one in report["findings"]:
         lines.append(f"{one['severity']:>7}  {one['split']:<5}  {one['text']}")
-        lines += [f"{'':>16}{example['place']}" for example in one["examples"][:3]]
+        lines += [f"{'':>16}{one_line(example['place'])}" for example in one["examples"][:3]]
         if one["examples"] and one["count"] > 3:
             lines.append(f"{'':>16}...")
     if report["anchors"] and report["anchors"]["objects"]:
@@ -229,12 +229,12 @@ def _as_json(one: Finding) -> dict[str, Any]:
 def _pictures(
     findings: Sequence[Finding], sides: Mapping[str, _Read]
 ) -> dict[tuple[str, str], list[tuple[str, bytes]]]:
-    """Draws the first examples of each finding: by kind and split, captions and JPEG files."""
+    """Draws examples of each finding, one of each image: by kind and split, captions and JPEG files."""
     drawn: dict[tuple[str, str], list[tuple[str, bytes]]] = {}
     count = 0
     for one in findings:
         pictures = drawn.setdefault((one.kind, one.split), [])
-        for example in one.examples:
+        for example in {(example.image, example.row): example for example in reversed(one.examples)}.values():
             if count == MOST_PICTURES or len(pictures) == PER_KIND:
                 break
             image = sides[one.split].picture(example)
@@ -252,14 +252,25 @@ def _image(root: str, example: Example) -> Tensor | None:
 
 
 def _drawn(image: Tensor, example: Example) -> bytes:
-    """Draws an example with its box."""
-    height, width = image.shape[1:]
-    scale = _SIDE / max(height, width)
-    boxes = []
+    """Draws an example with its box; what surrounds a small box is cut out and enlarged."""
+    boxes = torch.zeros(0, 4)
     if example.box is not None and all(abs(value) < 1e6 for value in example.box):
         x1, y1, x2, y2 = example.box
-        boxes.append((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
-    picture = draw_boxes(image, torch.tensor(boxes).reshape(-1, 4), scale=scale)
+        box = torch.tensor([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)])
+        image, corner = _surroundings(image, box)
+        boxes = (box - corner.repeat(2))[None]
+    picture = draw_boxes(image, boxes, scale=_SIDE / max(image.shape[1:]))
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=80)
+    picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _surroundings(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a part of an image eight times as large as a box, and where it begins, (x, y); or all of the image."""
+    sides = torch.tensor([image.shape[2], image.shape[1]])
+    window = torch.minimum(sides, (8 * (box[2:] - box[:2]).max()).clamp(min=64).expand(2).long())
+    if (2 * window > sides).any():
+        return image, torch.zeros(2)
+    x, y = torch.minimum(((box[:2] + box[2:] - window) / 2).long().clamp(min=0), sides - window).tolist()
+    width, height = window.tolist()
+    return image[:, y : y + height, x : x + width], torch.tensor([x, y])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -58,7 +58,11 @@ KINDS = {
     "class-rare": ("warning", f"classes with under {RARE} objects to train on", "add some or merge classes"),
     "class-test-only": ("warning", "classes that only the test splits have", "mend the splits: they cannot be learnt"),
     "class-similar": ("warning", "names of classes that differ in case or signs only", "make them one"),
-    "class-balance": ("note", "classes of which one has over 100 times the objects of another", "expect less of it"),
+    "class-balance": (
+        "note",
+        "classes of which one has over 100 times the objects of another",
+        "expect little of the rare ones",
+    ),
     "crowd": ("note", "crowd regions", "nothing to do: neither trained on nor counted"),
     "difficult": ("note", "difficult objects", "nothing to do: neither trained on nor counted"),
     "anchors": ("note", "objects to train on without an anchor of IoU 0.5", "try other anchors"),
@@ -167,11 +171,13 @@ def check_boxes(table: Table, split: str, short: int, longest: int, stride: int)
         "box-relative": tiny & (10 * tiny.sum() > 9 * len(tiny)),
     }
     more = {"box-small": f"under {stride / 2:g} of its pixels, where a cell has {stride}"}
-    return [
+    found = [
         finding(kind, split, int(mask.sum()), _examples(table, rows, mask), more.get(kind, ""))
         for kind, mask in masks.items()
         if mask.any()
     ]
+    few = len(rows) // 100  # of which nobody need be warned
+    return [replace(one, severity="note") if one.kind == "box-small" and one.count < few else one for one in found]
 
 
 def check_images_of(table: Table, split: str) -> list[Finding]:
