@@ -234,7 +234,10 @@ def _pictures(
     count = 0
     for one in findings:
         pictures = drawn.setdefault((one.kind, one.split), [])
-        for example in {(example.image, example.row): example for example in reversed(one.examples)}.values():
+        first: dict[tuple[str, int], Example] = {}
+        for example in one.examples:
+            first.setdefault((example.image, example.row), example)
+        for example in first.values():
             if count == MOST_PICTURES or len(pictures) == PER_KIND:
                 break
             image = sides[one.split].picture(example)

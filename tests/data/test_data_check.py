@@ -489,12 +489,12 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
 
 def test_objects_are_seen_at_the_networks_scale():
     made = pack(
-        "made", ["a"], image_ids=["a", "b"], sizes=[(50, 100), (40, 40)], rows=[1, 0, 0],
+        "made", ["a"], image_ids=["a", "b"], sizes=[(33, 100), (40, 40)], rows=[1, 0, 0],
         boxes=[(0, 0, 20, 40), (10, 10, 20, 30), (0, 0, 9, 9)], labels=[1, 1, 1], difficult=[False, False, True],
     )  # fmt: skip
     seen = objects_of(made, 100, 160)
-    assert seen.images.tolist() == [[80, 160], [100, 100]]
-    assert np.allclose(seen.boxes, [(16, 16, 32, 48), (0, 0, 50, 100)])
+    assert seen.images.tolist() == [[52, 160], [100, 100]]  # 1.6 times 33 is 52.8
+    assert np.allclose(seen.boxes, [(16, 10 * 52 / 33, 32, 30 * 52 / 33), (0, 0, 50, 100)])
 
 
 # The page and the tool.
