@@ -46,29 +46,17 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
     for part in (images, categories):
         if not part.records:
             raise fault(part.place, "an empty list; use another split or file")
-    files = images.column("file_name", str)
+    files, sizes, names = images.column("file_name", str), _sizes(images), categories.unique("name", str)
     for number, name in enumerate(files):
         if not is_contained(name):
             images.refuse(number, "/file_name", f"not a path below {folder} (got {{}}); fix it", name)
-    sizes = np.array([images.column("height", int), images.column("width", int)]).T
-    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1)).tolist():
-        height, width = sizes[number]
-        images.refuse(number, "", "no size of an image (got {} x {}); fix it", width, height)
-    names = categories.unique("name", str)
     for number, name in enumerate(names):
         try:
             check_class_name(f"{categories.place}/{number}/name", name)
         except Fault as found:
             categories.tell(number, found)
     image_ids, category_ids = images.unique("id", int), categories.unique("id", int)
-    per_annotation = {
-        "ids": np.array(annotations.unique("id", int), np.int64),
-        "rows": annotations.positions("image_id", image_ids),
-        "categories": annotations.positions("category_id", category_ids),
-        "boxes": annotations.boxes(),
-        "area": np.array(annotations.column("area", float, int, default=math.nan), np.float64),
-        "iscrowd": annotations.positions("iscrowd", [0, 1], default=0) == 1,
-    }
+    per_annotation = _per_annotation(annotations, image_ids, category_ids)
     good_images, good_categories, good = images.good(), categories.good(), annotations.good()
     good &= good_images[per_annotation["rows"]] & good_categories[per_annotation["categories"]]
     for key, kept in (("rows", good_images), ("categories", good_categories)):
@@ -82,6 +70,26 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
         "category_ids": np.array(category_ids, np.int64)[good_categories],
         "category_names": _joined([names[number] for number in np.flatnonzero(good_categories)]),
         **{name: values[by_image] for name, values in per_annotation.items()},
+    }
+
+
+def _sizes(images: Records) -> np.ndarray:
+    """Returns height and width of the images, [N, 2] int64."""
+    sizes = np.array([images.column("height", int), images.column("width", int)]).T
+    for number in np.flatnonzero(((sizes < 1) | (sizes >= 2**31)).any(axis=1)).tolist():
+        height, width = sizes[number]
+        images.refuse(number, "", "no size of an image (got {} x {}); fix it", width, height)
+    return sizes
+
+
+def _per_annotation(annotations: Records, image_ids: list[int], category_ids: list[int]) -> dict[str, np.ndarray]:
+    return {
+        "ids": np.array(annotations.unique("id", int), np.int64),
+        "rows": annotations.positions("image_id", image_ids),
+        "categories": annotations.positions("category_id", category_ids),
+        "boxes": annotations.boxes(),
+        "area": np.array(annotations.column("area", float, int, default=math.nan), np.float64),
+        "iscrowd": annotations.positions("iscrowd", [0, 1], default=0) == 1,
     }
 
 

@@ -271,15 +271,15 @@ def _difficult(element: ElementTree.Element, place: str) -> bool:
 
 def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Table:
     label_of = {name: label for label, name in enumerate(classes, start=1)}
-    known = [m for m, name in enumerate(split.names) if name in label_of]
-    for m in sorted({*range(len(split.names))} - {*known}):
-        name = split.names[m]
-        near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
-        what = "unknown class (got {}, near {}); rename it or add it to data.classes"
-        found = fault(split.places[m], what, name, near[0], kind="class-unknown")
-        found.image, found.box = split.files[split.rows[m]], tuple(to_continuous(np.array(split.boxes[m])).tolist())
-        tell(report, found)
     boxes = to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4))
+    for m, name in enumerate(split.names):
+        if name not in label_of:
+            near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
+            what = "unknown class (got {}, near {}); rename it or add it to data.classes"
+            found = fault(split.places[m], what, name, near[0], kind="class-unknown")
+            found.image, found.box = split.files[split.rows[m]], tuple(boxes[m].tolist())
+            tell(report, found)
+    known = [m for m, name in enumerate(split.names) if name in label_of]
     return pack(
         split.name,
         classes,
