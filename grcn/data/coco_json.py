@@ -58,6 +58,9 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
     image_ids, category_ids = images.unique("id", int), categories.unique("id", int)
     per_annotation = _per_annotation(annotations, image_ids, category_ids)
     good_images, good_categories, good = images.good(), categories.good(), annotations.good()
+    for part in (images, categories):
+        if not part.good().any():
+            raise fault(part.place, "none of its records can be used; fix them")
     good &= good_images[per_annotation["rows"]] & good_categories[per_annotation["categories"]]
     for key, kept in (("rows", good_images), ("categories", good_categories)):
         per_annotation[key] = (np.cumsum(kept) - 1)[per_annotation[key]].astype(np.int32)

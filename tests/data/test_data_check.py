@@ -25,6 +25,7 @@ from grcn.anchor_fit import Anchors, Objects, fit, objects_of
 from grcn.checkdata import _surroundings, as_text, check_data
 from grcn.configfile import load_config
 from grcn.data import check, check_images, coco, voc
+from grcn.data.faults import Fault
 from grcn.data.table import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
@@ -378,6 +379,40 @@ def test_collecting_faults_changes_nothing_for_what_is_sound(tmp_path):
     text(SOME, lambda lines: lines.replace("11\n", ""))(tmp_path / "VOC2007-train")
     assert rest.fingerprint() == voc.load(tmp_path / "VOC2007-train", ["VOC2007/train"]).fingerprint()
     assert whole.fingerprint() != rest.fingerprint()
+
+
+ODD = [None, True, 0, -1, 2**63, 1e30, "", "a/../b", [], [1, 2, 3, 4], ["a"] * 4, [None] * 4, {}, "\0"]
+
+
+def test_what_ends_training_is_always_among_what_is_collected(tmp_path, monkeypatch):
+    """Whatever stands in the JSON: the collecting reader does not fail, and finds a fault if the strict one does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path)
+    path = tmp_path / "annotations/instances_train.json"
+    sound = path.read_text()
+    refused = 0
+    for seed in range(120):
+        random = np.random.default_rng(seed)
+        document = json.loads(sound)
+        for _ in range(random.integers(1, 5)):
+            records = document[("images", "annotations", "categories")[random.integers(3)]]
+            number, key = random.integers(len(records)), sorted(records[0])[random.integers(len(records[0]))]
+            records[number][key] = ODD[random.integers(len(ODD))]
+        path.write_text(json.dumps(document))
+        told, strict = check.FaultCounter(), None
+        try:
+            coco.load(tmp_path, ["train"], None, told)
+        except Fault as fault:
+            told(fault)
+        try:
+            coco.load(tmp_path, ["train"])
+        except DataError as error:
+            strict = str(error)
+        repaired = ("box-clipped", "box-one-off", "box-empty")
+        places = [one.place for kind, found in told.examples.items() if kind not in repaired for one in found]
+        assert strict in places if strict else not places, (seed, strict, places)
+        refused += strict is not None
+    assert 60 < refused < 120
 
 
 # The fast check.
