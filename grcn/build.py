@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .config import Data, Eval, FilesData, Model, ShapesData, Train
 from .data import coco, shapes, voc
+from .data.faults import Report
 from .data.shapes_layout import CLASSES
 from .data.table import Table
 from .data.transforms import FileImages
@@ -155,13 +157,24 @@ def counted(cfg: Eval, table: Table) -> Table:
     return table if cfg.limit is None else table.first(cfg.limit)
 
 
-def _split(cfg: Data, side: str, classes: tuple[str, ...] | None) -> Split:
+def _split(cfg: Data, side: Literal["train", "test"], classes: tuple[str, ...] | None) -> Split:
     if isinstance(cfg, ShapesData):
         count, split = (cfg.train_images, side) if side == "train" else (cfg.test_images, cfg.test)
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
         return Split(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
-    table = _READERS[cfg.format](cfg.root, getattr(cfg, side), classes)
+    table = read_annotations(cfg, side, classes)
     return Split(table, FileImages(table))
+
+
+def read_annotations(
+    cfg: FilesData, side: Literal["train", "test"], classes: tuple[str, ...] | None, report: Report | None = None
+) -> Table:
+    """Reads the annotations of one side of a data set on disk; its images need not exist.
+
+    Args:
+        report: is told of every fault, where otherwise the first one is raised.
+    """
+    return _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report)
 
 
 def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:

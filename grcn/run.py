@@ -20,6 +20,7 @@ from .config import Config
 from .configfile import dump_config, parse_config
 from .data import coco as coco_files
 from .data import voc as voc_files
+from .data.check_images import check_before_training
 from .data.loading import eval_batches, train_batches
 from .data.table import Table
 from .dryrun import dry_run as try_steps
@@ -101,6 +102,7 @@ def train(
         distributed.check_same(facts)
         state = None if found is None else found[1]
         if state is None:
+            distributed.on_main(lambda: _look_over(cfg, data.table, test.table, model))
             _load_initial(model, cfg, init, data.table)
         strides = [model.backbone.feature_specs[task].stride for task in TASKS]
         trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
@@ -272,6 +274,14 @@ def _read(
         check_continuation(cfg, state, path, data.table, allow_changes)
         logger.info("resuming from %s", path)
     return data, test, build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
+
+
+def _look_over(cfg: Config, train: Table, test: Table, model: Detector) -> None:
+    """Warns of what is odd with the data; finds most of what would end the run later."""
+    check_before_training(
+        train, build.counted(cfg.eval, test), short=cfg.model.image.short, longest=cfg.model.image.max,
+        stride=model.backbone.feature_specs[cfg.model.rpn.reads].stride, drop_empty=cfg.data.drop_empty,
+    )  # fmt: skip
 
 
 def _load_initial(model: Detector, cfg: Config, init: Path | None, table: Table) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
-from grcn.data.faults import fault, read_bytes
+from grcn.data.faults import Report, fault, read_bytes, tell
 from grcn.data.table import Table, concatenate, pack, pack_detections
-from grcn.errors import one_line
+from grcn.errors import DataError, one_line
 
 logger = logging.getLogger("grcn")
 
@@ -36,7 +36,9 @@ COCO_CLASSES = (
 )  # fmt: skip
 
 
-def load(root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> Table:
+def load(
+    root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
+) -> Table:
     """Reads splits such as ``train2014`` below ``root`` into one table.
 
     Crowd regions are kept and flagged, ``area`` is the file's. Images need not exist yet.
@@ -45,13 +47,14 @@ def load(root: str | Path, splits: Sequence[str], classes: Sequence[str] | None 
         classes: the class names, in the order of their labels. Left out, they are the categories
             of the first split in the order of their ids: load the training splits so, and pass
             their classes on for the test splits.
+        report: is told of every record that is wrong, where otherwise the first one is an error; they are left out.
 
     Raises:
         DataError: a file is missing or broken, or the splits disagree about categories.
     """
     tables: list[Table] = []
     for split in splits:
-        tables.append(_load_split(Path(root), split, classes))
+        tables.append(_load_split(Path(root), split, classes, report))
         classes = tables[0].classes
     return concatenate(tables)
 
@@ -104,15 +107,22 @@ def write_detections(file: str | Path, table: Table, detections: Mapping[str, np
         out.write("\n]\n" if separator == ",\n" else "[]\n")
 
 
-def _load_split(root: Path, split: str, classes: Sequence[str] | None) -> Table:
+def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Table:
     path = root / "annotations" / f"instances_{split}.json"
-    read = cached(path, FORMAT, "set data.root and the splits to what exists", partial(columns, path, f"{split}/"))
+    remedy = "set data.root and the splits to what exists"
+    try:
+        read = cached(path, FORMAT, remedy, partial(columns, path, f"{split}/"))
+    except DataError:
+        if report is None:
+            raise
+        read = columns(path, f"{split}/", read_bytes(path, remedy), report)  # all faults, of which none is kept
     files = [f"{split}/{name}" for name in read["file_names"].tobytes().decode().split("\n")]
     if len(set(files)) < len(files):
         repeated = len(files) - len(set(files))
         logger.warning("%s: %d files are listed again, under other ids", one_line(str(path)), repeated)
-    classes, category_ids, labels = _labels(path, read, classes)
-    ids = read["ids"]
+    classes, category_ids, labels = _labels(path, read, classes, report)
+    known = labels > 0
+    ids = read["ids"][known]
     return pack(
         split,
         classes,
@@ -120,20 +130,21 @@ def _load_split(root: Path, split: str, classes: Sequence[str] | None) -> Table:
         files=files,
         root=str(root),
         sizes=read["sizes"],
-        rows=read["rows"],
-        boxes=read["boxes"],
-        labels=labels,
-        area=read["area"],
-        iscrowd=read["iscrowd"],
+        rows=read["rows"][known],
+        boxes=read["boxes"][known],
+        labels=labels[known],
+        area=read["area"][known],
+        iscrowd=read["iscrowd"][known],
         category_ids=category_ids,
         describe=lambda m: f"{path}: annotation {ids[m]}",
+        report=report,
     )
 
 
 def _labels(
-    path: Path, read: Mapping[str, np.ndarray], classes: Sequence[str] | None
+    path: Path, read: Mapping[str, np.ndarray], classes: Sequence[str] | None, report: Report | None
 ) -> tuple[Sequence[str], list[int], np.ndarray]:
-    """Returns the class names, their category ids, and the label of each annotation."""
+    """Returns the class names, their category ids, and the label of each annotation: 0 is none of them."""
     names = read["category_names"].tobytes().decode().split("\n")
     id_of = dict(zip(names, read["category_ids"].tolist(), strict=True))
     if classes is None:
@@ -142,9 +153,9 @@ def _labels(
     used = set(read["categories"].tolist())
     for place, name in enumerate(names):
         if name not in label_of and place in used:
-            raise fault(path, "unknown class (got {}); add it to data.classes", name)
+            tell(report, fault(path, "unknown class (got {}); add it to data.classes", name, kind="class-unknown"))
     for name in classes:
         if name not in id_of:
-            raise fault(f"{path}#/categories", "a class is missing (got no {}); add it", name)
+            tell(report, fault(f"{path}#/categories", "a class is missing (got no {}); add it", name))
     labels = np.array([label_of.get(name, 0) for name in names], np.int64)
-    return classes, [id_of[name] for name in classes], labels[read["categories"]]
+    return classes, [id_of.get(name, -1) for name in classes], labels[read["categories"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,17 +21,45 @@ _REPR.maxlist = _REPR.maxdict = 30
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def fault(place: object, what: str, *values: object) -> DataError:
+class Fault(DataError):
+    """One fault of a data set, as :func:`fault` words it.
+
+    Attributes:
+        kind: a short id, as ``box-reversed``; :mod:`grcn.data.check` lists them.
+        image: path of the image below the folder of the data set, where the fault is of one that is known.
+        box: absolute xyxy, where the fault is of a box.
+    """
+
+    kind = "annotation"
+    image = ""
+    box: tuple[float, ...] | None = None
+
+
+# What is told of each fault by those who want them all; without one, the first fault is raised.
+Report = Callable[[Fault], None]
+
+
+def fault(place: object, what: str, *values: object, kind: str = "annotation") -> Fault:
     """Words a fault in one line. Where it would be too long, the values are shortened and the place stays whole.
 
     Args:
         place: the file, and where in it.
         what: what is wrong and the remedy, as ``not a list (got {}); use COCO's format``; the braces take the values.
+        kind: see :class:`Fault`.
     """
     where = one_line(str(place))
     free = LONGEST_LINE - len(PREFIX) - len(where) - len(what)
     limit = min(60, max(10, free // max(len(values), 1)))
-    return DataError(one_line(f"{where}: {what.format(*(shown(value, limit) for value in values))}"))
+    found = Fault(one_line(f"{where}: {what.format(*(shown(value, limit) for value in values))}"))
+    found.kind = kind
+    return found
+
+
+def tell(report: Report | None, found: Fault) -> None:
+    """Hands a fault to whoever collects them; without ``report`` it is raised."""
+    if report is None:
+        raise found
+    report(found)
 
 
 def shown(value: object, limit: int = 60) -> str:

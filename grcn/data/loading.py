@@ -75,7 +75,7 @@ def train_batches(
         got = f"got batch {batch}, {world} processes, accumulate {accumulate}"
         raise ConfigError(f"train.batch: does not divide evenly ({got}); use a multiple")
     share = batch // (world * accumulate)
-    rows = _usable_rows(table, drop_empty)
+    rows = usable_rows(table, drop_empty)
 
     @lru_cache(maxsize=2)  # a step may reach into the next epoch
     def order(epoch: int) -> np.ndarray:
@@ -137,7 +137,12 @@ class _Sample(NamedTuple):
     batch_sizes: list[tuple[int, int]]
 
 
-def _usable_rows(table: Table, drop_empty: bool) -> np.ndarray:
+def usable_rows(table: Table, drop_empty: bool) -> np.ndarray:
+    """Returns the images to train on: all, or those that have an object to train on.
+
+    Raises:
+        DataError: none has one.
+    """
     trained_on = ~(table.iscrowd | table.difficult)
     counts = np.diff(np.append(0, np.cumsum(trained_on))[table.offsets])
     if not trained_on.any():

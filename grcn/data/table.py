@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from grcn.data.faults import check_class_name, fault, shown
+from grcn.data.faults import Report, check_class_name, fault, shown, tell
 from grcn.errors import one_line
 
 logger = logging.getLogger("grcn")
@@ -134,6 +134,7 @@ def pack(
     difficult: Sequence[bool] | np.ndarray | None = None,
     category_ids: Sequence[int] | np.ndarray | None = None,
     describe: Callable[[int], str] | None = None,
+    report: Report | None = None,
 ) -> Table:
     """Checks the annotations of N images and M objects and packs them; objects in any order.
 
@@ -154,6 +155,8 @@ def pack(
         difficult: [M]; left out when no object is.
         category_ids: [C]; left out for 1..C.
         describe: names object m of the input in messages, its file first.
+        report: is told of every object that is wrong, dropped or clipped, where otherwise the first wrong one is an
+            error and a warning counts the others; the wrong ones are left out.
 
     Raises:
         DataError: a class has no usable name or that of another; an image is listed twice or has no
@@ -173,12 +176,21 @@ def pack(
     _check_images(name, ids, sizes)
     for m in np.flatnonzero((labels < 1) | (labels > len(classes)))[:1]:
         raise fault(object_name(m), "unknown label (got {}); use 1..{}", labels[m], len(classes))
-    kept = _check_boxes(name, boxes, sizes[rows], object_name)
-    order = kept[np.argsort(rows[kept], kind="stable")]
+
+    def tell_of(m: int, what: str, value: object, kind: str) -> None:
+        found = fault(object_name(m), what, value, kind=kind)
+        found.image = os.fsdecode(files[rows[m]]) if files is not None else ""
+        found.box = tuple(boxes[m].tolist())
+        tell(report, found)
+
+    kept = _check_boxes(name, boxes, sizes[rows], object_name, tell_of, report is not None)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = box_area if area is None else np.where(np.isnan(area), box_area, area)
-    for m in np.flatnonzero(~((areas >= 0) & (areas <= np.finfo(np.float32).max)))[:1]:
-        raise fault(object_name(m), "area is no area (got {}); fix or remove it", areas[m])
+    no_area = ~((areas >= 0) & (areas <= np.finfo(np.float32).max))
+    for m in np.flatnonzero(no_area).tolist():
+        tell_of(m, "area is no area (got {}); fix or remove it", areas[m], "annotation")
+    kept = kept[~no_area[kept]]
+    order = kept[np.argsort(rows[kept], kind="stable")]
     return Table(
         name=name,
         classes=tuple(classes),
@@ -301,25 +313,60 @@ def _check_unique(name: str, keys: np.ndarray) -> None:
         raise fault(name, "an image is listed twice (got {}); remove one", value)
 
 
-def _check_boxes(name: str, boxes: np.ndarray, sizes: np.ndarray, object_name: Callable[[int], str]) -> np.ndarray:
-    """Clips boxes [M, 4] to image sizes [M, 2] in place; returns the indices of those to keep."""
+def _check_boxes(
+    name: str,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    object_name: Callable[[int], str],
+    tell_of: Callable[[int, str, object, str], None],
+    each: bool,
+) -> np.ndarray:
+    """Clips boxes [M, 4] to image sizes [M, 2] in place; returns the indices of those to keep.
+
+    Args:
+        tell_of: raises the fault of an object, or takes it to those who collect them.
+        each: tell of every box that is dropped or clipped, instead of logging how many are.
+    """
     limits = sizes[:, ::-1]
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
     outside = ((top_left >= limits) | (bottom_right <= 0)).any(axis=1)
+    wrong = np.zeros(len(boxes), bool)
     faults = {
-        "is not finite": ~np.isfinite(boxes).all(axis=1),
-        "is reversed": (bottom_right < top_left).any(axis=1),
-        "lies outside its image": outside & (bottom_right > top_left).all(axis=1),
+        "not-finite": ("is not finite", ~np.isfinite(boxes).all(axis=1)),
+        "reversed": ("is reversed", (bottom_right < top_left).any(axis=1)),
+        "outside": ("lies outside its image", outside & (bottom_right > top_left).all(axis=1)),
     }
-    for what, mask in faults.items():
-        for m in np.flatnonzero(mask)[:1]:
-            raise fault(object_name(m), f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", boxes[m].round(3).tolist())
+    for kind, (what, mask) in faults.items():
+        for m in np.flatnonzero(mask & ~wrong).tolist():
+            got = boxes[m].round(3).tolist()
+            tell_of(m, f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", got, f"box-{kind}")
+        wrong |= mask
+    boxes[wrong] = 0  # told of; they are dropped as what is empty
 
-    over = ((top_left < -ROUNDING) | (bottom_right > limits + ROUNDING)).any(axis=1) & ~outside
-    boxes[over] = np.clip(boxes[over], 0, np.tile(limits[over], 2))
-    sides = bottom_right - top_left
-    empty = outside | (sides < THINNEST).any(axis=1)
-    tiny = (sides < 2).all(axis=1)
+    outside &= ~wrong
+    excess = np.maximum(-top_left, bottom_right - limits).max(axis=1, initial=0.0)
+    over = (excess > ROUNDING) & ~outside
+    inside = np.clip(boxes, 0, np.tile(limits, 2))
+    kept = np.where(over[:, None], inside, boxes)
+    empty = outside | (kept[:, 2:] - kept[:, :2] < THINNEST).any(axis=1)
+    if each:
+        for m in np.flatnonzero((over | empty) & ~wrong).tolist():
+            kind, what = "clipped", "sticks out of its image (got {}); fix it"
+            if empty[m]:
+                kind, what = "empty", "has no width or height (got {}); remove it"
+            elif abs(excess[m] - 1) < 1e-6:
+                kind = "one-off"
+            tell_of(m, f"box {what}", boxes[m].round(3).tolist(), f"box-{kind}")
+    boxes[:] = kept
+    if not each:
+        _log_repairs(name, boxes, over, empty, object_name)
+    return np.flatnonzero(~empty)
+
+
+def _log_repairs(
+    name: str, boxes: np.ndarray, over: np.ndarray, empty: np.ndarray, object_name: Callable[[int], str]
+) -> None:
+    tiny = (boxes[:, 2:] - boxes[:, :2] < 2).all(axis=1)
     warnings = {
         "have no width or height, dropped": empty,
         "stick out of their image, clipped": over,
@@ -329,7 +376,6 @@ def _check_boxes(name: str, boxes: np.ndarray, sizes: np.ndarray, object_name: C
     for what, mask in warnings.items():
         for m in np.flatnonzero(mask)[:1]:
             logger.warning("%s: %d boxes %s (first: %s)", name, mask.sum(), what, one_line(object_name(m)))
-    return np.flatnonzero(~empty)
 
 
 def _id_array(ids: Sequence[int] | Sequence[str]) -> np.ndarray:

@@ -23,7 +23,7 @@ from xml.parsers.expat import ErrorString
 
 import numpy as np
 
-from grcn.data.faults import check_class_name, fault, is_contained, read_bytes
+from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
 from grcn.data.table import Table, concatenate, pack, pack_detections
 from grcn.errors import DataError
 
@@ -54,7 +54,9 @@ class _Split:
     places: list[str] = field(default_factory=list)
 
 
-def load(root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> Table:
+def load(
+    root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
+) -> Table:
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
     Objects marked ``difficult`` are kept and flagged. Images need not exist yet.
@@ -63,15 +65,17 @@ def load(root: str | Path, splits: Sequence[str], classes: Sequence[str] | None 
         classes: the class names, in the order of their labels. Left out, they are the 20 of VOC if
             every name in the splits is one of them, otherwise the names found, sorted: load the
             training splits so, and pass their classes on for the test splits.
+        report: is told of every line, annotation and object that is wrong, where otherwise the first one is an error;
+            they are left out.
 
     Raises:
         DataError: a list or annotation is missing or broken, or an object's class is not listed.
     """
-    read = [_read_split(Path(root), split) for split in splits]
+    read = [_read_split(Path(root), split, report) for split in splits]
     if classes is None:
         found = {name for split in read for name in split.names}
         classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
-    return concatenate([_pack_split(split, str(root), classes) for split in read])
+    return concatenate([_pack_split(split, str(root), classes, report) for split in read])
 
 
 def to_continuous(boxes: np.ndarray) -> np.ndarray:
@@ -150,34 +154,50 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
         path.write_text("".join(lines), encoding="utf-8")
 
 
-def _read_split(root: Path, name: str) -> _Split:
+def _read_split(root: Path, name: str, report: Report | None) -> _Split:
     folder = root / PurePosixPath(name).parent
     annotations, images = folder / "Annotations", folder / "JPEGImages"
     split = _Split(name)
-    for row, stem in enumerate(_read_list(folder, PurePosixPath(name).name)):
+    for stem in _read_list(folder, PurePosixPath(name).name, report):
         path = annotations / f"{stem}.xml"
-        annotation = _read_xml(path)
         candidates = (images / (stem + suffix) for suffix in _IMAGE_SUFFIXES)
         image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
+        file = str(image.relative_to(root))
+        try:
+            annotation = _read_xml(path)
+            height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
+            if not all(1 <= side < 2**31 and side.is_integer() for side in (height, width)):
+                raise fault(path, "<size> is no image size (got {} x {}); fix it", width, height)
+        except Fault as found:
+            found.image = file
+            tell(report, found)
+            continue
         split.stems.append(stem)
-        split.files.append(str(image.relative_to(root)))
-        height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
-        if not all(1 <= side < 2**31 and side.is_integer() for side in (height, width)):
-            raise fault(path, "<size> is no image size (got {} x {}); fix it", width, height)
+        split.files.append(file)
         split.sizes.append((int(height), int(width)))
         for number, element in enumerate(annotation.findall("object"), start=1):
-            place = f"{path}: object {number}"
-            corners = ("xmin", "ymin", "xmax", "ymax")
-            split.rows.append(row)
-            split.boxes.append([_number(element, f"bndbox/{tag}", place) for tag in corners])
-            split.names.append(_text(element, "name", place))
-            check_class_name(f"{place}: <name>", split.names[-1])
-            split.difficult.append(_difficult(element, place))
-            split.places.append(place)
+            try:
+                _read_object(split, element, f"{path}: object {number}")
+            except Fault as found:
+                found.image = file
+                tell(report, found)
     return split
 
 
-def _read_list(folder: Path, name: str) -> list[str]:
+def _read_object(split: _Split, element: ElementTree.Element, place: str) -> None:
+    """Appends an object to those of the last image of ``split``."""
+    box = [_number(element, f"bndbox/{tag}", place) for tag in ("xmin", "ymin", "xmax", "ymax")]
+    name = _text(element, "name", place)
+    check_class_name(f"{place}: <name>", name)
+    difficult = _difficult(element, place)
+    split.rows.append(len(split.stems) - 1)
+    split.boxes.append(box)
+    split.names.append(name)
+    split.difficult.append(difficult)
+    split.places.append(place)
+
+
+def _read_list(folder: Path, name: str, report: Report | None) -> list[str]:
     """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     stems: dict[str, int] = {}
@@ -186,10 +206,12 @@ def _read_list(folder: Path, name: str) -> list[str]:
             continue
         stem, *flag = text.split()
         if not is_contained(stem) or flag not in ([], ["1"], ["0"], ["-1"]):
-            raise fault(f"{path}:{line}", "not an image name (got {}); fix the line", text)
-        if stem in stems:
-            raise fault(f"{path}:{line}", "listed before (got {} as in line {}); remove it", stem, stems[stem])
-        stems[stem] = line
+            tell(report, fault(f"{path}:{line}", "not an image name (got {}); fix the line", text, kind="list"))
+        elif stem in stems:
+            what = "listed before (got {} as in line {}); remove it"
+            tell(report, fault(f"{path}:{line}", what, stem, stems[stem], kind="list"))
+        else:
+            stems[stem] = line
     if not stems:
         raise fault(path, "the list names no image; add images or use another split")
     return list(stems)
@@ -247,12 +269,17 @@ def _difficult(element: ElementTree.Element, place: str) -> bool:
     return text == "1"
 
 
-def _pack_split(split: _Split, root: str, classes: Sequence[str]) -> Table:
+def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Table:
     label_of = {name: label for label, name in enumerate(classes, start=1)}
-    for name, place in zip(split.names, split.places, strict=True):
+    boxes = to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4))
+    for m, name in enumerate(split.names):
         if name not in label_of:
             near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
-            raise fault(place, "unknown class (got {}, near {}); rename it or add it to data.classes", name, near[0])
+            what = "unknown class (got {}, near {}); rename it or add it to data.classes"
+            found = fault(split.places[m], what, name, near[0], kind="class-unknown")
+            found.image, found.box = split.files[split.rows[m]], tuple(boxes[m].tolist())
+            tell(report, found)
+    known = [m for m, name in enumerate(split.names) if name in label_of]
     return pack(
         split.name,
         classes,
@@ -260,11 +287,12 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str]) -> Table:
         files=split.files,
         root=root,
         sizes=split.sizes,
-        rows=split.rows,
-        boxes=to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4)),
-        labels=[label_of[name] for name in split.names],
-        difficult=split.difficult,
-        describe=split.places.__getitem__,
+        rows=[split.rows[m] for m in known],
+        boxes=boxes[known],
+        labels=[label_of[split.names[m]] for m in known],
+        difficult=[split.difficult[m] for m in known],
+        describe=[split.places[m] for m in known].__getitem__,
+        report=report,
     )
 
 
