@@ -1,29 +1,19 @@
-"""The report on a data set as one HTML file, which loads nothing from elsewhere.
-
-Names of files and classes are whatever a stranger wrote: everything goes through :func:`_text`.
-"""
+"""The report on a data set as one page of HTML."""
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from . import html
+from .html import table, text
 
 Pictures = Mapping[tuple[str, str], Sequence[tuple[str, bytes]]]
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
-h1, h2 { line-height: 1.2; } table { border-collapse: collapse; margin: .5em 0 1.5em; }
-td, th { padding: .15em .8em .15em 0; text-align: right; vertical-align: top; font-variant-numeric: tabular-nums; }
-td:first-child, th:first-child { text-align: left; }
 .bar { display: inline-block; height: .7em; background: #0072B2; } .second { background: #56B4E9; }
 td.bars { text-align: left; width: 24em; }
-details { margin: .4em 0; border-left: .4em solid #999; padding-left: .8em; }
-.error { border-color: #C00000; } .warning { border-color: #E69F00; } summary { cursor: pointer; }
-.places { font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
-figure { display: inline-block; margin: .5em .5em .5em 0; max-width: 20em; vertical-align: top; }
-figure img { max-width: 100%; } figcaption { font-size: 12px; overflow-wrap: anywhere; }
+.error { border-color: #C00000; } .warning { border-color: #E69F00; }
 """
 
 
@@ -35,7 +25,7 @@ def page(report: Mapping[str, Any], pictures: Pictures) -> str:
         pictures: captions and JPEG files, by kind and split of a finding.
     """
     title = f"Data check: {report['data']['root']}"
-    parts = [f"<h1>{_text(title)}</h1>", _numbers(report["data"])]
+    parts = [_numbers(report["data"])]
     if not report["complete"]:
         parts.append("<p>Fast check: of each split, the headers of a sample of images were read.</p>")
     parts.append("<h2>Findings</h2>")
@@ -45,47 +35,25 @@ def page(report: Mapping[str, Any], pictures: Pictures) -> str:
     parts.append(_classes(report["classes"]))
     if report["anchors"] and report["anchors"]["objects"]:
         parts.append(_anchors(report["anchors"]))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out cells that are HTML already."""
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += [
-        "<tr>" + "".join(cell if cell[:3] == "<td" else f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
-    ]
-    return "<table>" + "\n".join(lines) + "</table>"
+    return html.page(title, parts, _STYLE)
 
 
 def _numbers(data: Mapping[str, Any]) -> str:
     keys = data["train"] or data["test"]
-    rows = [[_text(key), *(_text(data[side].get(key, "-")) for side in ("train", "test"))] for key in keys]
-    return _table(["", "train", "test"], rows)
+    rows = [[text(key), *(text(data[side].get(key, "-")) for side in ("train", "test"))] for key in keys]
+    return table(["", "train", "test"], rows)
 
 
 def _finding(one: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> str:
-    places = "<br>\n".join(_text(example["place"]) for example in one["examples"])
+    places = "<br>\n".join(text(example["place"]) for example in one["examples"])
     more = one["count"] - len(one["examples"])
     if one["examples"] and more > 0:
         places += f"<br>and {more} more"
-    figures = "".join(
-        f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-        for caption, picture in pictures
-    )
-    severity, split, text, kind = (_text(one[key]) for key in ("severity", "split", "text", "kind"))
+    figures = "".join(html.picture(picture, caption, "jpeg", "20em") for caption, picture in pictures)
+    severity, split, told, kind = (text(one[key]) for key in ("severity", "split", "text", "kind"))
     opened = " open" * (severity == "error")
     return (
-        f'<details class="{severity}"{opened}><summary><b>{severity}</b> {split}: {text} <code>{kind}</code></summary>'
+        f'<details class="{severity}"{opened}><summary><b>{severity}</b> {split}: {told} <code>{kind}</code></summary>'
         f'<div class="places">{places}</div>{figures}</details>'
     )
 
@@ -93,10 +61,10 @@ def _finding(one: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> s
 def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     most = max((max(one["train"], one["test"]) for one in classes), default=0)
     rows = [
-        [_text(one["name"]), str(one["train"]), str(one["test"]), _bars((one["train"], one["test"]), most)]
+        [text(one["name"]), str(one["train"]), str(one["test"]), _bars((one["train"], one["test"]), most)]
         for one in classes
     ]
-    return "<h2>Objects by class</h2>" + _table(["class", "train", "test", ""], rows)
+    return "<h2>Objects by class</h2>" + table(["class", "train", "test", ""], rows)
 
 
 def _anchors(anchors: Mapping[str, Any]) -> str:
@@ -107,7 +75,7 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
         if one is not None
     ]
     head = ["", "sizes", "height / width", "found at IoU 0.5", "at 0.7"]
-    parts.append(_table(["anchors", *head[1:]], rows))
+    parts.append(table(["anchors", *head[1:]], rows))
     if anchors["suggestion"] is None:
         parts.append("<p>None that find more were found.</p>")
     for key, name in (("buckets", "square root of area"), ("aspects", "height / width")):
@@ -122,7 +90,7 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
             ]
             for one in anchors[key]
         ]
-        parts.append(_table([name, "objects", *head[3:], ""], rows))
+        parts.append(table([name, "objects", *head[3:], ""], rows))
     return "\n".join(parts)
 
 

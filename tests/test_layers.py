@@ -32,7 +32,7 @@ ALLOWED = {
     "prepare": {"data", "engine"},
     "browse": {"build", "config", "data", "draw"},
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},
-    "checkpage": set(),
+    "checkpage": {"html"},
     "anchor_fit": {"data.table", "models"},
     "dryrun": {"benchmark", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
