@@ -1,4 +1,4 @@
-"""The code in docs/ runs, made short."""
+"""The code in docs/own_detector.md runs, made short."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ SHORT = {
 }
 BLOCKS = [
     (page.name, section.partition("\n")[0], code)
-    for page in sorted((ROOT / "docs").glob("*.md"))
+    for page in [ROOT / "docs/own_detector.md"]
     for section in page.read_text().split("\n## ")
     for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 ]
@@ -44,5 +44,4 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
 
 
 def test_every_example_is_found():
-    text = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-    assert len(BLOCKS) == text.count("```python") == 4
+    assert len(BLOCKS) == (ROOT / "docs/own_detector.md").read_text().count("```python") == 4

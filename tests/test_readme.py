@@ -1,4 +1,4 @@
-"""What the README says is true: its commands parse, its files exist, its code runs."""
+"""What README and docs say is true: their commands parse, their files exist, the README's code runs."""
 
 import re
 import shlex
@@ -14,40 +14,48 @@ from grcn.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DATA, EVALUATION = ((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("data", "evaluation"))
+
+
+def commands() -> list[list[str]]:
+    """Returns the words of every command that stands on a line of its own, on all pages."""
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if re.match(r"(python|torchrun \S+) tools/", line)]
+    return [shlex.split(line, comments=True) for line in found]
 
 
 def test_commands_name_existing_tools_and_settings():
-    lines = [line for line in README.splitlines() if re.match(r"(python|torchrun \S+) tools/", line)]
-    commands = [shlex.split(line, comments=True) for line in lines]
-    assert len(commands) >= 7
-    for words in commands:
+    assert len(commands()) >= 20
+    for words in commands():
         (tool,) = (word for word in words if word.startswith("tools/"))
         source = (ROOT / tool).read_text()
         rest = words[words.index(tool) + 1 :]
         for flag in (word for word in rest if word.startswith("--")):
             assert f'"{flag}"' in source, f"{tool} has no {flag}"
         overrides = [word for word in rest if "=" in word and not word.startswith("--")]
-        assert {"--config", "--table", "--checkpoint", "--root"} & set(rest)
+        assert {"--config", "--table", "--checkpoint", "--root", "--run"} & set(rest)
         for config in (word for word in rest if word.startswith("configs/")):
             load_config(ROOT / config, overrides)
 
 
 def test_links_and_make_targets_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_the_files_of_the_reading_order_exist():
-    order = README[README.index("## Reading order") : README.index("## As a library")]
+    order = README[README.index("## Reading order") : README.index("## Exit codes")]
     for name in re.findall(r"`([\w/]+\.py)`", order):
         assert (ROOT / "grcn" / name).exists(), name
 
 
 def test_the_config_for_own_data_loads(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text.replace("base: ", f"base: {ROOT}/"))
     cfg = load_config(tmp_path / "mine.yaml")
     assert cfg.model.context.on == "cls" and cfg.data.root == "data/mine" and cfg.train.steps == 20000
@@ -55,10 +63,10 @@ def test_the_config_for_own_data_loads(tmp_path):
 
 def test_its_variants_on_a_resnet_and_from_scratch_load(tmp_path):
     """The sentence below the config gives other first lines for it."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (model,) = re.findall(r"`(model: \{backbone: resnet50.*?\}\})`", README)
+    (text,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    (model,) = re.findall(r"`(model: \{backbone: resnet50.*?\}\})`", DATA)
     rest = text.splitlines()[2:]
-    bases = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", README)
+    bases = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", DATA)
     assert len(bases) == 2
     (tmp_path / "resnet.yaml").write_text("\n".join([f"base: {ROOT}/{bases[0]}", model, *rest]))
     cfg = load_config(tmp_path / "resnet.yaml")
@@ -89,7 +97,7 @@ def test_what_other_pages_name_exists(page):
 
 
 def test_the_prediction_example_runs(monkeypatch, tmp_path):
-    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", EVALUATION, re.DOTALL)
     cfg = load_config(ROOT / "configs/shapes/grcn_tiny.yaml", ["model.width=8", "model.head.dim=16"])
     state = {"format": checkpoint.FORMAT, "step": 0, "optimizer": {}, "losses": []}
     state |= {"model": build_model(cfg.model, 9).state_dict(), "classes": list("abcdefgh")}
@@ -103,7 +111,7 @@ def test_the_prediction_example_runs(monkeypatch, tmp_path):
 
 
 def test_the_library_example_runs(monkeypatch):
-    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(ROOT)
     small = code.replace("configs/voc/grcn_vgg16.yaml", "configs/shapes/grcn_tiny.yaml")
     names = {}
