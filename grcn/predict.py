@@ -73,6 +73,8 @@ class Predictor:
             DataError: a file is missing or not an image.
             ValueError: an array or a tensor is none of these.
         """
+        if not images:
+            return []
         tensors = move_images([as_tensor(image) for image in images], self.device)
         return [self._prediction(found, score_threshold) for found in self.model(tensors)]
 

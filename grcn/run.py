@@ -128,7 +128,10 @@ def train(
         else:
             distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
 
+        evaluated: list[int] = []
+
         def evaluate_now(step: int) -> Metrics:
+            evaluated.append(step)
             found = _detect(trained, cfg, test, device, stop)
             table, into = build.counted(cfg.eval, test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
@@ -145,8 +148,17 @@ def train(
             log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
             evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
         )  # fmt: skip
-        distributed.on_main(lambda: write_report(folder, cfg.train.steps, cfg.eval.pictures > 0))
+        if evaluated or not (folder / "report.html").exists():
+            distributed.on_main(lambda: _report(folder, cfg))
         return metrics
+
+
+def _report(folder: Path, cfg: Config) -> None:
+    """Writes the page about a run, which is worth nothing beside the run: a full disk is a warning."""
+    try:
+        write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
+    except OSError as error:
+        logger.warning("%s: no report.html (%s)", folder, error.strerror or error)
 
 
 def evaluate(

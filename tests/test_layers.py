@@ -28,7 +28,7 @@ ALLOWED = {
         *("build", "config", "compat", "charts", "data", "draw", "engine", "evaluation", "models", "run", "report"),
         *("configfile", "analysis"),
     },
-    "study": {"build", "compat", "config", "configfile", "charts", "data", "engine", "evaluation", "study"},
+    "study": {"build", "compat", "config", "configfile", "charts", "data", "engine", "evaluation", "study", "twin"},
     "prepare": {"data", "engine"},
     "browse": {"build", "config", "data", "draw"},
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},

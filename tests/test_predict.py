@@ -108,6 +108,17 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
     assert whole.code == 3 and "1 of 9 images left out" in whole.stderr and "broken.jpg" in whole.stderr
     pictures = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*.jpg")}
     assert pictures == {*(f"{row}.jpg" for row in range(4)), *(f"deep/{row}.jpg" for row in range(4))}
+    assert grcn.load(checkpoint, "cpu").predict_all([]) == []
+    names = ["a-2.jpg", "a.jpg", "a.png"]
+    (tmp_path / "alike").mkdir()
+    for name in names:
+        shutil.copy(images / "0.png", tmp_path / "alike" / name)  # the content decides the format
+    before = (tmp_path / "alike/a.jpg").read_bytes()
+    over = programs.call("tools/predict.py", *what, "alike", "--output-dir", "alike", folder=tmp_path)
+    programs.assert_contract(over, 2, "a-2.jpg: would be written over")
+    assert (tmp_path / "alike/a.jpg").read_bytes() == before
+    apart = programs.call("tools/predict.py", *what, "alike", "--output-dir", "apart", folder=tmp_path)
+    assert apart.code == 0 and len(list((tmp_path / "apart").glob("*.jpg"))) == 3
     again = programs.call(
         "tools/predict.py", *what, "some/deep/0.png", images / "0.png", "--output-dir", "two", folder=tmp_path
     )
@@ -121,6 +132,7 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
         (["*.none"], 3, "nothing matches"),
         (["."], 3, "no images in it"),
         (["x.jpg", "--batch", 0], 2, "--batch: at least 1"),
+        (["x.jpg", "--score-threshold", "nan"], 2, "--score-threshold: a number"),
         (["x.jpg", "--checkpoint", "nothing.pt"], 4, "nothing.pt"),
     ],
     ids=str,

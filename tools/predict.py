@@ -6,8 +6,10 @@ Writes each picture with its boxes and predictions.json into --output-dir, and p
 import argparse
 import collections
 import glob
+import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch < 1:
         parser.error(f"argument --batch: at least 1 (got {args.batch})")
+    if not math.isfinite(args.score_threshold):
+        parser.error(f"argument --score-threshold: a number (got {args.score_threshold})")
     found = list(dict.fromkeys(find(args.images)))
     with StopSignals() as stop:
         predict(args, found, stop)
@@ -65,47 +69,60 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
 
     start_logging()
     predictor = load(args.checkpoint, args.device)
-    records, faults = [], []
-    names: collections.Counter[Path] = collections.Counter()
+    records: list[dict[str, object]] = []
+    faults: list[str] = []
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for start in tqdm(range(0, len(files), args.batch), "predict", dynamic_ncols=True, mininterval=bar_seconds()):
-        stop.check()
-        batch = []
-        for file, name in files[start : start + args.batch]:
-            try:
-                batch.append((file, name, as_tensor(file)))
-            except errors.DataError as error:
-                faults.append(str(error))
-                logger.error("left out: %s", error)
-        predictions = predictor.predict_all([image for _, _, image in batch], args.score_threshold) if batch else []
-        for (file, name, image), found in zip(batch, predictions, strict=True):
-            height, width = image.shape[1:]
-            record = {"file": str(file), "height": height, "width": width, "detections": as_record(found)}
-            if not args.no_pictures:
-                target = name.with_suffix(".jpg")
-                names[target] += 1
-                if names[target] > 1:
-                    target = target.with_stem(f"{target.stem}-{names[target]}")
-                captions = [f"{what} {score:.2f}" for what, score in zip(found.names, found.scores, strict=True)]
-                picture = draw_boxes(image, found.boxes, captions, scale=max(1.0, 320 / width))
-                (args.output_dir / target).parent.mkdir(parents=True, exist_ok=True)
-                picture.save(args.output_dir / target, quality=92)
-                record["picture"] = str(target)
-            records.append(record)
-            counts = collections.Counter(found.names).most_common()
-            tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or 'nothing'}")
-    document = {
-        "checkpoint": str(args.checkpoint),
-        "classes": predictor.classes,
-        "score_threshold": args.score_threshold,
-        "images": records,
-    }
-    write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
-    logger.info("%s: boxes of %d images", args.output_dir / "predictions.json", len(records))
+    pictures = None if args.no_pictures else targets(files, args.output_dir)
+    try:
+        for start in tqdm(range(0, len(files), args.batch), "predict", dynamic_ncols=True, mininterval=bar_seconds()):
+            stop.check()
+            batch = []
+            for file, _ in files[start : start + args.batch]:
+                try:
+                    batch.append((file, as_tensor(file)))
+                except errors.DataError as error:
+                    faults.append(str(error))
+                    logger.error("left out: %s", error)
+            predictions = predictor.predict_all([image for _, image in batch], args.score_threshold)
+            for (file, image), found in zip(batch, predictions, strict=True):
+                height, width = image.shape[1:]
+                record = {"file": str(file), "height": height, "width": width, "detections": as_record(found)}
+                if pictures is not None:
+                    captions = [f"{what} {score:.2f}" for what, score in zip(found.names, found.scores, strict=True)]
+                    picture = draw_boxes(image, found.boxes, captions, scale=max(1.0, 320 / width))
+                    pictures[file].parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(pictures[file], quality=92)
+                    record["picture"] = str(pictures[file].relative_to(args.output_dir))
+                records.append(record)
+                counts = collections.Counter(found.names).most_common()
+                tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or 'nothing'}")
+    finally:  # what has been found is kept when a signal or a fault ends this early
+        document = {
+            "checkpoint": str(args.checkpoint),
+            "classes": predictor.classes,
+            "score_threshold": args.score_threshold,
+            "images": records,
+        }
+        write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
+        logger.info("%s: boxes of %d of %d images", args.output_dir / "predictions.json", len(records), len(files))
     if faults:
-        raise errors.DataError(
-            f"{len(faults)} of {len(files)} images left out (first: {faults[0]}); mend or remove them"
-        )
+        count = f"{len(faults)} of {len(files)} images left out"
+        raise errors.DataError(f"{count} (first: {faults[0]}); mend or remove them")
+
+
+def targets(files: list[tuple[Path, Path]], folder: Path) -> dict[Path, Path]:
+    """Returns where the picture of each file goes: no two to one place, and none over one of the files."""
+    inputs = {file.resolve() for file, _ in files}
+    chosen: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file, name in files:
+        names = (name.with_stem(name.stem + (f"-{n}" if n > 1 else "")) for n in itertools.count(1))
+        target = next(path for path in (folder / name.with_suffix(".jpg") for name in names) if path not in taken)
+        if target.resolve() in inputs:
+            raise errors.ConfigError(f"{target}: would be written over an image to read; choose another --output-dir")
+        taken.add(target)
+        chosen[file] = target
+    return chosen
 
 
 if __name__ == "__main__":

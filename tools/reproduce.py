@@ -28,7 +28,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     what.add_argument("--config", type=Path, nargs="+", help="configs, all compared with the first")
     parser.add_argument("--torchvision", action="store_true", help="beside the first row, torchvision's FasterRCNN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    parser.add_argument("--data", choices=["shapes", "voc", "coco"], default="shapes", help="default: shapes, built in")
+    parser.add_argument("--data", choices=["shapes", "voc", "coco"], help="of --table (default: shapes, built in)")
     parser.add_argument("--scale", type=float, default=1.0, help="times the length of every schedule (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine (default: 1)")
     parser.add_argument(
@@ -44,7 +44,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, help="folder that gets the results of finished runs, to be kept")
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
-    is_override = re.compile(r"[a-z][a-z0-9_.]*=").match
+    is_override = re.compile(r"(model|data|train|eval|run|paper)[.a-z0-9_]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
     args.overrides = [word for word in words if is_override(word)]
     for name, least in (("jobs", 1), ("draws", 0)):
@@ -52,9 +52,26 @@ def parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"argument --{name}: at least {least} (got {getattr(args, name)})")
     if not 0 < args.scale <= 100:
         parser.error(f"argument --scale: above 0, at most 100 (got {args.scale:g})")
+    if args.data and args.config:
+        parser.error("argument --data: goes with --table; configs say what they are trained on")
+    if args.name is not None and (not args.name or args.name != Path(args.name).name):
+        parser.error(f"argument --name: the beginning of a file's name, without a folder (got {args.name!r})")
+    if args.results and args.results.exists() and not args.results.is_dir():
+        parser.error(f"argument --results: not a folder (got {args.results})")
+    if args.slurm and not args.submit:
+        parser.error("argument --slurm: goes with --submit")
+    args.slurm = dict(parameter(parser, word) for word in args.slurm)
     if min(args.seeds) < 0 or any(word.startswith("run.seed=") for word in args.overrides):
         parser.error("argument --seeds: takes the seeds of all runs, from 0; run.seed is set by it")
     return args
+
+
+def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
+    """Reads ``name:value`` of --slurm; a value is a number where it looks like one."""
+    name, colon, value = word.partition(":")
+    if not (name and colon and value):
+        parser.error(f"argument --slurm: expected name:value, as timeout_min:720 (got {word!r})")
+    return name, int(value) if value.isdecimal() else value
 
 
 def main() -> int:
@@ -65,7 +82,7 @@ def main() -> int:
 
     start_logging()
     if args.table:
-        configs, data = Path(os.path.relpath(ROOT / "configs")), args.data
+        configs, data = Path(os.path.relpath(ROOT / "configs")), args.data or "shapes"
         tables = {f"table{number}": rows.paper_table(configs, number, data) for number in args.table}
     else:
         tables, data = {"comparison": rows.config_table(args.config)}, args.config[0].resolve().parent.name
@@ -75,13 +92,12 @@ def main() -> int:
     planned = runs.plan(
         [row for table in tables.values() for row in table.rows], args.seeds, folder, args.overrides, args.scale
     )
-    missing = [run for run in planned if not run.is_finished()]
+    missing = [run for run in planned if not run.is_done()]
     steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
     logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)
     failed = {}
     if args.submit and missing and not args.report_only:
-        parameters = dict(word.partition(":")[::2] for word in args.slurm)
-        jobs = slurm.submit(missing, TRAIN, folder / "jobs", args.submit, parameters)
+        jobs = slurm.submit(missing, TRAIN, folder / "jobs", args.submit, args.slurm)
         logger.info(
             "submitted %s; when they are done, the same command with --report-only", [job.job_id for job in jobs]
         )
@@ -96,13 +112,15 @@ def main() -> int:
     facts = report.facts_of(planned, shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]))
     for name, table in tables.items():
         named = name if args.name is None else args.name + f"_{name}" * (len(tables) > 1)
-        print(report.write(table, measured, folder / "reports", facts, named))
+        page = report.write(table, measured, folder / "reports", facts, named)
+        print(page, end="\n" if name != list(tables)[-1] else "")
         logger.info("the report is %s.md, with .csv, .json and .png beside it", folder / "reports" / named)
     if len(tables) > 1:
         report.draw_together(tables.values(), measured, folder / "reports" / f"{args.name or 'tables'}.png")
     for place, (_, words) in failed.items():
         logger.error("%s: %s", place, words)
-    return next((code for code, _ in failed.values()), 0)
+    code = next((code for code, _ in failed.values()), 0)
+    return code if code >= 0 else 1  # killed by a signal
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ..compat import check_continuation
 from ..config import Config
 from ..data.loading import train_batches
 from ..engine import checkpoint, distributed
-from ..engine.log import bar_seconds, start_logging
+from ..engine.log import bar_seconds, read_environment, start_logging
 from ..engine.memory import keep_freed_memory
 from ..engine.signals import StopSignals
 from ..errors import CheckpointError, ConfigError, EnvironmentFault, named
@@ -47,7 +47,7 @@ def gradients_over_training(
     would go on after its last step. They are rounded up to whole steps.
 
     Args:
-        folder: of the run. The start is the model of ``run.seed`` and ``model.weights``.
+        folder: of the run. The start is the model of ``run.seed`` and ``model.weights``; left out if it was another.
         output: gets ``gradients.json`` and, where matplotlib is installed, ``gradients.png``.
         images: how many images.
         points: train first, or go on training, with so many checkpoints in equal distances; None analyses what is
@@ -80,6 +80,9 @@ def gradients_over_training(
 
         compared = {0: compare(0)}
         _check_shared(compared[0])
+        if "--init" in read_environment(folder).get("command", []):
+            logger.info("step 0 is left out: the run began with --init")
+            del compared[0]
         if points is not None:
             run.train(_spaced(cfg, points), folder, resume=True, allow_changes=allow_changes, stop=stop)
         for path, state in checkpoint.every(folder / "checkpoints"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import NonFiniteError, named
+from ..errors import DataError, NonFiniteError, named
 from .checkpoint import write_durably
 from .distributed import gather, is_main, mean, world_size
 
@@ -234,6 +234,19 @@ def write_environment(path: Path, device: torch.device, facts: Mapping[str, obje
         **facts,
     }
     write_durably(path, (json.dumps(environment, indent=2) + "\n").encode())
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Returns what a run recorded in ``env.json``; nothing where there is no such file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / "env.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: damaged; restore it, or remove the run's folder") from None
 
 
 def _version(name: str) -> str | None:

@@ -45,8 +45,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.code = 0
-        # A scheduler may signal every process, and torchrun passes its own on: that is one request.
-        self._one_request = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.05
+        # A scheduler may signal every process, and those above pass theirs on: that is one request.
+        passed_on = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys()
+        self._one_request = 5.0 if passed_on else 0.05
 
     def __enter__(self) -> StopSignals:
         self._process = os.getpid()

@@ -145,7 +145,7 @@ def _per_class(
 
 def _per_size(table: Table, found: Detections, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
     limits = _MEDIUM**2, _LARGE**2
-    own, annotated = (np.searchsorted(limits, areas, side="right") for areas in (area(found.boxes), table.area))
+    own, annotated = (np.searchsorted(limits, areas, side="left") for areas in (area(found.boxes), table.area))
     to_find = ~ignored_objects(table)
     return {
         name: {

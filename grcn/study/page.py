@@ -35,8 +35,8 @@ def page(
 
     lines += [
         "Differences to the baseline: the mean over pairs of equal seed, its 95 % interval over seeds (Student)",
-        "and, after the semicolon, over test images (bootstrap). **Bold**: both leave out zero. Nothing corrects for",
-        "the number of comparisons.",
+        "and over test images (bootstrap, not for objects of one size), and the number of pairs. **Bold**: both",
+        "intervals leave out zero. Nothing corrects for the number of comparisons.",
         "",
     ]  # fmt: skip
     body = []
@@ -56,6 +56,11 @@ def page(
     if any(row.per_class for row in table.rows):
         lines += _per_class(table, found)
     lines += ["Runs:", ""]
+    labels: dict[str, list[str]] = {}
+    for row in table.rows:
+        labels.setdefault(row.name, []).append(row.label)
+    for shared in (own for own in labels.values() if len(own) > 1):
+        lines.append(f"- {' and '.join(shared)} are the same runs here.")
     for name, config in {row.name: row.config for row in table.rows}.items():
         folders = ", ".join(str(path) for path in found[name].folders.values())
         lines.append(f"- {name} ({config}): {folders or 'not run'}")
@@ -73,7 +78,8 @@ def _per_class(table: Table, found: Mapping[str, Measured]) -> list[str]:
     for row, figures in zip(table.rows, measured, strict=True):
         if same:
             body.append([f"{row.label}, paper", *(_number(row.per_class.get(name)) for name in names)])
-        cells = [_number(statistics.fmean(figures[name])) if name in figures else "not run" for name in names]
+        missing = "–" if found[row.name].folders else "not run"
+        cells = [_number(statistics.fmean(figures[name])) if name in figures else missing for name in names]
         body.append([f"{row.label}{', measured' * same}", *cells])
     return ["AP70 of each class, mean over seeds:", "", *_markdown(["", *names], body), ""]
 
@@ -103,7 +109,7 @@ def _interval(difference: Difference | None, ran: bool) -> str:
         return "–" if ran else "not run"
     mean = f"{difference.mean:+.1f}"
     ends = [_ends(interval) for interval in (difference.seeds, difference.images)]
-    return f"{f'**{mean}**' if difference.is_shown else mean} ({'; '.join(ends)})"
+    return f"{f'**{mean}**' if difference.is_shown else mean} ({'; '.join(ends)}; {len(difference.values)})"
 
 
 def _ends(interval: Interval | None) -> str:

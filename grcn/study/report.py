@@ -16,17 +16,27 @@ from tqdm import tqdm
 
 from .. import build
 from ..charts import difference_dots
+from ..configfile import dump_config
 from ..data import coco as coco_files
 from ..engine.checkpoint import write_durably
-from ..engine.log import bar_seconds
-from ..errors import EnvironmentFault
+from ..engine.log import bar_seconds, read_environment
+from ..errors import ConfigError, EnvironmentFault
 from ..evaluation import bootstrap, coco, voc
+from .checks import read_json
 from .page import page
 from .rows import METRICS, Measured, Table
-from .runs import Run, read_results
+from .runs import Run
 from .statistics import Difference, compare
 
 logger = logging.getLogger("grcn")
+
+# What of a run's env.json is told of it.
+_FACTS = ("device", "threads", "torch", "torchvision", "revision")
+_TWIN = (
+    "torchvision's FasterRCNN has the same network, head, anchors, RoIs, initial values, data and loop, and its own "
+    "losses (smooth L1 with beta 1/9 for boxes), proposals (no least size) and anchors (those across the border "
+    "count), and no dropout."
+)
 
 # Where a figure lies among the ten overlaps of COCO's AP; those of objects of one size are not resampled.
 _COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
@@ -39,7 +49,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
         metrics: the paper's names of the figures.
         draws: resamples of the test images; 0 for none.
     """
-    finished = [(run, results) for run in runs if (results := read_results(run)) is not None]
+    finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
     with tqdm(
         total=len(finished) * draws,
         desc="bootstrap",
@@ -86,12 +96,22 @@ def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[s
 
 
 def keep(runs: Sequence[Run], folder: Path) -> None:
-    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``."""
+    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``, with what they are results of.
+
+    Raises:
+        ConfigError: another result is kept there.
+    """
     for run in runs:
-        if run.is_finished():
+        if run.is_done():
+            known = read_environment(run.folder)
+            source = {"seed": run.seed, "steps": run.settings.train.steps, "config": dump_config(run.settings)}
+            source |= {key: known.get(key) for key in _FACTS}
+            text = json.dumps({**read_json(run.results), "run": source}, indent=1) + "\n"
             place = folder / run.name / f"seed{run.seed}.json"
+            if place.exists() and place.read_text(encoding="utf-8") != text:
+                raise ConfigError(f"{place}: holds another result; choose another --results, or remove it")
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(place, run.results.read_bytes())
+            write_durably(place, text.encode())
 
 
 def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[str, Difference]]:
@@ -181,8 +201,10 @@ def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: 
             if name in shared:
                 first = table.title.partition(".")[0]
                 panels[name] += [{**point, "label": f"{first}: {point['label']}"} for point in points]
-    if shared:
-        _draw(panels, path, "Differences to the row's baseline")
+    if not shared:
+        logger.info("no picture of all tables: they have no figure in common")
+        return
+    _draw(panels, path, "Differences to the row's baseline")
 
 
 def _draw(panels: Mapping[str, list[dict[str, Any]]], path: Path, title: str) -> None:
@@ -214,15 +236,19 @@ def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> d
 
 
 def facts_of(runs: Sequence[Run], command: str) -> list[str]:
-    """Returns sentences about how runs were done: the command, and the machine as the first run recorded it."""
+    """Returns sentences about how runs were done: the command, and the machines and revisions that they recorded."""
     facts = [f"`{command}`", ""]
+    machines: dict[str, list[str]] = {}
     for run in runs:
-        path = run.folder / "env.json"
-        if path.exists():
-            recorded = json.loads(path.read_text(encoding="utf-8"))
-            known = [
-                f"{key} {recorded[key]}" for key in ("device", "threads", "torch", "revision") if recorded.get(key)
-            ]
-            facts += [f"Machine of the first run: {', '.join(known)}."] if known else []
-            break
+        if run.is_done():
+            known = read_environment(run.folder)
+            told = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
+            machines.setdefault(told, []).append(f"{run.name}/seed{run.seed}")
+    if len(machines) == 1:
+        facts += [f"All runs: {told}." for told in machines]
+    elif machines:
+        facts += ["The runs differ in more than their rows:", ""]
+        facts += [f"- {told}: {', '.join(names)}" for told, names in machines.items()]
+    if any(run.row.torchvision for run in runs):
+        facts += ["", _TWIN]
     return facts

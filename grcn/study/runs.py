@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from ..compat import HARMLESS, MEASURED
 from ..config import Config
-from ..configfile import difference, load_config
+from ..configfile import load_config
 from ..engine.log import bar_seconds, last_entry
 from ..engine.signals import Stopped, StopSignals
-from ..errors import PREFIX, ConfigError, NonFiniteError
+from ..errors import PREFIX, NonFiniteError
+from .checks import check_runs
 from .rows import Row
 
+_LIBC = ctypes.CDLL(None)  # loaded here, since little is safe between fork and exec
 _POLL = 0.5  # seconds between looks at the processes
 
 
@@ -50,14 +50,14 @@ class Run:
         """Returns how many steps its log tells of; 0 for a run that has not begun."""
         return min(int(last_entry(self.folder / "metrics.jsonl").get("step", 0)), self.settings.train.steps)
 
-    def is_finished(self) -> bool:
-        """Whether all steps are done and evaluated."""
+    def is_done(self) -> bool:
+        """Whether its log says that all steps are done and evaluated."""
         entry = last_entry(self.folder / "metrics.jsonl")
-        return "metrics" in entry and entry["step"] == self.settings.train.steps and self.results.exists()
+        return "metrics" in entry and entry["step"] == self.settings.train.steps
 
 
 def plan(
-    rows: Iterable[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
+    rows: Sequence[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
 ) -> list[Run]:
     """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
 
@@ -66,15 +66,15 @@ def plan(
         scale: times the steps of each config, its milestones and its warm-up, as they are with the overrides.
 
     Raises:
-        ConfigError: a setting is wrong, or a folder holds a run under other settings.
+        UserError: a setting is wrong, or what :func:`grcn.study.checks.check_runs` finds.
     """
     runs = []
     for seed in dict.fromkeys(seeds):
         for name, row in {row.name: row for row in rows}.items():
             own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
             run = Run(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
-            _check_settings(run)
             runs.append(run)
+    check_runs(runs)
     return runs
 
 
@@ -86,18 +86,6 @@ def _scaled(cfg: Config, scale: float) -> tuple[str, ...]:
     milestones = ", ".join(str(max(1, round(step * scale))) for step in train.lr_steps)
     steps = max(1, round(train.steps * scale))
     return f"train.steps={steps}", f"train.lr_steps=[{milestones}]", f"train.warmup={round(train.warmup * scale)}"
-
-
-def _check_settings(run: Run) -> None:
-    """Refuses a folder whose run has other settings: its results would be reported as those of this study."""
-    path = run.folder / "config.yaml"
-    if not path.exists():
-        return
-    lines = difference(load_config(path), run.settings)
-    changes = [line for line in lines if line.startswith(MEASURED) or not line.startswith(HARMLESS)]
-    if changes:
-        told = f"{run.folder}: holds a run under other settings (its -> these); choose another --output-dir"
-        raise ConfigError("\n".join([told, *changes]))
 
 
 def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
@@ -120,7 +108,7 @@ def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSi
     waiting, broken = list(runs), False
     failed: dict[Path, tuple[int, str]] = {}
     slots = set(range(jobs))
-    active: dict[int, tuple[subprocess.Popen[bytes], Run]] = {}
+    active: dict[int, tuple[subprocess.Popen[bytes], Run, int]] = {}
     total = sum(run.settings.train.steps for run in runs)
     done = sum(run.steps_done() for run in runs)
     with tqdm(
@@ -130,22 +118,23 @@ def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSi
             while waiting and slots and not broken and not stop.code:
                 slot, run = min(slots), waiting.pop(0)
                 slots.remove(slot)
-                active[slot] = _start(run, command, slot, jobs), run
+                said = _size(run.folder / "train.log")
+                active[slot] = _start(run, command, slot, jobs), run, said
             time.sleep(_POLL)
-            for slot, (process, run) in list(active.items()):
+            for slot, (process, run, said) in list(active.items()):
                 if (code := process.poll()) is None:
                     continue
                 del active[slot]
                 slots.add(slot)
                 if code and not stop.code:
-                    failed[run.folder] = code, last_words(run.folder / "train.log", code)
+                    failed[run.folder] = code, _last_words(run.folder / "train.log", said, code)
                     broken = broken or code != NonFiniteError.exit_code
             bar.set_postfix(running=len(active), waiting=len(waiting), failed=len(failed), refresh=False)
             bar.update(sum(run.steps_done() for run in runs) - bar.n)
             if stop.code:
-                for process, _ in active.values():
+                for process, *_ in active.values():
                     process.send_signal(signal.SIGTERM)
-                for process, _ in active.values():
+                for process, *_ in active.values():
                     process.wait()
     if stop.code:
         raise Stopped(stop.code)
@@ -165,6 +154,10 @@ def _start(run: Run, command: Sequence[str], slot: int, jobs: int) -> subprocess
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def arguments(run: Run) -> list[str]:
@@ -191,21 +184,20 @@ def _gpus() -> list[str]:
 
 def _die_with_parent() -> None:
     """Asks Linux to send SIGTERM to this process when its parent dies: no run goes on unseen after a ``kill -9``."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    _LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
-def last_words(log: Path, code: int) -> str:
-    """Returns the error line that a run ended with, or its exit code and last line."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_words(log: Path, start: int, code: int) -> str:
+    """Returns the error that a process ended with, or its exit code and last line.
+
+    Args:
+        log: of the run.
+        start: how long it was when the process started.
+    """
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     told = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
-    if code > 0 and told:
-        return told[-1]
+    if code > 1 and told:
+        return "; ".join(told)
     last = lines[-1].strip() if lines else "it said nothing"
     return f"exit code {code} ({last})"
-
-
-def read_results(run: Run) -> dict[str, Any] | None:
-    """Returns the content of the results file of a finished run; None for any other."""
-    return json.loads(run.results.read_text(encoding="utf-8")) if run.is_finished() else None

@@ -39,8 +39,8 @@ class Difference:
         """Whether both intervals leave out zero, on the same side; None where one is missing."""
         if self.seeds is None or self.images is None:
             return None
-        sides = {math.copysign(1, end) for interval in (self.seeds, self.images) for end in interval if end}
-        return len(sides) == 1
+        both = (self.seeds, self.images)
+        return all(low > 0 for low, _ in both) or all(high < 0 for _, high in both)
 
 
 def compare(

@@ -12,7 +12,7 @@ import yaml
 
 from grcn.errors import ConfigError
 from grcn.study import page, report, rows
-from grcn.study.statistics import compare, student_interval, student_t
+from grcn.study.statistics import Difference, compare, student_interval, student_t
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -93,14 +93,13 @@ def test_rows_are_compared_in_pairs_of_equal_seed():
         ([1.0, 1.1, 1.2], None, None),
         ([1.0], (0.5, 1.5), None),
         ([0.0, 0.0, 0.0], (0.0, 0.0), False),
+        ([1.0, 1.1, 1.2], (0.0, 1.5), False),
+        ([-1.0, -1.1, -1.2], (-1.5, 0.0), False),
+        ([1.0, 1.1, 1.2], (float("nan"), float("nan")), False),
     ],
 )
 def test_a_difference_is_shown_when_both_intervals_leave_out_zero(values, images, shown):
-    baseline = dict.fromkeys(range(len(values)), 0.0)
-    draws = None if images is None else {seed: np.array(images) for seed in baseline}
-    nothing = {seed: np.zeros(2) for seed in baseline}
-    found = compare(dict(enumerate(values)), baseline, draws, nothing)
-    assert found.is_shown is shown
+    assert Difference(dict(enumerate(values)), student_interval(values), images).is_shown is shown
 
 
 @pytest.fixture
@@ -122,11 +121,11 @@ def test_a_page_has_the_papers_figures_beside_ours(measured):
     assert "| VGG16(Baseline) | 55.8 | 55.5 ± 0.7 (2) |" in text
     assert "| VGG16 -pool/loc | 56.6 | 57.5 (1) |" in text
     assert "| ResNet50(G-RCN) | 57.9 | not run |" in text
-    assert "| VGG16 -pool/loc − VGG16(Baseline) | +0.8 | +2.5 (–; –) |" in text
+    assert "| VGG16 -pool/loc − VGG16(Baseline) | +0.8 | +2.5 (–; –; 1) |" in text
     assert "| ResNet50(G-RCN) − ResNet50(Baseline) | +2.0 | not run |" in text
     paper = next(line for line in text.splitlines() if line.startswith("| VGG16(Baseline), paper"))
     assert paper.split(" | ")[1:4] == ["59.0", "60.0", "51.6"] and paper.count("|") == 22
-    assert "| VGG16(Baseline), measured | 51.0 |" in text and "| VGG16 -pool/loc, measured | not run |" in text
+    assert "| VGG16(Baseline), measured | 51.0 |" in text and "| VGG16 -pool/loc, measured | – |" in text
     base, other = table.rows[0], table.rows[4]
     assert f"- {base.name} ({base.config}): a, b" in text and f"{other.name} ({other.config}): not run" in text
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from grcn.configfile import dump_config
+from grcn.configfile import dump_config, load_config
 from grcn.engine.signals import Stopped, StopSignals
-from grcn.errors import ConfigError
+from grcn.errors import ConfigError, DataError
 from grcn.study import runs, slurm
 from grcn.study.rows import Row
 
@@ -37,7 +37,7 @@ def test_a_plan_has_a_folder_for_each_config_and_seed(tmp_path):
     assert [run.folder for run in planned] == expected
     assert [run.settings.run.seed for run in planned] == [0, 0, 1, 1]
     assert {run.settings.train.steps for run in planned} == {3}
-    assert not any(run.is_finished() or run.steps_done() for run in planned)
+    assert not any(run.is_done() or run.steps_done() for run in planned)
 
 
 def test_a_scale_shortens_steps_milestones_and_warmup(tmp_path):
@@ -51,23 +51,52 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(dump_config(run.settings))
     assert runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, "run.workers=1"])  # which changes no result
-    for other in ("train.lr=0.5", "data.test_images=7", "data.test=val"):
+    for other in ("train.lr=0.5", "data.test_images=7", "data.test=val", "data.seed=1"):
         with pytest.raises(
             ConfigError, match=f"(?s)seed0: holds a run under other settings.*{other.partition('=')[0]}"
         ):
             runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, other])
 
 
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    run = runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0]
+    run.folder.mkdir(parents=True)
+    log, config, environment = (run.folder / name for name in ("metrics.jsonl", "config.yaml", "env.json"))
+
+    def refused(error, match, rows=ROWS[:1], **options):
+        with pytest.raises(error, match=match):
+            runs.plan(rows, [0], tmp_path, options.pop("overrides", QUICK), **options)
+
+    log.write_text('{"step": 3, "metrics": {}}\n')
+    refused(DataError, "config.yaml: missing")
+    config.write_text(dump_config(run.settings))
+    refused(DataError, "results.json: missing, though the run is finished")
+    run.results.parent.mkdir(parents=True)
+    run.results.write_text("{}")
+    for flag in ("--init", "--allow-changes"):
+        environment.write_text(json.dumps({"command": ["tools/train.py", flag, "x.pt"]}))
+        refused(ConfigError, f"otherwise than its config says .got {flag}")
+    environment.write_text(json.dumps({"command": ["tools/train.py", "--torchvision"]}))
+    refused(ConfigError, "holds the other detector")
+    environment.write_text("{")
+    refused(DataError, "env.json: damaged")
+    environment.unlink()
+    assert runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0].is_done()
+
+    parted = Row("detect-F", ROWS[1].config, torchvision=True)
+    refused(ConfigError, "parts the tasks", [parted])
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text(f"base: {ROOT}/configs/_base/shapes.yaml\ndata: {{test_images: 7}}\n")
+    refused(ConfigError, "tested on other images.*data.test_images: 7, not 500", [ROWS[1], Row("x", elsewhere)])
+
+
 def test_runs_are_brought_to_their_end_and_not_done_again(tmp_path, stop, capfd):
     planned = runs.plan(ROWS, [0, 1], tmp_path, QUICK)
     assert runs.execute(planned, TOY, 3, stop) == {}
-    assert all(run.is_finished() and run.steps_done() == 3 for run in planned)
+    assert all(run.is_done() and run.steps_done() == 3 for run in planned)
     assert "4 runs: 100%" in capfd.readouterr().err
     logs = [(run.folder / "metrics.jsonl").read_text() for run in planned]
     assert [len(text.splitlines()) for text in logs] == [4] * 4
-    results = planned[0].results
-    results.unlink()
-    assert not planned[0].is_finished() and runs.read_results(planned[0]) is None
 
 
 @pytest.mark.parametrize("decay,started", [(0.6, 1), (0.45, 4)])
@@ -77,6 +106,14 @@ def test_a_mistake_stops_the_study_and_a_divergence_does_not(decay, started, tmp
     assert len(failed) == started
     assert set(failed.values()) == {(2 if decay > 0.5 else 6, "step 1: as bad as it gets; do not")}
     assert sum(run.folder.exists() for run in planned) == started
+
+
+def test_the_words_of_an_earlier_start_are_not_taken_for_those_of_the_last(tmp_path, stop):
+    run = runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "train.log").write_text("grcn: error: disk full; free space\n")
+    failing = [sys.executable, "-c", "raise KeyError('of today')"]
+    assert runs.execute([run], failing, 1, stop) == {run.folder: (1, "exit code 1 (KeyError: 'of today')")}
 
 
 def test_a_run_that_dies_without_a_word_is_told_by_its_last_line(tmp_path, stop):
@@ -100,7 +137,11 @@ def test_a_signal_stops_the_processes_and_the_next_start_continues_them(tmp_path
     assert stopped.value.code == 75
     done = [run.steps_done() for run in planned]
     assert all(3 < steps < 400 for steps in done)
-    quick = runs.plan(ROWS, [0], tmp_path, ["train.steps=400", "train.lr=0.0001"])
+    faster = ["train.steps=400", "train.lr=0.0001"]
+    for run in planned:
+        settings = load_config(run.row.config, [*faster, "run.seed=0"])
+        (run.folder / "config.yaml").write_text(dump_config(settings))
+    quick = runs.plan(ROWS, [0], tmp_path, faster)
     assert runs.execute(quick, TOY, 2, StopSignals()) == {}
     lines = (planned[0].folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 401), 400]
@@ -144,6 +185,23 @@ def test_runs_are_submitted_as_jobs(tmp_path):
     good = runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0]
     bad = runs.plan(ROWS[:1], [1], tmp_path, [*QUICK, "train.weight_decay=0.6"])[0]
     jobs = slurm.submit([good, bad], TOY, tmp_path / "jobs", "local", {"timeout_min": 1})
-    assert jobs[0].result() == 0 and good.is_finished()
+    assert jobs[0].result() == 0 and good.is_done()
     with pytest.raises(Exception, match="exit code 2; see .*train.log"):
         jobs[1].result()
+
+
+def test_a_job_lets_its_training_save_before_it_is_continued_elsewhere(tmp_path):
+    """As submitit does it: ``checkpoint`` runs in a signal handler of the job's process, which then ends."""
+    run = runs.plan(ROWS[:1], [0], tmp_path, ["train.steps=4000", "train.lr=0.01"])[0]
+    program = (
+        "import signal, sys; from grcn.study import slurm\n"
+        f"job = slurm.Job({[*TOY, *runs.arguments(run)]!r}, {str(run.folder / 'train.log')!r})\n"
+        "def preempted(*_):\n    job.checkpoint()\n    sys.exit(-1)\n"
+        "signal.signal(signal.SIGUSR1, preempted)\njob()"
+    )
+    job = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while run.steps_done() < 3:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    job.wait()
+    assert (run.folder / "saved").read_text() == str(run.steps_done())

@@ -27,6 +27,8 @@ with log.open("a") as file:
             print(f"grcn: error: step {step}: as bad as it gets; do not", file=sys.stderr)
             sys.exit(code)
         if stopping:
+            time.sleep(0.3)  # which saving takes
+            (folder / "saved").write_text(str(step))
             sys.exit(75)
     results = folder / "eval" / f"step_{steps}" / "results.json"
     results.parent.mkdir(parents=True, exist_ok=True)
