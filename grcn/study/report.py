@@ -204,7 +204,7 @@ def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: 
     if not shared:
         logger.info("no picture of all tables: they have no figure in common")
         return
-    _draw(panels, path, "Differences to the row's baseline")
+    _draw(panels, path, f"Differences to the row's baseline; {tables[0].title.rpartition('; ')[2]}")
 
 
 def _draw(panels: Mapping[str, list[dict[str, Any]]], path: Path, title: str) -> None:
