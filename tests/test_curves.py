@@ -36,7 +36,7 @@ def test_losses_and_precisions_are_read_from_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curves.loss_curves(tmp_path / "metrics.jsonl", tmp_path / "both.png", "a run")
     with Image.open(tmp_path / "losses.png") as losses, Image.open(tmp_path / "both.png") as both:
-        assert both.height > 1.7 * losses.height
+        assert both.height > 1.3 * losses.height  # a third panel, beside losses and rate
 
 
 def test_cosines_have_a_line_and_a_row_for_each_layer(tmp_path):

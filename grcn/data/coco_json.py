@@ -49,7 +49,7 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
     files, sizes, names = images.column("file_name", str), _sizes(images), categories.unique("name", str)
     for number, name in enumerate(files):
         if not is_contained(name):
-            images.refuse(number, "/file_name", f"not a path below {folder} (got {{}}); fix it", name)
+            images.refuse(number, "/file_name", "not a path below {} (got {}); fix it", folder, name)
     for number, name in enumerate(names):
         try:
             check_class_name(f"{categories.place}/{number}/name", name)

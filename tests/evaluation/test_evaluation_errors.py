@@ -194,7 +194,7 @@ def test_of_a_class_100_detections_count(make_table, make_detections):
 
 
 def test_classes_and_sizes_have_their_own_figures(make_table, make_detections):
-    large, medium = (0, 100, 96, 196), (200, 100, 232, 132)
+    large, medium = (0, 100, 97, 196), (200, 100, 233, 132)  # just above 96 and 32 squared
     table = make_table([(0, CAT, A), (0, DOG, large), (1, DOG, medium)])
     found = make_detections([(0, DOG, 0.9, A), (0, CAT, 0.8, (300, 300, 331, 331)), (1, DOG, 0.7, medium)])
     figures = errors.analyse(table, found).figures
