@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,11 @@ import torch
 from torch import Tensor
 
 from .benchmark.step import peak_mb, training_step
+from .build import Split
 from .config import Config
 from .data.table import Table
-from .engine.evaluate import move_images, move_targets
+from .engine import checkpoint
+from .engine.evaluate import detect, move_images, move_targets
 from .models.detector import Detector
 
 logger = logging.getLogger("grcn")
@@ -23,11 +27,12 @@ def dry_run(
     optimizer: torch.optim.Optimizer,
     cfg: Config,
     train_table: Table,
-    test_table: Table,
+    test: Split,
     first: tuple[list[Tensor], list[dict[str, Any]]],
     device: torch.device,
 ) -> dict[str, float | None]:
-    """Does a step on the first batch and one on the largest that the data allow; writes nothing.
+    """Does a step on the first batch and one on the largest that the data allow, detects in two test images, and saves
+    and reads a checkpoint, in a temporary folder. Leaves nothing behind.
 
     Returns:
         the losses of the first batch.
@@ -40,8 +45,8 @@ def dry_run(
     losses: dict[str, float | None] = {name: value.item() for name, value in step(*first).items()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("trains %d parameters on %d images of %s", trained, len(train_table), train_table.name)
-    logger.info("tests on %d images of %s", len(test_table), test_table.name)
-    logger.info("classes: %s", ", ".join(test_table.classes))
+    logger.info("tests on %d images of %s", len(test.table), test.table.name)
+    logger.info("classes: %s", ", ".join(test.table.classes))
 
     images, targets = _largest(model, train_table, cfg.train.batch, len(first[0]))
     step(images, targets)
@@ -50,7 +55,22 @@ def dry_run(
         "largest batch of a process: %d x %d x %d pixels, %d objects in each image; peak memory %.0f MB",
         len(images), *batch.tensors.shape[-2:], len(targets[0]["boxes"]), peak_mb(device),
     )  # fmt: skip
+    rows = range(min(2, len(test.table)))
+    images_read = (([row], [test.read_image(row)]) for row in rows)
+    found = detect(model, images_read, device, amp=torch.bfloat16 if cfg.run.amp == "bf16" else None, progress=False)
+    logger.info("detected in %d test images: %d boxes", len(rows), len(found["rows"]))
+    logger.info("a checkpoint takes %.0f MB", _saved_megabytes(model, optimizer))
     return losses
+
+
+def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer) -> float:
+    """Saves a checkpoint, reads it back and returns its size."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"format": checkpoint.FORMAT, "step": 0, "losses": []}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        path = checkpoint.save(Path(folder), state, keep=1)
+        checkpoint.restore(checkpoint.load(path), model, optimizer)
+        return path.stat().st_size / 1e6
 
 
 def _largest(model: Detector, table: Table, step_images: int, images: int) -> tuple[list[Tensor], list[dict[str, Any]]]:

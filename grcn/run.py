@@ -120,7 +120,7 @@ def train(
         if dry_run:
             if state is not None:
                 checkpoint.restore(state, model)
-            return try_steps(model, optimizer, cfg, data.table, test.table, next(batches(0)), device)
+            return try_steps(model, optimizer, cfg, data.table, test, next(batches(0)), device)
         first = batches(0 if state is None else state["step"])
         if state is not None and state["step"] == cfg.train.steps:
             check_same_evaluation(cfg, state, folder)

@@ -34,7 +34,7 @@ ALLOWED = {
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},
     "checkpage": {"html"},
     "anchor_fit": {"data.table", "models"},
-    "dryrun": {"benchmark", "config", "data", "engine", "models"},
+    "dryrun": {"benchmark", "build", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
     "twin": {"build", "config", "models"},

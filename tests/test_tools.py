@@ -180,7 +180,8 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     assert stdout == printed
     assert "lr: 0.0003" in stdout and "# command line" in stdout and "# default" in stdout
     assert "grcn_vgg16.yaml:" in stdout and "_base/voc.yaml:" in stdout
-    stdout, _ = train(ROOT / "configs/shapes/grcn_tiny.yaml", tmp_path / "run", "--dry-run", *SMALL)
+    stdout, stderr = train(ROOT / "configs/shapes/grcn_tiny.yaml", tmp_path / "run", "--dry-run", *SMALL)
+    assert "detected in 2 test images" in stderr and "a checkpoint takes 1 MB" in stderr
     assert set(json.loads(stdout)) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert list(tmp_path.iterdir()) == []
 

@@ -26,7 +26,9 @@ def main() -> None:
         "--torchvision", action="store_true", help="train torchvision's FasterRCNN with the same parts, to compare"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="do a step on the first and on the largest batch, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="try the first and the largest batch, two test images and a checkpoint; leave nothing",
     )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
