@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tqdm import tqdm
 
 from .. import build
 from ..charts import difference_dots
+from ..config import Data, Eval
 from ..configfile import dump_config
 from ..data import coco as coco_files
+from ..data.table import Table as Images
 from ..engine.checkpoint import write_durably
 from ..engine.log import bar_seconds, read_environment
 from ..errors import ConfigError, EnvironmentFault
@@ -50,6 +53,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
         draws: resamples of the test images; 0 for none.
     """
     finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
+    drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
     with tqdm(
         total=len(finished) * draws,
         desc="bootstrap",
@@ -57,7 +61,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
         dynamic_ncols=True,
         mininterval=bar_seconds(),
     ) as bar:
-        resampled = {run.folder: _resample(run, metrics, draws, bar) for run, _ in finished if draws}
+        resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):
         own = [(run, results) for run, results in finished if run.name == trained]
@@ -78,12 +82,18 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
     return found
 
 
-def _resample(run: Run, metrics: Sequence[str], count: int, bar: tqdm) -> dict[str, np.ndarray]:
-    """Returns the figures of a run, in percent, on ``count`` resamples of its test images."""
-    cfg = run.settings
-    table = build.counted(cfg.eval, build.build_test_split(cfg.data, build.class_names(cfg.data)).table)
+def _draw_images(data: Data, evaluation: Eval, count: int) -> tuple[Images, np.ndarray]:
+    """Returns the test images that count, and how often each of them is in each of ``count`` resamples."""
+    images = build.counted(evaluation, build.build_test_split(data, build.class_names(data)).table)
+    return images, bootstrap.draws(len(images), count)[1:]
+
+
+def _resample(
+    run: Run, metrics: Sequence[str], drawn_images: Callable[[Data, Eval], tuple[Images, np.ndarray]], bar: tqdm
+) -> dict[str, np.ndarray]:
+    """Returns the figures of a run, in percent, on resamples of its test images."""
+    table, times = drawn_images(run.settings.data, run.settings.eval)
     found = coco_files.read_detections(run.results.with_name("detections.json"), table)
-    times = bootstrap.draws(len(table), count)[1:]
     drawn = {}
     if overlaps := [name for name in metrics if name in _COCO_OVERLAPS]:
         values = bootstrap.resampled(coco.matches(table, found), times, advance=bar.update)
