@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +35,31 @@ class Pairs(NamedTuple):
 def overlapping(table: Table, found: Detections) -> Pairs:
     """Finds all pairs of a detection and an object of its image, of whatever class, that overlap."""
     starts, counts = table.offsets[found.rows], np.diff(table.offsets)[found.rows]
-    paired = np.flatnonzero(counts)
-    chunks = np.cumsum(counts[paired]) // _PAIRS
     parts = []
-    for part in np.split(paired, np.flatnonzero(np.diff(chunks)) + 1):
-        n = counts[part]
-        detections = np.repeat(part, n)
-        objects = np.arange(n.sum()) + np.repeat(starts[part] - (np.cumsum(n) - n), n)
+    for part, objects in in_chunks(starts, counts):
+        detections = np.repeat(part, counts[part])
         a, b = found.boxes[detections], table.boxes[objects]
         ious = np.where(table.iscrowd[objects], share_inside(a, b), iou(a, b))
         parts.append(Pairs(detections, objects, ious).where(ious > 0))
     return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def in_chunks(starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields detections that may lie on something, in chunks of bounded memory, and where that something is.
+
+    Args:
+        starts, counts: int64 ``[K]``: what detection ``k`` may lie on is at ``starts[k]``, ``starts[k] + 1``, …,
+            ``counts[k]`` places.
+
+    Yields:
+        Some detections, int64 ``[p]``, in order, and the places of the first, of the second and so on in one row, int64
+        ``[P]``. Without any detection there is one empty chunk.
+    """
+    paired = np.flatnonzero(counts)
+    chunks = np.cumsum(counts[paired]) // _PAIRS
+    for part in np.split(paired, np.flatnonzero(np.diff(chunks)) + 1):
+        n = counts[part]
+        yield part, np.arange(n.sum()) + np.repeat(starts[part] - (np.cumsum(n) - n), n)
 
 
 def most_overlapped(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray]:

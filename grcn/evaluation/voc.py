@@ -19,10 +19,7 @@ import numpy as np
 
 from grcn.data.table import Table
 from grcn.evaluation.detections import Detections, Matches, check
-from grcn.evaluation.overlaps import ignored_objects, iou
-
-# Pairs of a detection and an object whose IoU is computed at once; bounds the memory to 0.1 GB.
-_PAIRS = 2**19
+from grcn.evaluation.overlaps import ignored_objects, in_chunks, iou
 
 
 class _Ranked(NamedTuple):
@@ -186,17 +183,14 @@ def _rank(table: Table, found: Detections) -> _Ranked:
 
     objects = np.full(len(rows), -1, dtype=np.int64)
     ious = np.zeros(len(rows))
-    paired = np.flatnonzero(counts)
-    chunks = np.cumsum(counts[paired]) // _PAIRS
-    for part in np.split(paired, np.flatnonzero(np.diff(chunks)) + 1):
+    for part, places in in_chunks(starts, counts):
         if len(part):
             n = counts[part]
             first = np.cumsum(n) - n
-            pairs = np.arange(n.sum())
-            candidates = by_key[pairs + np.repeat(starts[part] - first, n)]
-            overlaps = iou(np.repeat(boxes[part], n, axis=0), table.boxes[candidates])
+            near = by_key[places]
+            overlaps = iou(np.repeat(boxes[part], n, axis=0), table.boxes[near])
             ious[part] = np.maximum.reduceat(overlaps, first)
             is_best = overlaps == np.repeat(ious[part], n)
-            best = np.minimum.reduceat(np.where(is_best, pairs, len(pairs)), first)
-            objects[part] = candidates[best]
+            best = np.minimum.reduceat(np.where(is_best, np.arange(len(near)), len(near)), first)
+            objects[part] = near[best]
     return _Ranked(rows, labels, objects, ious)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grcn.data.table import Table, pack
 from grcn.errors import DataError
-from grcn.evaluation import voc
+from grcn.evaluation import overlaps, voc
 
 BOX = (10, 10, 20, 20)
 FAR = (100, 100, 140, 160)
@@ -381,7 +381,7 @@ def test_chunks_do_not_matter(monkeypatch, objects, detections):
     table, found = table_of(objects), arrays_of(detections)
     whole = voc.evaluate(table, found)
     with monkeypatch.context() as patch:
-        patch.setattr(voc, "_PAIRS", 3)
+        patch.setattr(overlaps, "_PAIRS", 3)
         assert voc.evaluate(table, found) == whole
 
 
