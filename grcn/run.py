@@ -57,6 +57,12 @@ def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> 
     )
 
 
+def folder_beside(given: Path, kind: str) -> Path:
+    """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
+    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
+    return beside / f"{given.stem}-{kind}"
+
+
 def train(
     cfg: Config,
     folder: Path,

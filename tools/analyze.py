@@ -63,15 +63,14 @@ def run_errors(args: argparse.Namespace, overrides: list[str]) -> None:
     if not math.isfinite(args.score_threshold):
         raise errors.ConfigError(f"--score-threshold must be a number (got {args.score_threshold}); see --help")
     cfg = load_config(args.config, overrides)
-    given = args.checkpoint or args.detections
-    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
     with StopSignals() as stop:
-        from grcn.analysis.errors_report import errors_as_text, report_errors  # imports torch, for seconds
+        from grcn import run  # imports torch, for seconds
+        from grcn.analysis.errors_report import errors_as_text, report_errors
         from grcn.engine.distributed import is_main
 
         figures = report_errors(
             cfg,
-            args.output_dir or beside / f"{given.stem}-errors",
+            args.output_dir or run.folder_beside(args.checkpoint or args.detections, "errors"),
             weights=args.checkpoint,
             detections=args.detections,
             allow_changes=args.allow_changes,

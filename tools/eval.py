@@ -24,15 +24,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.overrides)
-    given = args.checkpoint or args.detections
-    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
     with StopSignals() as stop:
         from grcn import run  # imports torch, for seconds
         from grcn.engine.distributed import is_main
 
         metrics = run.evaluate(
             cfg,
-            args.output_dir or beside / f"{given.stem}-eval",
+            args.output_dir or run.folder_beside(args.checkpoint or args.detections, "eval"),
             weights=args.checkpoint,
             detections=args.detections,
             allow_changes=args.allow_changes,
