@@ -16,7 +16,7 @@ VENV_PYTHON := .venv/bin/python
 venv: .venv/installed
 
 .venv/installed: pyproject.toml | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot]'
+	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot,tb]'
 	touch $@
 
 # A venv sees the packages of the interpreter behind PYTHON, but not those of a venv that PYTHON is in;

@@ -22,6 +22,7 @@ HARMLESS = (
     "eval.",
     "paper",
     "run.device",
+    "run.tensorboard",
     "run.threads",
     "run.timeout",
     "run.workers",

@@ -392,6 +392,15 @@ class Eval(Section):
     """Evaluate only that many images; null takes all. [O]"""
     pictures: CountOrZero = 8
     """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, curves neither. [O]"""
+    best: str | None = None
+    """Metric whose best evaluation keeps its checkpoint, as best-….pt; null takes coco_ap if the COCO protocol is
+    among protocols, voc_area_ap at the first of voc_iou otherwise. [O]"""
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that ``best`` names, or its default."""
+        default = "coco_ap" if "coco" in self.protocols else f"voc_area_ap{round(self.voc_iou[0] * 100)}"
+        return self.best or default
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         for key in ("protocols", "voc_iou"):
@@ -401,6 +410,13 @@ class Eval(Section):
         for iou in self.voc_iou:
             if not 0 < iou < 1 or abs(iou * 100 - round(iou * 100)) > 1e-9:
                 yield "voc_iou", f"expected whole percents between 0 and 1, as 0.75 (got {iou}); round it"
+        if self.best_metric not in (measured := self._measured()):
+            yield "best", f"not measured (got {self.best!r}); take one of {', '.join(measured)}"
+
+    def _measured(self) -> list[str]:
+        voc = [f"voc{kind}_ap{round(iou * 100)}" for iou in self.voc_iou for kind in ("07", "_area")]
+        coco = ["coco_ap", "coco_ap50", "coco_ap75", "coco_ap_small", "coco_ap_medium", "coco_ap_large"]
+        return voc * ("voc" in self.protocols) + coco * ("coco" in self.protocols)
 
 
 class Run(Section):
@@ -424,6 +440,8 @@ class Run(Section):
     cover scoring the whole test set. [O]"""
     threads: Size | None = None
     """CPU threads of torch per process; null leaves torch's choice. [O]"""
+    tensorboard: bool = False
+    """Whether the run folder gets events for TensorBoard, beside metrics.jsonl; needs grcn[tb]. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):

@@ -25,9 +25,10 @@ from .data.loading import eval_batches, train_batches
 from .data.table import Table
 from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
+from .engine.environment import write_environment
 from .engine.evaluate import detect
 from .engine.lock import run_lock
-from .engine.log import start_logging, write_environment
+from .engine.log import start_logging, summary_writer
 from .engine.memory import keep_freed_memory
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
@@ -59,7 +60,11 @@ def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> 
 
 def folder_beside(given: Path, kind: str) -> Path:
     """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
-    beside = given.parent.parent / "eval" if given.parent.name == "checkpoints" else given.parent
+    beside = given.parent
+    if beside.name == "checkpoints":
+        beside = beside.parent / "eval"
+    elif (beside / "env.json").exists():  # the best of a run lies in its folder
+        beside /= "eval"
     return beside / f"{given.stem}-{kind}"
 
 
@@ -152,6 +157,7 @@ def train(
             device=device, folder=folder, state=state, record=record, seed=cfg.run.seed,
             accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
             log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
+            best=cfg.eval.best_metric, tensorboard=cfg.run.tensorboard,
             evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
         )  # fmt: skip
         if evaluated or not (folder / "report.html").exists():
@@ -230,6 +236,8 @@ def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np
 
 
 def _prepare(cfg: Config, device: torch.device) -> None:
+    if cfg.run.tensorboard:
+        summary_writer()
     if cfg.run.threads is not None:
         torch.set_num_threads(cfg.run.threads)
     if device.type == "cpu":

@@ -88,6 +88,7 @@ def left(folder: Path) -> dict[str, bytes]:
         "checkpoint": newest.name.encode(),
         "log": (folder / "metrics.jsonl").read_bytes(),
         "results": b"".join(path.read_bytes() for path in results),
+        "best": b" ".join(path.name.encode() for path in folder.glob("best-*.pt")),
     }
 
 

@@ -91,7 +91,8 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     """It is detected with, and its results lie beside its evaluations."""
     run = programs.call("tools/train.py", "--config", CONFIG, "--output-dir", "run", *SMALL, folder=tmp_path)
     assert run.code == 0, run.stderr
-    (weights,) = (tmp_path / "run/checkpoints").glob("step_*.pt")
+    (weights,) = (tmp_path / "run").glob("best-*.pt")
+    assert [path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()] == [weights.read_bytes()]
     args = ("errors", "--config", "run/config.yaml", "--checkpoint", weights, "--json")
     result = analyze(tmp_path, *args, patch=without_matplotlib)
     assert result.code == 0, result.stderr

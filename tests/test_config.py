@@ -194,6 +194,10 @@ def test_whole_numbers_do_for_fractions() -> None:
         ({"train": {"steps": 1, "lr_steps": [5, 5]}}, "lr_steps: must rise (got [5, 5]); sort them, each once"),
         ({"eval": {"protocols": ["voc", "voc"]}}, "protocols: names 'voc' twice; remove one"),
         (
+            {"eval": {"protocols": ["voc"], "voc_iou": [0.5], "best": "coco_ap"}},
+            "best: not measured (got 'coco_ap'); take one of voc07_ap50, voc_area_ap50",
+        ),
+        (
             {"eval": {"voc_iou": [0.505]}},
             "voc_iou: expected whole percents between 0 and 1, as 0.75 (got 0.505); round it",
         ),

@@ -172,6 +172,7 @@ def run(
                 accumulate=accumulate,
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,
+                best="mean_score",
                 evaluate=evaluate if detector == "toy" else None,
                 eval_every=eval_every,
                 stop=stop,
@@ -217,6 +218,7 @@ def results(folder: Path) -> dict[str, bytes]:
     newest = max((folder / "checkpoints").glob("step_*.pt"))
     return {
         "name": newest.name.encode(),
+        "best": b" ".join(path.name.encode() for path in folder.glob("best-*.pt")),
         "state": newest.read_bytes(),
         "log": (folder / "metrics.jsonl").read_bytes(),
     }

@@ -18,7 +18,8 @@ from ..compat import check_continuation
 from ..config import Config
 from ..data.loading import train_batches
 from ..engine import checkpoint, distributed
-from ..engine.log import bar_seconds, read_environment, start_logging
+from ..engine.environment import read_environment
+from ..engine.log import bar_seconds, start_logging
 from ..engine.memory import keep_freed_memory
 from ..engine.signals import StopSignals
 from ..errors import CheckpointError, ConfigError, EnvironmentFault, named

@@ -124,6 +124,32 @@ def _usable(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, dict[str, A
         raise CheckpointError(f"{folder}: no usable checkpoint among {len(paths)}; restore one or use a new folder")
 
 
+def keep_best(folder: Path, step: int) -> None:
+    """Makes the checkpoint of a step ``best-<start of its SHA-256>.pt`` beside ``folder``, and removes the one before.
+
+    Args:
+        folder: of the checkpoints; nothing happens if it has none of this step that is whole.
+    """
+    for path in _checkpoints(folder):
+        if _step(path) == step and path.stem.endswith(_digest(contents := path.read_bytes())):
+            best = folder.parent / f"best-{_digest(contents)}.pt"
+            _link(path, best, contents)
+            for other in folder.parent.glob("best-*.pt"):
+                if other != best:
+                    other.unlink(missing_ok=True)
+
+
+def _link(path: Path, other: Path, contents: bytes) -> None:
+    """Gives a file another name, or copies it where the disk knows no links, after whatever a crash has left."""
+    if other.exists():
+        return
+    try:
+        os.link(path, other)
+        sync(other.parent)
+    except OSError:
+        write_durably(other, contents)
+
+
 def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Loads a checkpoint's weights, and the state of its optimizer, into objects built alike.
 

@@ -1,14 +1,11 @@
-"""What a run writes down besides weights: messages, ``metrics.jsonl`` and ``env.json``."""
+"""What a run writes down while it goes on: messages, ``metrics.jsonl`` and, if wanted, events of TensorBoard."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import DataError, NonFiniteError, named
+from ..errors import EnvironmentFault, NonFiniteError, named
 from .checkpoint import write_durably
-from .distributed import gather, is_main, mean, world_size
+from .distributed import gather, is_main, mean
 
 logger = logging.getLogger("grcn")
 
@@ -77,14 +74,24 @@ class MetricsLog:
     ``{"step": 100, "metrics": {…}}`` is an evaluation. Only the main process writes.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Opens the file to continue after ``step``; what is beyond it is cut off."""
+    def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
+        """Opens the file to continue after ``step``; what is beyond it is cut off.
+
+        Args:
+            tensorboard: folder that gets the same numbers as events of TensorBoard.
+
+        Raises:
+            EnvironmentFault: TensorBoard is wanted and not installed.
+        """
         self.path = path
         self._file = None
+        self._events = None
         if is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._cut_back(step)
             self._file = path.open("a", encoding="utf-8")
+            if tensorboard is not None:
+                self._events = summary_writer()(str(tensorboard), purge_step=step + 1)
 
     def _cut_back(self, step: int) -> None:
         if not self.path.exists():
@@ -100,41 +107,62 @@ class MetricsLog:
         if new != old:
             write_durably(self.path, new)
 
-    def evaluation(self, step: int) -> dict[str, float | None] | None:
-        """Returns the metrics recorded at a step, or None. For the main process."""
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            entry = _entry(line)
-            if entry is not None and entry["step"] == step and "metrics" in entry:
-                return entry["metrics"]
-        return None
+    def evaluations(self) -> dict[int, dict[str, float | None]]:
+        """Returns the metrics on record by step. For the main process."""
+        entries = map(_entry, self.path.read_bytes().splitlines(keepends=True))
+        return {entry["step"]: entry["metrics"] for entry in entries if entry is not None and "metrics" in entry}
 
-    def write(self, step: int, values: Mapping[str, object]) -> None:
-        """Appends a line."""
-        if self._file is not None:
-            with named(self.path):
-                self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-                self._file.flush()
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line about training."""
+        self._write_line({"step": step, **values})
+        self._write_events("train", step, values)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Appends an evaluation; returns it as written: NaN (a class without objects) as null."""
         values = {
             name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
         }
-        self.write(step, {"metrics": values})
+        self._write_line({"step": step, "metrics": values})
+        self._write_events("test", step, values)
         return values
+
+    def _write_line(self, entry: Mapping[str, object]) -> None:
+        if self._file is not None:
+            with named(self.path):
+                self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+                self._file.flush()
+
+    def _write_events(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
+        if self._events is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
         """Brings all lines to the disk: before a checkpoint that counts on them."""
         if self._file is not None:
             os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Writes out what is left."""
+        if self._events is not None:
+            self._events.close()
         if self._file is not None:
             with named(self.path):
                 self._file.close()
+
+
+def summary_writer() -> type:
+    """Returns TensorBoard's writer (extra ``tb``)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise EnvironmentFault(
+            "run.tensorboard: tensorboard is not installed; pip install 'grcn[tb]', or set it to false"
+        ) from error
+    return SummaryWriter
 
 
 def last_entry(path: Path) -> dict[str, Any]:
@@ -208,62 +236,3 @@ class RecentLosses:
             f"step {step}: loss or gradient not finite (got {values}) on images {images[:60]}; "
             "lower train.lr, warm up or clip gradients, or check these images"
         )
-
-
-def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:
-    """Writes ``env.json``: versions, device, threads, revision, command line, and ``facts``."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = platform.processor() or platform.machine()
-    environment = {
-        "command": sys.argv,
-        "revision": _revision(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "numpy": _version("numpy"),
-        "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "device": name,
-        "processes": world_size(),
-        "threads": torch.get_num_threads(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        **facts,
-    }
-    write_durably(path, (json.dumps(environment, indent=2) + "\n").encode())
-
-
-def read_environment(folder: Path) -> dict[str, Any]:
-    """Returns what a run recorded in ``env.json``; nothing where there is no such file.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    path = folder / "env.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (ValueError, TypeError):
-        raise DataError(f"{path}: damaged; restore it, or remove the run's folder") from None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _revision() -> str | None:
-    """Returns this package's git revision, with ``+changes`` if files differ, or None."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = "git describe --always --abbrev=40 --exclude=* --dirty=+changes".split()
-    try:
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

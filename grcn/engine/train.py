@@ -15,10 +15,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from .. import rng
-from ..errors import CheckpointError, NonFiniteError
+from ..errors import CheckpointError
 from . import checkpoint, distributed
-from .evaluate import are_finite, move_images, move_targets
-from .log import MetricsLog, RecentLosses, bar_seconds, logger
+from .evaluate import move_images, move_targets
+from .log import bar_seconds, logger
+from .recorder import Metrics, Recorder
 from .signals import Stopped, StopSignals
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
@@ -42,11 +43,13 @@ def train(
     log_every: int = 20,
     checkpoint_every: int = 1000,
     keep: int = 3,
+    best: str | None = None,
+    tensorboard: bool = False,
     evaluate: Callable[[int], Mapping[str, float | None]] | None = None,
     eval_every: int = 0,
     stop: StopSignals | None = None,
     progress: bool = True,
-) -> dict[str, float | None]:
+) -> Metrics:
     """Trains a detector up to ``steps`` updates, and returns its last evaluation.
 
     A run that was killed and continued from its newest checkpoint ends with the same bytes as one
@@ -63,7 +66,7 @@ def train(
             without the host looking.
         lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
             that have one.
-        folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
         state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it. Its
             weights are taken out of it: they would lie in memory for as long as the run takes.
         record: what else each checkpoint holds: plain types.
@@ -74,6 +77,9 @@ def train(
             and to save, only.
         checkpoint_every: steps between checkpoints; there is one before each evaluation as well.
         keep: how many checkpoints to keep.
+        best: name of a metric; the checkpoint evaluated with its highest value is kept besides, as
+            ``best-….pt``.
+        tensorboard: write events for TensorBoard too, into ``tensorboard/``.
         evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
             all processes; returns metrics. It may leave the model in evaluation mode.
         stop: signals to obey: the step in progress is finished and saved.
@@ -86,54 +92,36 @@ def train(
     if not all(group.get("fused") for group in optimizer.param_groups):
         raise ValueError("this optimizer cannot skip a non-finite update; build it with fused=True")
     start = 0 if state is None else state["step"]
-    losses = RecentLosses([] if state is None else state["losses"])
     if state is not None:
         if start > steps:
             raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
         distributed.together(lambda: checkpoint.restore(state, model, optimizer))
         del state["model"], state["optimizer"]
-    metrics = MetricsLog(folder / "metrics.jsonl", start)
-    groups = optimizer.param_groups
-    weights = [weight for group in groups for weight in group["params"] if weight.requires_grad]
+    recorder = Recorder(
+        folder, model, optimizer, step=start, losses=[] if state is None else state["losses"], keep=keep, best=best,
+        tensorboard=tensorboard, record=record,
+    )  # fmt: skip
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
     replica = distributed.wrap(model).train()
     failed = torch.zeros((), device=device)  # 1 from the first non-finite step on: no more updates
-
-    def save(step: int) -> None:
-        losses.fetch(step)
-        if not are_finite(weights):
-            raise NonFiniteError(
-                f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume --allow-changes"
-            )
-        metrics.sync()
-        contents = {
-            "format": checkpoint.FORMAT,
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "losses": losses.fetched,
-            **(record or {}),
-        }
-        distributed.on_main(lambda: checkpoint.save(folder / "checkpoints", contents, keep))
 
     def is_evaluated(step: int) -> bool:
         return evaluate is not None and (step == steps or eval_every > 0 and step % eval_every == 0)
 
-    def evaluation(step: int) -> dict[str, float | None]:
-        # An interrupted run may have got this far.
-        result = distributed.on_main(lambda: metrics.evaluation(step))
-        if result is None and evaluate is not None:
-            result = metrics.write_evaluation(step, evaluate(step))
-            metrics.sync()
-            replica.train()
-        return result or {}
+    def evaluation(step: int) -> Metrics:
+        if evaluate is None:
+            return {}
+        metrics = recorder.evaluation(step, evaluate)
+        replica.train()
+        return metrics
 
     show = progress and distributed.is_main()
     bar = tqdm(
         total=steps, desc="train", initial=start, disable=not show, dynamic_ncols=True, mininterval=bar_seconds()
     )
-    with metrics, bar:
+    with recorder, bar:
         if 0 < start < steps and is_evaluated(start):
-            evaluation(start)
+            evaluation(start)  # an interrupted run may have got this far
         for step in range(start + 1, steps + 1):
             lr = _set_lr(optimizer, lr_at(step - 1))
             _seed(device, rng.hash_int(seed, step, distributed.rank()))
@@ -141,7 +129,7 @@ def train(
             norm = get_total_norm(_gradients(weights, model))
             if clip_grad_norm is not None:
                 clip_grads_with_norm_(weights, clip_grad_norm, norm)
-            row = losses.add(names, values, norm, image_ids)
+            row = recorder.losses.add(names, values, norm, image_ids)
             failed = torch.maximum(failed, (~row.isfinite()).any().to(failed))
             _update(optimizer, failed)
             bar.update()
@@ -149,12 +137,10 @@ def train(
             # First, since it notices a process that has ended; a wait for the device would not.
             code = distributed.maximum(0 if stop is None else stop.code)
             if step % log_every == 0 or step == steps:
-                averages = losses.average(step)
-                metrics.write(step, {"lr": lr, **averages})
-                shown = {name: f"{value:.3g}" for name, value in averages.items()}
-                bar.set_postfix(shown, refresh=False)
+                averages = recorder.log(step, lr)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in averages.items()}, refresh=False)
             if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
-                save(step)
+                recorder.save(step)
             if code:
                 logger.info("stopped by a signal; step %d is saved, run again with --resume", step)
                 raise Stopped(code)

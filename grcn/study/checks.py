@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import HARMLESS, MEASURED
 from ..configfile import difference, leaves, load_config
-from ..engine.log import read_environment
+from ..engine.environment import read_environment
 from ..errors import ConfigError, DataError
 from ..twin import baseline_of
 

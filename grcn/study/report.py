@@ -22,7 +22,8 @@ from ..configfile import dump_config
 from ..data import coco as coco_files
 from ..data.table import Table as Images
 from ..engine.checkpoint import write_durably
-from ..engine.log import bar_seconds, read_environment
+from ..engine.environment import read_environment
+from ..engine.log import bar_seconds
 from ..errors import ConfigError, EnvironmentFault
 from ..evaluation import bootstrap, coco, voc
 from .checks import read_json

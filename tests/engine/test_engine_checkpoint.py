@@ -256,3 +256,28 @@ def test_optimizer_keeps_its_own_settings() -> None:
     for mine, other in zip(ours.state.values(), theirs.state.values(), strict=True):
         assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
     assert len(ours.state) == 2
+
+
+def test_the_best_outlives_its_name_and_may_be_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    first = checkpoint.save(folder, state_of(1), keep=1)
+    checkpoint.keep_best(folder, 1)
+    (best,) = tmp_path.glob("best-*.pt")
+    assert best.samefile(first), "no room taken as long as both are there"
+    checkpoint.save(folder, state_of(2), keep=1)
+    assert not first.exists() and checkpoint.load(best)["step"] == 1
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unknown)
+    checkpoint.keep_best(folder, 2)
+    (copy,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(copy)["step"] == 2 and not best.exists()
+
+
+def test_a_damaged_checkpoint_does_not_become_the_best(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=1)
+    path.write_bytes(path.read_bytes()[:-1])
+    checkpoint.keep_best(path.parent, 1)
+    assert not list(tmp_path.glob("best-*.pt"))

@@ -3,18 +3,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from grcn.engine.log import MetricsLog, start_logging, write_environment
+from grcn.engine.environment import write_environment
+from grcn.engine.log import MetricsLog, start_logging
+from grcn.errors import EnvironmentFault
 
 
 def test_continues_after_a_step(tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.jsonl"
-    with MetricsLog(path, 0) as metrics:
+    with closing(MetricsLog(path, 0)) as metrics:
         for step in (10, 20, 30):
             metrics.write(step, {"loss": 1 / step})
         assert metrics.write_evaluation(20, {"ap": 0.25}) == {"ap": 0.25}
@@ -22,26 +25,53 @@ def test_continues_after_a_step(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 40, "lo')  # killed in the middle of a line
 
-    with MetricsLog(path, 20) as metrics:
+    with closing(MetricsLog(path, 20)) as metrics:
         assert path.read_bytes() == b"".join([kept[0], kept[1], kept[3]])
-        assert metrics.evaluation(20) == {"ap": 0.25}
-        assert metrics.evaluation(10) is None
+        assert metrics.evaluations() == {20: {"ap": 0.25}}
         metrics.write(30, {"loss": 1 / 30})
         metrics.sync()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 20, 30]
     assert json.loads(path.read_text().splitlines()[0])["loss"] == 0.1
 
-    with MetricsLog(path, 0):
+    with closing(MetricsLog(path, 0)):
         assert path.read_bytes() == b""
 
 
 def test_only_json_is_written(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "metrics.jsonl", 0) as metrics:
+    with closing(MetricsLog(tmp_path / "metrics.jsonl", 0)) as metrics:
         assert metrics.write_evaluation(1, {"a": float("nan"), "b": None}) == {"a": None, "b": None}
         with pytest.raises(ValueError):
             metrics.write(2, {"loss": float("inf")})
     written = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert written == {"step": 1, "metrics": {"a": None, "b": None}}
+
+
+def test_tensorboard_shows_what_the_log_has(tmp_path: Path) -> None:
+    """After a crash too: what the log was cut back by is not shown."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    with closing(MetricsLog(path, 0, events)) as metrics:
+        metrics.write(10, {"lr": 0.5, "loss": 3.0})
+        metrics.write(20, {"lr": 0.5, "loss": 9.0})  # of a step that no checkpoint has
+    with closing(MetricsLog(path, 10, events)) as metrics:
+        metrics.write(20, {"lr": 0.25, "loss": 2.0})
+        metrics.write_evaluation(20, {"coco_ap": 0.75, "coco_ap_large": float("nan")})
+    shown = accumulator.EventAccumulator(str(events))
+    shown.Reload()
+    found = {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    assert found == {
+        "train/lr": [(10, 0.5), (20, 0.25)],
+        "train/loss": [(10, 3), (20, 2)],
+        "test/coco_ap": [(20, 0.75)],
+    }
+
+
+def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        EnvironmentFault, match=r"run.tensorboard: tensorboard is not installed; pip install 'grcn\[tb\]'"
+    ):
+        MetricsLog(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard")
 
 
 def test_environment(tmp_path: Path) -> None:

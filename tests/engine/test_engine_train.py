@@ -298,3 +298,45 @@ def test_learning_rate_warm_up_is_torchs() -> None:
 def test_learning_rate_cosine() -> None:
     rates = [learning_rate(step, lr=2.0, steps=100, schedule="cosine") for step in (0, 25, 50, 100)]
     assert rates == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0], abs=1e-12)
+
+
+def test_the_best_is_kept(tmp_path: Path) -> None:
+    """The first of equals; an evaluation without the metric (no objects) counts for nothing."""
+    scores = {2: 0.25, 4: None, 6: 0.5, 8: 0.5, 10: 0.25}
+    best = {}
+
+    def evaluate(step: int) -> dict[str, float | None]:
+        best[step - 2] = [path.name for path in tmp_path.glob("best-*.pt")]
+        return {"ap": scores[step]}
+
+    fit(toy(), batches(), tmp_path, steps=10, keep=1, best="ap", evaluate=evaluate, eval_every=2)
+    (kept,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(kept)["step"] == 6
+    assert [len(best[step]) for step in (0, 2, 4)] == [0, 1, 1]
+    assert best[2] == best[4] != best[6] == best[8] == [kept.name]
+    assert [path.name[:13] for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
+
+
+@pytest.mark.parametrize("until", [2, 4])
+def test_the_best_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int) -> None:
+    """Killed after an evaluation was written down, before its checkpoint became the best."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path, step: int) -> None:
+        keep_best(folder, step) if step < until else None
+        if step == until:
+            raise Killed
+
+    options: dict[str, Any] = {"steps": 4, "best": "ap", "evaluate": lambda step: {"ap": step / 10}, "eval_every": 2}
+    keep_best = checkpoint.keep_best
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "keep_best", killed)
+        fit(toy(), batches(), tmp_path, **options)
+    _, state = checkpoint.newest(tmp_path / "checkpoints") or pytest.fail("no checkpoint")
+    assert state["step"] == until
+    options["evaluate"] = lambda step: {"ap": step / 10} if step > until else pytest.fail("evaluated twice")
+    fit(toy(), batches(until), tmp_path, state=state, **options)
+    (kept,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(kept)["step"] == 4

@@ -22,7 +22,13 @@ from grcn.engine import checkpoint
 from grcn.errors import CheckpointError
 
 # What writes, renames and removes files: the protocol of checkpoints, the log and the results of evaluations.
-PLACES = ("os:fsync", "pathlib:Path.replace", "pathlib:Path.unlink", "grcn.engine.log:MetricsLog.write")
+PLACES = (
+    "os:fsync",
+    "os:link",
+    "pathlib:Path.replace",
+    "pathlib:Path.unlink",
+    "grcn.engine.log:MetricsLog._write_line",
+)
 PLACES += tuple(f"grcn.engine.checkpoint:{name}" for name in ("save", "write_durably", "_prune"))
 
 

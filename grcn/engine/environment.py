@@ -1,0 +1,77 @@
+"""``env.json``: where and with what a run was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DataError
+from .checkpoint import write_durably
+from .distributed import world_size
+
+
+def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:
+    """Writes ``env.json``: versions, device, threads, revision, command line, and ``facts``."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+    environment = {
+        "command": sys.argv,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "numpy": _version("numpy"),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "device": name,
+        "processes": world_size(),
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        **facts,
+    }
+    write_durably(path, (json.dumps(environment, indent=2) + "\n").encode())
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Returns what a run recorded in ``env.json``; nothing where there is no such file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / "env.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: damaged; restore it, or remove the run's folder") from None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Returns this package's git revision, with ``+changes`` if files differ, or None."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = "git describe --always --abbrev=40 --exclude=* --dirty=+changes".split()
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
