@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .config import Data, Eval, FilesData, Model, ShapesData, Train
+from .config import Data, Eval, FilesData, ShapesData, Train
 from .data import coco, shapes, voc
 from .data.faults import Report
 from .data.shapes_layout import CLASSES
 from .data.table import Table
 from .data.transforms import FileImages
+from .modelconfig import Model
 from .models.anchors import AnchorGenerator
 from .models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
 from .models.context import ContextAttention

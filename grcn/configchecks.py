@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Model
+    from .modelconfig import Model
 
 # Weights that torchvision publishes; they carry their own normalisation.
 NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")

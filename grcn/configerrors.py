@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from grcn.config import Config, Section
+from grcn.config import Config
+from grcn.configtypes import Section
 from grcn.yamlfile import Node, Problem
 
 Keys = tuple[str, ...]

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from grcn.config import Config, Section
+from grcn.config import Config
 from grcn.configerrors import clip, explain, show
+from grcn.configtypes import Section
 from grcn.errors import ConfigError, one_line
 from grcn.yamlfile import (
     MAX_DEPTH,

@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .build import build_model, usual_classes
-from .config import Config, Model, ShapesData
+from .config import Config, ShapesData
+from .modelconfig import Model
 from .models.detector import Detector, count_parameters
 from .models.features import TASKS, Backbone
 

@@ -17,7 +17,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
 from .build import build_model
-from .config import Branch, Context, Model
+from .modelconfig import Branch, Context, Model
 from .models import box_heads
 from .models.detector import Detector
 from .models.rpn import RegionProposalNetwork

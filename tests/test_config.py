@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from grcn.build import build_test_split, build_train_split
-from grcn.config import Config, FilesData, Model, Section, ShapesData, Train
+from grcn.config import Config, FilesData, ShapesData, Train
+from grcn.configtypes import Section
+from grcn.modelconfig import Model
 from grcn.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,6 @@ from foreign import read_weights
 from PIL import Image
 
 from grcn.build import build_model
-from grcn.config import Model
 from grcn.configfile import dump_config, load_config
 from grcn.data import coco, table, voc
 from grcn.data.loading import train_batches
@@ -32,6 +31,7 @@ from grcn.errors import CheckpointError, UserError
 from grcn.evaluation import coco as coco_protocol
 from grcn.evaluation import voc as voc_protocol
 from grcn.evaluation.diagnosis import diagnose
+from grcn.modelconfig import Model
 from grcn.models import detector
 
 ROOT = Path(__file__).resolve().parents[2]
