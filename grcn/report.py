@@ -15,7 +15,7 @@ from .build import Split
 from .config import Config
 from .curves import pr_curves
 from .data import coco as coco_files
-from .data import voc as voc_files
+from .data import voc_results as voc_files
 from .data.table import Table
 from .draw import detection_grid
 from .engine.checkpoint import sync, write_durably

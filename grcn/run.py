@@ -19,7 +19,7 @@ from .compat import check_classes, check_continuation, check_model, check_same_e
 from .config import Config
 from .configfile import dump_config, parse_config
 from .data import coco as coco_files
-from .data import voc as voc_files
+from .data import voc_results as voc_files
 from .data.check_images import check_before_training
 from .data.loading import eval_batches, train_batches
 from .data.table import Table

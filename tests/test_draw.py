@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from grcn import draw
-from grcn.data.table import pack
+from grcn.data.packing import pack
 
 BLUE, VERMILION, GREY = (0, 114, 178), (213, 94, 0), (112, 112, 112)
 

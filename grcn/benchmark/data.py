@@ -18,7 +18,8 @@ from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 from ..config import Config, ShapesData
 from ..data import shapes
 from ..data.loading import train_batches
-from ..data.table import Table, pack
+from ..data.packing import pack
+from ..data.table import Table
 from ..data.transforms import FileImages
 from ..evaluation import coco, voc
 

@@ -17,7 +17,8 @@ import numpy as np
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
 from grcn.data.faults import Report, fault, read_bytes, tell
-from grcn.data.table import Table, concatenate, pack, pack_detections
+from grcn.data.packing import pack, pack_detections
+from grcn.data.table import Table, concatenate
 from grcn.errors import DataError, one_line
 
 logger = logging.getLogger("grcn")

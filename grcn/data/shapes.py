@@ -68,7 +68,8 @@ from grcn.data.shapes_draw import (
     rod,
 )
 from grcn.data.shapes_layout import CLASSES, FRAME, Scene, flat_scene, full_scene
-from grcn.data.table import Table, pack
+from grcn.data.packing import pack
+from grcn.data.table import Table
 from grcn.errors import DataError
 
 SPLITS = ("train", "val", "test")  # the order is part of the data

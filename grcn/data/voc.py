@@ -1,4 +1,4 @@
-"""Reads data sets in the layout of PASCAL VOC, and the devkit's detection files.
+"""Reads data sets in the layout of PASCAL VOC.
 
 A split ``VOC2007/test`` below ``root`` is::
 
@@ -7,7 +7,7 @@ A split ``VOC2007/test`` below ``root`` is::
     VOC2007/JPEGImages/000001.jpg
 
 VOC counts pixels from 1 and both corners belong to the box. :func:`to_continuous` and its inverse
-:func:`to_devkit` translate, here and nowhere else; plain IoU of the continuous boxes equals the
+:func:`grcn.data.voc_results.to_devkit` translate, there and nowhere else; plain IoU of the continuous boxes equals the
 devkit's IoU, which adds 1 to widths and heights.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import logging
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from xml.parsers.expat import ErrorString
@@ -24,7 +24,8 @@ from xml.parsers.expat import ErrorString
 import numpy as np
 
 from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
-from grcn.data.table import Table, concatenate, pack, pack_detections
+from grcn.data.packing import pack
+from grcn.data.table import Table, concatenate
 from grcn.errors import DataError
 
 logger = logging.getLogger("grcn")
@@ -83,77 +84,6 @@ def to_continuous(boxes: np.ndarray) -> np.ndarray:
     return boxes - np.array([1.0, 1.0, 0.0, 0.0])
 
 
-def to_devkit(boxes: np.ndarray) -> np.ndarray:
-    """Turns boxes [M, 4] in continuous 0-based pixels into VOC's (1-based, corners inclusive)."""
-    return boxes + np.array([1.0, 1.0, 0.0, 0.0])
-
-
-def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
-    """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
-
-    Every line is ``image score xmin ymin xmax ymax``. A class without a file has no detections,
-    which is said in a warning.
-
-    Returns:
-        packed detections of the images of ``table``: rows, boxes, scores, labels.
-
-    Raises:
-        DataError: no such file, files of two splits, an unknown image or class, a broken line.
-    """
-    row_of = {name: row for row, name in enumerate(map(str, table.result_ids()))}
-    files = _result_files(Path(folder), table)
-    rows: list[int] = []
-    numbers: list[list[float]] = []
-    labels: list[int] = []
-    places: list[str] = []
-    for label, path in files.items():
-        for line, text in enumerate(_lines(path), start=1):
-            if not text.strip():
-                continue
-            image, *values = text.split()
-            if image not in row_of:
-                raise fault(f"{path}:{line}", "image is not in {} (got {}); remove it", table.name, image)
-            try:
-                score, xmin, ymin, xmax, ymax = map(float, values)
-            except ValueError:
-                what = "broken line (got {}); write 'image score xmin ymin xmax ymax'"
-                raise fault(f"{path}:{line}", what, text) from None
-            rows.append(row_of[image])
-            numbers.append([score, xmin, ymin, xmax, ymax])
-            labels.append(label)
-            places.append(f"{path}:{line}")
-    columns = np.array(numbers, np.float64).reshape(-1, 5)
-    boxes = to_continuous(columns[:, 1:])
-    return pack_detections(rows, boxes, columns[:, 0], labels, places.__getitem__)
-
-
-def write_detections(folder: str | Path, split: str, table: Table, detections: Mapping[str, np.ndarray]) -> None:
-    """Writes packed detections as the devkit's result files, one per class, empty ones too.
-
-    Numbers are written in full, so that reading them back gives the same boxes and scores.
-
-    Args:
-        folder: made when it does not exist.
-        split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
-    """
-    folder = Path(folder)
-    for name in table.classes:
-        if not is_contained(name) or "/" in name:
-            raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
-    folder.mkdir(parents=True, exist_ok=True)
-    images = [str(image) for image in table.result_ids()]
-    boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
-    scores = np.asarray(detections["scores"], np.float64).tolist()
-    rows = detections["rows"].tolist()
-    for label, name in enumerate(table.classes, start=1):
-        lines = [
-            " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
-            for k in np.flatnonzero(detections["labels"] == label)
-        ]
-        path = folder / f"comp4_det_{split}_{name}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
-
-
 def _read_split(root: Path, name: str, report: Report | None) -> _Split:
     folder = root / PurePosixPath(name).parent
     annotations, images = folder / "Annotations", folder / "JPEGImages"
@@ -201,7 +131,7 @@ def _read_list(folder: Path, name: str, report: Report | None) -> list[str]:
     """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     stems: dict[str, int] = {}
-    for line, text in enumerate(_lines(path), start=1):
+    for line, text in enumerate(lines_of(path), start=1):
         if not text.strip():
             continue
         stem, *flag = text.split()
@@ -217,7 +147,12 @@ def _read_list(folder: Path, name: str, report: Report | None) -> list[str]:
     return list(stems)
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """Reads a text file.
+
+    Raises:
+        DataError: it is missing, cannot be read or is not UTF-8.
+    """
     data = read_bytes(path, "set data.root and the splits to what exists")
     try:
         return data.decode("utf-8-sig").splitlines()
@@ -296,23 +231,3 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report
     )
 
 
-def _result_files(folder: Path, table: Table) -> dict[int, Path]:
-    """Returns the result file of each label that has one."""
-    files: dict[int, Path] = {}
-    splits = set()
-    for path in sorted(folder.glob("comp4_det_*.txt")):
-        rest = path.stem.removeprefix("comp4_det_")
-        named = [name for name in table.classes if rest.endswith(f"_{name}")]
-        if not named:
-            raise fault(path, "its name ends in no class of {}; remove or rename it", table.name)
-        name = max(named, key=len)
-        files[table.classes.index(name) + 1] = path
-        splits.add(rest.removesuffix(f"_{name}"))
-    if not files:
-        raise fault(folder, "no file comp4_det_<split>_<class>.txt; use another folder")
-    if len(splits) > 1:
-        raise fault(folder, "files of several splits (got {}); use one", sorted(splits))
-    for label, name in enumerate(table.classes, start=1):
-        if label not in files:
-            logger.warning("%s: no file of class %s, counted as no detections", folder, name)
-    return files

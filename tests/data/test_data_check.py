@@ -26,7 +26,7 @@ from grcn.checkdata import _surroundings, as_text, check_data
 from grcn.configfile import load_config
 from grcn.data import check, check_images, coco, voc
 from grcn.data.faults import Fault
-from grcn.data.table import pack
+from grcn.data.packing import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from grcn import rng
 from grcn.data.loading import eval_batches, train_batches
-from grcn.data.table import Table, pack
+from grcn.data.packing import pack
+from grcn.data.table import Table
 from grcn.errors import ConfigError, DataError
 
 SEED = 5
@@ -195,7 +196,7 @@ import multiprocessing
 import numpy as np, torch
 from pathlib import Path
 from grcn.data.loading import train_batches
-from grcn.data.table import pack
+from grcn.data.packing import pack
 
 def private_memory(pid):
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grcn.data.table import ROUNDING, THINNEST, Table, concatenate, pack, pack_detections
+from grcn.data.packing import ROUNDING, THINNEST, pack, pack_detections
+from grcn.data.table import Table, concatenate
 from grcn.errors import DataError
 
 

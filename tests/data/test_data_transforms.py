@@ -14,7 +14,8 @@ from PIL.Image import Transpose
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from grcn.data.table import Table, pack
+from grcn.data.packing import pack
+from grcn.data.table import Table
 from grcn.data.transforms import FileImages, horizontal_flip, read_image
 from grcn.errors import DataError
 

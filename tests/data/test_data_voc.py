@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grcn.data import voc
+from grcn.data import voc, voc_results
 from grcn.errors import DataError
 
 OBJECT = """
@@ -201,8 +201,8 @@ def test_counting_from_zero_is_clipped_and_said(root, caplog):
 def test_coordinate_functions_are_inverse_and_keep_the_devkits_areas():
     devkit = np.array([[1, 1, 1, 1], [10, 20, 30, 44], [3.25, 1, 500, 375]], float)
     continuous = voc.to_continuous(devkit)
-    assert np.array_equal(voc.to_devkit(continuous), devkit)
-    assert np.array_equal(voc.to_continuous(voc.to_devkit(continuous)), continuous)
+    assert np.array_equal(voc_results.to_devkit(continuous), devkit)
+    assert np.array_equal(voc.to_continuous(voc_results.to_devkit(continuous)), continuous)
     sides = continuous[:, 2:] - continuous[:, :2]
     assert np.array_equal(sides, devkit[:, 2:] - devkit[:, :2] + 1)
 
@@ -222,8 +222,8 @@ def detections(count: int, dtype: type) -> dict[str, np.ndarray]:
 def test_result_files_survive_a_round_trip(root, tmp_path, dtype):
     table = voc.load(root, ["VOC2007/trainval"])
     written = detections(300, dtype)
-    voc.write_detections(tmp_path / "results", "trainval", table, written)
-    read = voc.read_detections(tmp_path / "results", table)
+    voc_results.write_detections(tmp_path / "results", "trainval", table, written)
+    read = voc_results.read_detections(tmp_path / "results", table)
     order = np.argsort(written["labels"], kind="stable")
     for key in ("rows", "labels", "scores"):
         assert np.array_equal(read[key], written[key][order])
@@ -240,7 +240,7 @@ def test_result_files_are_the_devkits(root, tmp_path):
         "scores": np.array([0.75], np.float32),
         "labels": np.array([12]),
     }
-    voc.write_detections(tmp_path / "results", "trainval", table, one)
+    voc_results.write_detections(tmp_path / "results", "trainval", table, one)
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {f"comp4_det_trainval_{name}.txt" for name in voc.VOC_CLASSES}
     dog = (tmp_path / "results/comp4_det_trainval_dog.txt").read_text()
@@ -266,20 +266,20 @@ def test_broken_result_files(root, tmp_path, name, text, message):
     folder = tmp_path / "results"
     folder.mkdir()
     with pytest.raises(DataError, match="no file comp4_det_"):
-        voc.read_detections(folder, table)
+        voc_results.read_detections(folder, table)
     (folder / "comp4_det_test_cat.txt").write_text("b 0.5 1 1 5 5\n")
     (folder / name).write_text(text)
     if message is None:
-        assert voc.read_detections(folder, table)["rows"].tolist() == [1]
+        assert voc_results.read_detections(folder, table)["rows"].tolist() == [1]
         return
     with pytest.raises(DataError, match=message):
-        voc.read_detections(folder, table)
+        voc_results.read_detections(folder, table)
 
 
 def test_a_class_without_a_result_file_is_said(root, tmp_path, caplog):
     (tmp_path / "comp4_det_test_big_cat.txt").write_text("a 0.5 1 1 5 5\n")
     table = voc.load(root, ["VOC2007/test"], ["cat", "big_cat", "dog", "person"])
-    read = voc.read_detections(tmp_path, table)
+    read = voc_results.read_detections(tmp_path, table)
     assert read["labels"].tolist() == [2]
     assert read["boxes"].tolist() == [[0, 0, 5, 5]]
     assert "no file of class cat" in caplog.text

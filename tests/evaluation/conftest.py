@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from grcn.data.table import Table, pack
+from grcn.data.packing import pack
+from grcn.data.table import Table
 
 Object = tuple[int, int, Sequence[float]]  # row, label, xyxy
 Detection = tuple[int, int, float, Sequence[float]]  # row, label, score, xyxy

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grcn.data.table import pack
+from grcn.data.packing import pack
 from grcn.errors import DataError
 from grcn.evaluation import coco, errors, overlaps, tide
 from grcn.evaluation.detections import Detections, check

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grcn.data.table import Table, pack
+from grcn.data.packing import pack
+from grcn.data.table import Table
 from grcn.errors import DataError
 from grcn.evaluation import overlaps, voc
 
