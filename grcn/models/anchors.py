@@ -44,6 +44,10 @@ class AnchorGenerator(nn.Module):
             self._cache[place] = self._make(*place)
         return self._cache[place]
 
+    def size_of(self, index: Tensor) -> Tensor:
+        """Tells which of ``sizes`` anchors have, as places in it, from their places in the result of :meth:`forward`."""
+        return index % self.per_cell % len(self.sizes)
+
     def _make(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         size = torch.tensor(self.sizes, dtype=torch.float64)
         root = torch.tensor(self.ratios, dtype=torch.float64).sqrt()
