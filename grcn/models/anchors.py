@@ -45,7 +45,9 @@ class AnchorGenerator(nn.Module):
         return self._cache[place]
 
     def size_of(self, index: Tensor) -> Tensor:
-        """Tells which of ``sizes`` anchors have, as places in it, from their places in the result of :meth:`forward`."""
+        """Returns the places in ``sizes`` of the sizes of anchors, which are given by their rows in what
+        :meth:`forward` returns.
+        """
         return index % self.per_cell % len(self.sizes)
 
     def _make(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ class AnchorSample(NamedTuple):
     """Anchors to train on, in ``S`` slots for each image, foreground first.
 
     Attributes:
-        index: int64 ``[N, S]`` into the anchors of the map.
+        chosen: int64 ``[N, S]`` into the anchors of the map.
         owner: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
         wanted: ``[N, S, 4]``, regression targets, zero where not foreground.
         taken: bool ``[N, S]``, False where an image has too few anchors.
@@ -51,7 +51,7 @@ class AnchorSample(NamedTuple):
         matched: int64 ``[N, A]`` of :func:`grcn.boxes.match`: what they were drawn from.
     """
 
-    index: Tensor
+    chosen: Tensor
     owner: Tensor
     wanted: Tensor
     taken: Tensor
