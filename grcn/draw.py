@@ -82,10 +82,10 @@ def contact_sheet(
     """
     names = titles or [""] * len(images)
     cells = [
-        _titled(_draw_target(image, target, classes, width), title)
+        titled(_draw_target(image, target, classes, width), title)
         for image, target, title in zip(images, targets, names, strict=True)
     ]
-    return _grid(cells, columns)
+    return grid(cells, columns)
 
 
 def detection_grid(
@@ -125,11 +125,11 @@ def detection_grid(
         right = draw_boxes(image, detections["boxes"][best], captions, VERMILION, _scale(image, width))
         count = f"{len(best)} of {len(found)}" if len(found) > most else f"{len(found)}"
         pair = [
-            _titled(left, f"{_title(table, row)}: ground truth", BLUE),
-            _titled(right, f"detections from score {min_score:g}: {count}", VERMILION),
+            titled(left, f"{title_of(table, row)}: ground truth", BLUE),
+            titled(right, f"detections from score {min_score:g}: {count}", VERMILION),
         ]
-        cells.append(_grid(pair, 2, margin=0))
-    return _grid(cells, columns, gap=3 * _GAP)
+        cells.append(grid(pair, 2, margin=0))
+    return grid(cells, columns, gap=3 * _GAP)
 
 
 def _picture(image: Tensor, scale: float) -> Image.Image:
@@ -201,13 +201,14 @@ def _scale(image: Tensor, width: int | None) -> float:
     return (min(max(own, _NARROWEST), _WIDEST) if width is None else width) / own
 
 
-def _title(table: Table, row: int) -> str:
+def title_of(table: Table, row: int) -> str:
+    """Returns what to call an image: the name of its file, or its id where it has none."""
     name = Path(table.files[row].decode(errors="replace")).name
     return name or f"image {table.image_ids[row]}"
 
 
-def _titled(picture: Image.Image, title: str, color: str = "black") -> Image.Image:
-    """Adds a line of text above a picture, shortened to its width."""
+def titled(picture: Image.Image, title: str, color: str = "black") -> Image.Image:
+    """Adds a line of text above a picture, shortened to its width; no text adds nothing."""
     font = ImageFont.load_default(_FONT_SIZE + 1)
     shortened = title
     while title and font.getlength(shortened) > picture.width:
@@ -220,8 +221,14 @@ def _titled(picture: Image.Image, title: str, color: str = "black") -> Image.Ima
     return titled
 
 
-def _grid(cells: Sequence[Image.Image], columns: int, gap: int = _GAP, margin: int = _GAP) -> Image.Image:
-    """Puts pictures in rows; a row is as high as its highest picture."""
+def grid(cells: Sequence[Image.Image], columns: int, gap: int = _GAP, margin: int = _GAP) -> Image.Image:
+    """Puts pictures in rows of ``columns``; a row is as high as its highest picture.
+
+    Args:
+        cells: in reading order.
+        gap: pixels between two pictures.
+        margin: pixels around all.
+    """
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     widths = [sum(cell.width for cell in row) + gap * (len(row) - 1) for row in rows]

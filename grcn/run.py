@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import build
+from .browse import write_inputs
 from .compat import check_classes, check_continuation, check_model, check_same_evaluation
 from .config import Config
 from .configfile import dump_config, parse_config
@@ -138,6 +139,8 @@ def train(
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
             distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
+            if state is None and cfg.eval.pictures:
+                distributed.on_main(lambda: _draw_inputs(folder, cfg, data, model))
 
         evaluated: list[int] = []
 
@@ -163,6 +166,14 @@ def train(
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, cfg))
         return metrics
+
+
+def _draw_inputs(folder: Path, cfg: Config, data: build.Split, model: Detector) -> None:
+    """Draws the first batch; a full disk is a warning, as for :func:`_report`."""
+    try:
+        write_inputs(cfg, data, model.transform, folder / "vis" / "inputs.png")
+    except OSError as error:
+        logger.warning("%s: no vis/inputs.png (%s)", folder, error.strerror or error)
 
 
 def _report(folder: Path, cfg: Config) -> None:

@@ -12,6 +12,7 @@ from .errors import EnvironmentFault
 from .html import page, picture, table, text
 
 _MAIN = ("coco_ap", "coco_ap50", "coco_ap75", "voc07_ap50", "voc07_ap70", "voc07_ap75")
+_FED = "The first images that it was fed with, as the network sees them, and their ground truth"
 
 
 def write_report(folder: Path, step: int, pictures: bool = True) -> None:
@@ -31,6 +32,7 @@ def write_report(folder: Path, step: int, pictures: bool = True) -> None:
         table([text(name) for name in list(figures)[:6]], [[_percent(value) for value in list(figures.values())[:6]]]),
         "<h2>Training</h2>",
         _losses(folder) if pictures else "",
+        *(picture(path.read_bytes(), _FED) for path in (folder / "vis").glob("inputs.png")),
         "<h2>Precision over recall</h2>",
         *(picture(path.read_bytes(), width="48%") for path in sorted(evaluation.glob("pr_*.png"))),
         "<h2>Classes</h2>",

@@ -12,7 +12,7 @@ ALLOWED = {
     "run": {
         *(
             "report",
-            *("runpage", "twin"),
+            *("browse", "runpage", "twin"),
             "build",
             "compat",
             "config",
@@ -30,7 +30,9 @@ ALLOWED = {
     },
     "study": {"build", "compat", "config", "configfile", "charts", "data", "engine", "evaluation", "study", "twin"},
     "prepare": {"data", "engine"},
-    "browse": {"build", "config", "data", "draw"},
+    "browse": {"build", "compat", "config", "data", "draw", "engine", "models", "samples", "sheet"},
+    "sheet": {"draw", "samples"},
+    "samples": {"boxes", "models"},
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},
     "checkpage": {"html"},
     "anchor_fit": {"data.table", "models"},

@@ -52,6 +52,7 @@ def train_batches(
         iscrowd     int64 [n]        0
         difficult   bool [n]         False
         image_id    int64 scalar     COCO's id; elsewhere the row of the table
+        mirrored    bool             whether the image was
         rng_key     int              hash of (seed, g); what is drawn for the image derives from it
         batch_sizes list of (h, w)   all images of the step, over all processes and micro-batches
 
@@ -173,6 +174,7 @@ def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[
         "iscrowd": table.iscrowd[objects][keep].astype(np.int64),
         "difficult": table.difficult[objects][keep],
         "image_id": np.array(table.image_ids[sample.row] if has_ids else sample.row, np.int64),
+        "mirrored": sample.mirrored,
         "rng_key": sample.rng_key,
         "batch_sizes": sample.batch_sizes,
     }

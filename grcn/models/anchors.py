@@ -44,6 +44,12 @@ class AnchorGenerator(nn.Module):
             self._cache[place] = self._make(*place)
         return self._cache[place]
 
+    def size_of(self, index: Tensor) -> Tensor:
+        """Returns the places in ``sizes`` of the sizes of anchors, which are given by their rows in what
+        :meth:`forward` returns.
+        """
+        return index % self.per_cell % len(self.sizes)
+
     def _make(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         size = torch.tensor(self.sizes, dtype=torch.float64)
         root = torch.tensor(self.ratios, dtype=torch.float64).sqrt()

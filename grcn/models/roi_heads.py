@@ -7,6 +7,7 @@ foreground, ``K`` classes including background. Frames: every box is in pixels o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,26 @@ class Detecting:
     score_thresh: float = 0.05
     nms: float = 0.3
     detections: int = 100
+
+
+class RoISample(NamedTuple):
+    """RoIs to train on, foreground first.
+
+    Attributes:
+        rois: ``[N, R, 4]``.
+        labels: int64 ``[N, R]``, 0 for background.
+        wanted: ``[N, R, 4]``, regression targets, zero where not foreground.
+        taken: bool ``[N, R]``, False where an image has too few RoIs.
+        foreground: bool ``[N, R]``.
+        owner: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    wanted: Tensor
+    taken: Tensor
+    foreground: Tensor
+    owner: Tensor
 
 
 class RoIHeads(nn.Module):
@@ -131,7 +152,7 @@ class RoIHeads(nn.Module):
         self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-        rois, labels, wanted, taken, foreground = self.sample(proposals, targets, states[0])
+        rois, labels, wanted, taken, foreground, _ = self.sample(proposals, targets, states[0])
         loc = slice(0, self.sampling.max_fg)
         images, count = rois.shape[:2]
         cls_in = raw = self._pool("cls", features, rois)
@@ -160,19 +181,13 @@ class RoIHeads(nn.Module):
         }
 
     @torch.no_grad()
-    def sample(
-        self, proposals: Tensor, targets: list[dict], states: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def sample(self, proposals: Tensor, targets: list[dict], states: Tensor) -> RoISample:
         """Draws the RoIs to train on.
 
         Args:
             proposals: ``[N, P, 4]``.
             targets: as of :meth:`forward`.
             states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ROIS``.
-
-        Returns:
-            ``rois`` ``[N, R, 4]``, ``labels`` int64 ``[N, R]`` (0 background), regression targets ``[N, R, 4]``
-            (zero where not foreground), ``taken`` and ``foreground`` bool ``[N, R]``.
         """
         how = self.sampling
         objects, object_labels, valid = boxes.pad_objects(targets)
@@ -189,7 +204,7 @@ class RoIHeads(nn.Module):
         owner = matched.gather(1, index).clamp(min=0)
         labels = torch.where(foreground, object_labels.gather(1, owner), 0)
         wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
-        return rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground
+        return RoISample(rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground, owner)
 
     def _shortlist(
         self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]

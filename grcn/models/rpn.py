@@ -8,6 +8,7 @@ Frames: every box is in pixels of the resized, padded input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,26 @@ class Proposing:
     post_nms: int
     nms: float = 0.7
     min_size: float = 16.0
+
+
+class AnchorSample(NamedTuple):
+    """Anchors to train on, in ``S`` slots for each image, foreground first.
+
+    Attributes:
+        chosen: int64 ``[N, S]`` into the anchors of the map.
+        owner: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
+        wanted: ``[N, S, 4]``, regression targets, zero where not foreground.
+        taken: bool ``[N, S]``, False where an image has too few anchors.
+        foreground: bool ``[N, S]``.
+        matched: int64 ``[N, A]`` of :func:`grcn.boxes.match`: what they were drawn from.
+    """
+
+    chosen: Tensor
+    owner: Tensor
+    wanted: Tensor
+    taken: Tensor
+    foreground: Tensor
+    matched: Tensor
 
 
 class RegionProposalNetwork(nn.Module):
@@ -148,21 +169,32 @@ class RegionProposalNetwork(nn.Module):
             proposals[i, : len(kept)] = torch.where(scores[i, kept, None] > -torch.inf, candidates[i, kept], 0)
         return proposals
 
+    @torch.no_grad()
+    def sample(self, anchors: Tensor, sizes: Tensor, targets: list[dict]) -> AnchorSample:
+        """Matches anchors to objects and draws those to train on.
+
+        Args:
+            anchors: ``[A, 4]`` of the map.
+            sizes: ``[N, 2]``, heights and widths of the images within the batch.
+            targets: as of :meth:`forward`.
+        """
+        objects, _, valid = boxes.pad_objects(targets)
+        objects = objects.to(anchors.dtype)
+        usable = None if self.straddling else _inside(anchors, sizes)
+        overlaps = boxes.iou(objects, anchors)
+        matched = boxes.match(overlaps, valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
+        (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
+        keys = rng.hash_on(states[:, None], torch.arange(len(anchors), device=anchors.device))
+        index, taken, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
+        owner = matched.gather(1, index).clamp(min=0)
+        own = objects.gather(1, owner[..., None].expand(-1, -1, 4))
+        wanted = torch.where(foreground[..., None], boxes.encode(own, anchors[index], BOX_WEIGHTS), 0)
+        return AnchorSample(index, owner, wanted, taken, foreground, matched)
+
     def _losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, targets: list[dict]
     ) -> dict[str, Tensor]:
-        with torch.no_grad():
-            objects, _, valid = boxes.pad_objects(targets)
-            objects = objects.to(anchors.dtype)
-            usable = None if self.straddling else _inside(anchors, sizes)
-            overlaps = boxes.iou(objects, anchors)
-            matched = boxes.match(overlaps, valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
-            (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
-            keys = rng.hash_on(states[:, None], torch.arange(len(anchors), device=anchors.device))
-            index, taken, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
-            owner = matched.gather(1, index).clamp(min=0)[..., None].expand(-1, -1, 4)
-            wanted = boxes.encode(objects.gather(1, owner), anchors[index], BOX_WEIGHTS)
-            wanted = torch.where(foreground[..., None], wanted, 0)
+        index, _, wanted, taken, foreground, _ = self.sample(anchors, sizes, targets)
         logits = logits.gather(1, index)
         deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
         objectness = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), reduction="none")

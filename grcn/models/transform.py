@@ -98,6 +98,14 @@ class DetectionTransform(nn.Module):
         scales = [min(new[0] / old[0], new[1] / old[1]) for old, new in zip(sizes, resized, strict=True)]
         return ImageBatch(torch.stack(padded), resized, scales), targets
 
+    def pictures(self, batch: ImageBatch) -> list[Tensor]:
+        """Returns what the network sees of each image as RGB ``[3, h, w]`` in 0-1, without the padding."""
+        shown = []
+        for tensor, (height, width) in zip(batch.tensors, batch.image_sizes, strict=True):
+            image = tensor[:, :height, :width] * self.std + self.mean
+            shown.append(image.flip(0) if self.normalisation.bgr else image)
+        return shown
+
     def postprocess(
         self,
         detections: list[dict[str, Tensor]],

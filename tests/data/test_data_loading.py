@@ -65,9 +65,9 @@ def assert_same(first: list, second: list) -> None:
         assert all(map(torch.equal, images, other_images))
         for target, other in zip(targets, other_targets, strict=True):
             assert target.keys() == other.keys()
-            assert target["batch_sizes"] == other["batch_sizes"]
-            assert target["rng_key"] == other["rng_key"]
-            for key in target.keys() - {"batch_sizes", "rng_key"}:
+            plain = {"batch_sizes", "mirrored", "rng_key"}
+            assert all(target[key] == other[key] for key in plain)
+            for key in target.keys() - plain:
                 assert target[key].dtype == other[key].dtype
                 assert torch.equal(target[key], other[key])
 
@@ -87,6 +87,7 @@ def test_batches_are_what_the_formula_says(table):
             assert target["rng_key"] == rng.hash_int(SEED, rng.SAMPLE, g)
             width = int(table.sizes[row, 1])
             assert image[1, 0, 0] == (width - 1 if flipped else 0)
+            assert target["mirrored"] is flipped
             objects = table.objects(row)
             keep = ~(table.iscrowd[objects] | table.difficult[objects])
             expected = table.boxes[objects][keep].astype(np.float32)
@@ -109,7 +110,7 @@ def test_targets_have_torchvisions_types(table):
         assert image.dtype == torch.uint8
         assert target["batch_sizes"] == [tuple(other.shape[1:]) for other in images]
         assert isinstance(target["rng_key"], int)
-        del target["batch_sizes"], target["rng_key"]
+        del target["batch_sizes"], target["mirrored"], target["rng_key"]
         assert {key: (value.dtype, tuple(value.shape)) for key, value in target.items()} == {
             "boxes": (torch.float32, (count, 4)),
             "labels": (torch.int64, (count,)),

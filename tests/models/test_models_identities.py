@@ -26,7 +26,7 @@ PARTED = {
 def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-    rois, labels, wanted, taken, foreground = heads.sample(proposals, targets, states[0])
+    rois, labels, wanted, taken, foreground, _ = heads.sample(proposals, targets, states[0])
     hidden = {}
     for number, task in enumerate(("cls", "loc")):
         x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
