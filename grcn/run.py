@@ -1,52 +1,46 @@
-"""One run, from a config to a run folder: what ``tools/train.py`` and ``tools/eval.py`` call."""
+"""One run, from a config to a run folder: what ``tools/train.py`` calls."""
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from . import build
 from .browse import write_inputs
-from .compat import check_classes, check_continuation, check_model, check_same_evaluation
+from .compat import check_continuation, check_same_evaluation
 from .config import Config
-from .configfile import dump_config, parse_config
-from .data import coco as coco_files
-from .data import voc_results as voc_files
+from .configfile import dump_config
 from .data.check_images import check_before_training
-from .data.loading import eval_batches, train_batches
+from .data.loading import train_batches
 from .data.table import Table
 from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
 from .engine.environment import write_environment
-from .engine.evaluate import detect
 from .engine.lock import run_lock
-from .engine.log import start_logging, summary_writer
-from .engine.memory import keep_freed_memory
+from .engine.log import start_logging
+from .engine.recorder import Metrics
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .evaluation.detections import check_objects
+from .initial import load_initial
+from .machine import prepare
 from .models.detector import Detector, count_parameters, to_device
 from .models.features import TASKS, memory_formats
-from .models.weights import load_weights, normalisation_of
 from .report import score
 from .runpage import write_report
+from .scoring import AMP, detect_all
 from .twin import baseline_of, torchvision_twin
 
 logger = logging.getLogger("grcn")
-
-Metrics = dict[str, float | None]
-AMP = {"none": None, "bf16": torch.bfloat16}
 
 
 def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> Path:
@@ -57,16 +51,6 @@ def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> 
     return (
         Path("runs") / path.resolve().parent.name / (path.stem + "_torchvision" * torchvision) / f"seed{cfg.run.seed}"
     )
-
-
-def folder_beside(given: Path, kind: str) -> Path:
-    """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
-    beside = given.parent
-    if beside.name == "checkpoints":
-        beside = beside.parent / "eval"
-    elif (beside / "env.json").exists():  # the best of a run lies in its folder
-        beside /= "eval"
-    return beside / f"{given.stem}-{kind}"
 
 
 def train(
@@ -104,7 +88,7 @@ def train(
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
-        _prepare(cfg, device)
+        prepare(cfg, device)
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
@@ -115,25 +99,18 @@ def train(
         state = None if found is None else found[1]
         if state is None:
             distributed.on_main(lambda: _look_over(cfg, data.table, test.table, model))
-            _load_initial(model, cfg, init, data.table)
+            load_initial(model, cfg, init, data.table)
         strides = [model.backbone.feature_specs[task].stride for task in TASKS]
         trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
         optimizer = build.build_optimizer(cfg.train, trained)
         distributed.obey(stop)
 
-        def batches(start: int) -> Any:
-            return train_batches(
-                data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
-                start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(),
-                world=distributed.world_size(), workers=0 if dry_run else cfg.run.workers, flip=cfg.data.flip,
-                drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda", timeout=cfg.run.timeout,
-            )  # fmt: skip
-
         if dry_run:
             if state is not None:
                 checkpoint.restore(state, model)
-            return try_steps(model, optimizer, cfg, data.table, test, next(batches(0)), device)
-        first = batches(0 if state is None else state["step"])
+            first = next(_batches(cfg, data, device, 0, workers=0))
+            return try_steps(model, optimizer, cfg, data.table, test, first, device)
+        batches = _batches(cfg, data, device, 0 if state is None else state["step"], cfg.run.workers)
         if state is not None and state["step"] == cfg.train.steps:
             check_same_evaluation(cfg, state, folder)
             logger.info("%s: finished; its recorded metrics follow", folder)
@@ -146,14 +123,14 @@ def train(
 
         def evaluate_now(step: int) -> Metrics:
             evaluated.append(step)
-            found = _detect(trained, cfg, test, device, stop)
+            found = detect_all(trained, cfg, test, device, stop)
             table, into = build.counted(cfg.eval, test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
 
         metrics = train_loop(
-            trained, first, optimizer, steps=cfg.train.steps,
-            lr_at=lambda step: learning_rate(
-                step, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
+            trained, batches, optimizer, steps=cfg.train.steps,
+            lr_at=partial(
+                learning_rate, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
                 milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
                 warmup_factor=cfg.train.warmup_factor,
             ),
@@ -166,6 +143,18 @@ def train(
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, cfg))
         return metrics
+
+
+def _batches(
+    cfg: Config, data: build.Split, device: torch.device, start: int, workers: int
+) -> Iterator[tuple[list[torch.Tensor], list[dict[str, Any]]]]:
+    """Yields this process's batches from step ``start`` on."""
+    return train_batches(
+        data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
+        start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(), world=distributed.world_size(),
+        workers=workers, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda",
+        timeout=cfg.run.timeout,
+    )  # fmt: skip
 
 
 def _draw_inputs(folder: Path, cfg: Config, data: build.Split, model: Detector) -> None:
@@ -182,91 +171,6 @@ def _report(folder: Path, cfg: Config) -> None:
         write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
     except OSError as error:
         logger.warning("%s: no report.html (%s)", folder, error.strerror or error)
-
-
-def evaluate(
-    cfg: Config,
-    folder: Path,
-    *,
-    weights: Path | None = None,
-    detections: Path | None = None,
-    allow_changes: bool = False,
-    stop: StopSignals | None = None,
-) -> Metrics:
-    """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
-
-    Args:
-        weights: a checkpoint.
-        allow_changes: evaluate although settings of the model differ from those that it was trained with.
-        detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
-        stop: signals to obey.
-    """
-    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
-        return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
-
-
-@contextmanager
-def found_detections(
-    cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
-) -> Iterator[tuple[Table, build.Split, dict[str, np.ndarray]]]:
-    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
-
-    Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
-    processes of torchrun stay together until the context is left.
-    """
-    with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
-        start_logging()
-        _prepare(cfg, device)
-        if weights is not None:
-            test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
-            distributed.obey(stop)
-            found = _detect(to_device(model, device), cfg, test, device, stop)
-        elif detections is not None:
-            test, found = distributed.together(lambda: _read_detections(cfg, detections))
-        else:
-            raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        yield build.counted(cfg.eval, test.table), test, found
-
-
-def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
-    state = checkpoint.load(weights)
-    check_model(cfg, state, weights, allow_changes)
-    classes = tuple(state["classes"])
-    test = build.build_test_split(cfg.data, classes)
-    model = build.build_model(cfg.model, len(classes) + 1)
-    checkpoint.restore(state, model)
-    return test, model
-
-
-def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:
-    test = build.build_test_split(cfg.data, build.class_names(cfg.data))
-    read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
-    found = read(path, test.table)
-    known = found["rows"] < len(build.counted(cfg.eval, test.table))
-    return test, {key: values[known] for key, values in found.items()}
-
-
-def _prepare(cfg: Config, device: torch.device) -> None:
-    if cfg.run.tensorboard:
-        summary_writer()
-    if cfg.run.threads is not None:
-        torch.set_num_threads(cfg.run.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-        if cfg.run.amp == "bf16" and not _computes_bf16():
-            logger.warning("run.amp=bf16: this CPU has no such arithmetic and imitates it many times slower; set none")
-    torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
-    if cfg.run.deterministic and device.type == "cuda":
-        if cfg.model.roi.op != "align":
-            raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrices are multiplied
-        torch.use_deterministic_algorithms(True)
-
-
-def _computes_bf16() -> bool:
-    """Tells whether this CPU computes in bfloat16; of those that are not x86, supposes it."""
-    known = platform.machine() in ("x86_64", "AMD64")
-    return not known or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _claim(folder: Path, resume: bool, held: ExitStack) -> None:
@@ -321,40 +225,6 @@ def _look_over(cfg: Config, train: Table, test: Table, model: Detector) -> None:
     )  # fmt: skip
 
 
-def _load_initial(model: Detector, cfg: Config, init: Path | None, table: Table) -> None:
-    """Gives the model the weights to start from; the first process downloads them before the others look."""
-    told = distributed.on_main(lambda: _load_weights(model, cfg, init, table))
-    if not distributed.is_main():
-        _load_weights(model, cfg, init, table)
-    logger.log(*told)
-
-
-def _load_weights(model: Detector, cfg: Config, init: Path | None, table: Table) -> tuple[int, str]:
-    """Loads the initial weights; returns what to log about it, and how urgent that is."""
-    if init is not None:
-        state = checkpoint.load(init)
-        check_classes(state, init, table)
-        theirs = parse_config(state["config"], str(init)).model
-        if normalisation_of(theirs.weights) != normalisation_of(cfg.model.weights):
-            needed = f"model.weights={theirs.weights}"
-            raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
-        if theirs.anchors != cfg.model.anchors:
-            raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
-        try:
-            checkpoint.restore(state, model)
-        except CheckpointError as error:
-            raise CheckpointError(f"{init}: {error}") from error
-        return logging.INFO, f"initial weights from {init}"
-    if cfg.model.weights is not None:
-        return logging.INFO, str(load_weights(model, cfg.model.weights))
-    if any(True for _ in model.backbone.frozen.parameters()):
-        return logging.WARNING, (
-            f"model.weights: null: the first layers of {cfg.model.backbone} stay as they are, at random values; give "
-            "weights, or use a tiny backbone, which trains all of its layers"
-        )
-    return logging.DEBUG, "initial weights are random"
-
-
 def _record(cfg: Config, table: Table) -> dict[str, Any]:
     return {"config": dump_config(cfg), "classes": list(table.classes), "data_fingerprint": table.fingerprint()}
 
@@ -370,17 +240,3 @@ def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int]
         folder, parameters / 1e6, "/".join(map(str, strides)),
         cfg.train.steps, images, "s" * (images > 1), cfg.train.lr, cfg.train.lr / images,
     )  # fmt: skip
-
-
-def _detect(
-    model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
-) -> dict[str, np.ndarray]:
-    """Detects in all test images, in all processes."""
-    table = build.counted(cfg.eval, test.table)
-    rank, world = distributed.rank(), distributed.world_size()
-    batches = eval_batches(
-        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
-        timeout=cfg.run.timeout,
-    )  # fmt: skip
-    share = len(range(rank, len(table), world))
-    return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)

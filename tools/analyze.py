@@ -64,13 +64,13 @@ def run_errors(args: argparse.Namespace, overrides: list[str]) -> None:
         raise errors.ConfigError(f"--score-threshold must be a number (got {args.score_threshold}); see --help")
     cfg = load_config(args.config, overrides)
     with StopSignals() as stop:
-        from grcn import run  # imports torch, for seconds
         from grcn.analysis.errors_report import errors_as_text, report_errors
         from grcn.engine.distributed import is_main
+        from grcn.scoring import folder_beside  # imports torch, for seconds
 
         figures = report_errors(
             cfg,
-            args.output_dir or run.folder_beside(args.checkpoint or args.detections, "errors"),
+            args.output_dir or folder_beside(args.checkpoint or args.detections, "errors"),
             weights=args.checkpoint,
             detections=args.detections,
             allow_changes=args.allow_changes,

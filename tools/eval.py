@@ -25,12 +25,12 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.overrides)
     with StopSignals() as stop:
-        from grcn import run  # imports torch, for seconds
+        from grcn import scoring  # imports torch, for seconds
         from grcn.engine.distributed import is_main
 
-        metrics = run.evaluate(
+        metrics = scoring.evaluate(
             cfg,
-            args.output_dir or run.folder_beside(args.checkpoint or args.detections, "eval"),
+            args.output_dir or scoring.folder_beside(args.checkpoint or args.detections, "eval"),
             weights=args.checkpoint,
             detections=args.detections,
             allow_changes=args.allow_changes,

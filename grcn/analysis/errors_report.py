@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import run
 from ..build import Split
 from ..charts import confusion_map, error_curves
 from ..config import Config
@@ -21,6 +20,7 @@ from ..engine.checkpoint import write_durably
 from ..engine.signals import StopSignals
 from ..errors import EnvironmentFault, named
 from ..evaluation.errors import Analysis, analyse
+from ..scoring import found_detections
 
 logger = logging.getLogger("grcn")
 
@@ -78,7 +78,7 @@ def report_errors(
         logger.info("figures and pictures are in %s", folder)
         return analysis.figures
 
-    with run.found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
+    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
         return distributed.on_main(analyse_and_write)
 
 
