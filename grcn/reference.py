@@ -11,7 +11,8 @@ from .configfile import schema
 _HEAD = """\
 # Every setting
 
-This page is generated from [grcn/config.py](../grcn/config.py) and [grcn/modelconfig.py](../grcn/modelconfig.py): `make generated`. `--print-config` shows the values of
+This page is generated from [grcn/config.py](../grcn/config.py) and [grcn/modelconfig.py](../grcn/modelconfig.py):
+`make generated`. `--print-config` shows the values of
 a config and where each comes from; `key=value` on the command line replaces one. The tag at the end tells where a
 default comes from: [S] stated in the G-RCN paper, [R] in the Faster R-CNN paper, whose settings it adopts, [C] common
 to the public implementations of that time, [O] our choice.
