@@ -1,0 +1,109 @@
+"""Reads and writes the detection files of PASCAL VOC's devkit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from grcn.data.faults import fault, is_contained
+from grcn.data.packing import pack_detections
+from grcn.data.table import Table
+from grcn.data.voc import lines_of, to_continuous
+
+logger = logging.getLogger("grcn")
+
+
+def to_devkit(boxes: np.ndarray) -> np.ndarray:
+    """Turns boxes [M, 4] in continuous 0-based pixels into VOC's (1-based, corners inclusive)."""
+    return boxes + np.array([1.0, 1.0, 0.0, 0.0])
+
+
+def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
+    """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
+
+    Every line is ``image score xmin ymin xmax ymax``. A class without a file has no detections,
+    which is said in a warning.
+
+    Returns:
+        packed detections of the images of ``table``: rows, boxes, scores, labels.
+
+    Raises:
+        DataError: no such file, files of two splits, an unknown image or class, a broken line.
+    """
+    row_of = {name: row for row, name in enumerate(map(str, table.result_ids()))}
+    files = _result_files(Path(folder), table)
+    rows: list[int] = []
+    numbers: list[list[float]] = []
+    labels: list[int] = []
+    places: list[str] = []
+    for label, path in files.items():
+        for line, text in enumerate(lines_of(path), start=1):
+            if not text.strip():
+                continue
+            image, *values = text.split()
+            if image not in row_of:
+                raise fault(f"{path}:{line}", "image is not in {} (got {}); remove it", table.name, image)
+            try:
+                score, xmin, ymin, xmax, ymax = map(float, values)
+            except ValueError:
+                what = "broken line (got {}); write 'image score xmin ymin xmax ymax'"
+                raise fault(f"{path}:{line}", what, text) from None
+            rows.append(row_of[image])
+            numbers.append([score, xmin, ymin, xmax, ymax])
+            labels.append(label)
+            places.append(f"{path}:{line}")
+    columns = np.array(numbers, np.float64).reshape(-1, 5)
+    boxes = to_continuous(columns[:, 1:])
+    return pack_detections(rows, boxes, columns[:, 0], labels, places.__getitem__)
+
+
+def write_detections(folder: str | Path, split: str, table: Table, detections: Mapping[str, np.ndarray]) -> None:
+    """Writes packed detections as the devkit's result files, one per class, empty ones too.
+
+    Numbers are written in full, so that reading them back gives the same boxes and scores.
+
+    Args:
+        folder: made when it does not exist.
+        split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
+    """
+    folder = Path(folder)
+    for name in table.classes:
+        if not is_contained(name) or "/" in name:
+            raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [str(image) for image in table.result_ids()]
+    boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
+    scores = np.asarray(detections["scores"], np.float64).tolist()
+    rows = detections["rows"].tolist()
+    for label, name in enumerate(table.classes, start=1):
+        lines = [
+            " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
+            for k in np.flatnonzero(detections["labels"] == label)
+        ]
+        path = folder / f"comp4_det_{split}_{name}.txt"
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _result_files(folder: Path, table: Table) -> dict[int, Path]:
+    """Returns the result file of each label that has one."""
+    files: dict[int, Path] = {}
+    splits = set()
+    for path in sorted(folder.glob("comp4_det_*.txt")):
+        rest = path.stem.removeprefix("comp4_det_")
+        named = [name for name in table.classes if rest.endswith(f"_{name}")]
+        if not named:
+            raise fault(path, "its name ends in no class of {}; remove or rename it", table.name)
+        name = max(named, key=len)
+        files[table.classes.index(name) + 1] = path
+        splits.add(rest.removesuffix(f"_{name}"))
+    if not files:
+        raise fault(folder, "no file comp4_det_<split>_<class>.txt; use another folder")
+    if len(splits) > 1:
+        raise fault(folder, "files of several splits (got {}); use one", sorted(splits))
+    for label, name in enumerate(table.classes, start=1):
+        if label not in files:
+            logger.warning("%s: no file of class %s, counted as no detections", folder, name)
+    return files
