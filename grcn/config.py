@@ -391,7 +391,8 @@ class Eval(Section):
     limit: Count | None = None
     """Evaluate only that many images; null takes all. [O]"""
     pictures: CountOrZero = 8
-    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, curves neither. [O]"""
+    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, neither curves nor the
+    first inputs. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         for key in ("protocols", "voc_iou"):
