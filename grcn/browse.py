@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from . import build
@@ -30,11 +31,11 @@ from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
 from .models.weights import load_weights
 from .samples import Sample, inputs_of, samples_of
-from .sheet import Panel, draw_sheet
+from .sheet import Panel, draw_sheet, overlap_text
 
 MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_INPUTS = 8  # images of the picture in a run's folder
+_INPUTS = 8  # images at most of the picture in a run's folder
 
 logger = logging.getLogger("grcn")
 
@@ -92,18 +93,17 @@ def browse(
     samples = _fed(cfg, data, to_device(start.model, device).train(), first, count, panels)
     titles = [_title(data.table, sample) for sample in samples]
     last = first + -(-count // cfg.train.batch)
-    heading = [
-        f"{data.table.name}, seed {cfg.run.seed}: the first {count} images of step {first + 1}"
-        + (f" to {last}" if last > first + 1 else ""),
-        *([f"RoIs are sampled from the proposals of {start.told}"] if "rois" in panels else []),
-    ]
+    steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
+    heading = [f"{data.table.name}, seed {cfg.run.seed}, step {steps}: {count} image{'s' * (count > 1)}"]
+    if "rois" in panels:
+        heading.append(f"RoIs are sampled from the proposals of {start.told}")
     sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
     _write(sheet, path)
     return "\n".join([*heading, *figures(samples, cfg.model.anchors.sizes), f"drawn in {path}"])
 
 
 def write_inputs(cfg: Config, data: build.Split, transform: DetectionTransform, path: Path) -> None:
-    """Draws the first images of a run as the network sees them, with ground truth.
+    """Draws images of a run's first batch as the network sees them, with ground truth.
 
     Raises:
         OSError: the picture cannot be written.
@@ -112,7 +112,7 @@ def write_inputs(cfg: Config, data: build.Split, transform: DetectionTransform, 
     device = transform.mean.device
     samples: list[Sample] = []
     # One by one, which changes neither images nor draws, so that no more are read than are drawn.
-    for images, targets in itertools.islice(_batches(cfg, data, 0, cfg.train.batch), _INPUTS):
+    for images, targets in itertools.islice(_batches(cfg, data, 0, cfg.train.batch), min(_INPUTS, cfg.train.batch)):
         samples += inputs_of(transform, move_images(images, device), move_targets(targets, device))
     path.parent.mkdir(exist_ok=True)
     titles = [_title(data.table, sample) for sample in samples]
@@ -146,11 +146,8 @@ def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
         lines.append(f"objects by the size of their best anchor: {', '.join(counts)}")
     rois = [sample.rois for sample in samples if sample.rois is not None]
     if rois:
-        overlaps = torch.cat([one.iou for one in rois])
-        truth = sum(one.num_truth for one in rois)
-        mean = f"mean IoU {overlaps.mean().item():.3f}; " if len(overlaps) else ""
         lines += [
-            f"RoIs, foreground: {_per_image([len(one.boxes) for one in rois])}; {mean}{truth} are ground truth itself",
+            f"RoIs, foreground: {_per_image([len(one.boxes) for one in rois])}; {overlap_text(rois)}",
             f"RoIs, background: {_per_image([len(one.background) for one in rois])}",
         ]
     return lines
@@ -227,7 +224,7 @@ def _title(table: Table, sample: Sample) -> str:
     return title_of(table, row) + ", mirrored" * sample.target["mirrored"]
 
 
-def _write(picture: Any, path: Path) -> None:
+def _write(picture: Image.Image, path: Path) -> None:
     encoded = io.BytesIO()
-    picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
     checkpoint.write_durably(path, encoded.getbuffer())

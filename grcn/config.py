@@ -151,7 +151,8 @@ class Eval(Section):
     limit: Count | None = None
     """Evaluate only that many images; null takes all. [O]"""
     pictures: CountOrZero = 8
-    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, curves neither. [O]"""
+    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, neither curves nor the
+    first inputs. [O]"""
     best: str | None = None
     """Metric whose best evaluation keeps its checkpoint, as best-….pt; null takes coco_ap if the COCO protocol is
     among protocols, voc_area_ap at the first of voc_iou otherwise. [O]"""

@@ -12,7 +12,7 @@ from .errors import EnvironmentFault
 from .html import page, picture, table, text
 
 _MAIN = ("coco_ap", "coco_ap50", "coco_ap75", "voc07_ap50", "voc07_ap70", "voc07_ap75")
-_FED = "The first images that it was fed with, as the network sees them, and their ground truth"
+_FED = "Images of the first batch, as the network sees them, and their ground truth"
 
 
 def write_report(folder: Path, step: int, pictures: bool = True) -> None:

@@ -61,7 +61,7 @@ class RoIs:
         owner: int64 ``[f]``, the object of each.
         iou: ``[f]``, overlap with it.
         background: ``[b, 4]``.
-        num_truth: foreground ones that are ground-truth boxes themselves, added to the proposals.
+        truth: bool ``[f]``, those that are ground-truth boxes themselves, added to the proposals.
     """
 
     boxes: Tensor
@@ -69,7 +69,7 @@ class RoIs:
     owner: Tensor
     iou: Tensor
     background: Tensor
-    num_truth: int
+    truth: Tensor
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]
                 owner=owner.cpu(),
                 iou=boxes.iou(objects[:, None], chosen[:, None])[:, 0, 0].cpu(),
                 background=drawn.rois[i][taken & ~foreground].cpu(),
-                num_truth=int((chosen == objects).all(1).sum()),
+                truth=(chosen == objects).all(1).cpu(),
             )
         )
     return found

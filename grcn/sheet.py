@@ -118,13 +118,20 @@ def _anchor_text(anchors: Anchors) -> tuple[list[str], list[str]]:
 
 def _roi_text(rois: RoIs, objects: int) -> tuple[list[str], list[int]]:
     """Returns the lines above the picture, and the number of foreground RoIs of each object."""
-    counts = torch.bincount(rois.owner, minlength=objects).tolist()
-    fg = len(rois.boxes)
-    mean = f"mean IoU of foreground {rois.iou.mean().item():.2f}" if fg else "no foreground"
-    return [
-        f"RoIs: {fg} foreground, {len(rois.background)} background",
-        f"{mean}; {rois.num_truth} of them ground truth itself" if rois.num_truth else mean,
-    ], counts
+    counted = f"RoIs: {len(rois.boxes)} foreground, {len(rois.background)} background"
+    return [counted, overlap_text([rois])], torch.bincount(rois.owner, minlength=objects).tolist()
+
+
+def overlap_text(rois: Sequence[RoIs]) -> str:
+    """Says how well the foreground RoIs of some images overlap their objects, apart from ground truth itself."""
+    overlaps, truth = torch.cat([one.iou for one in rois]), torch.cat([one.truth for one in rois])
+    if not len(overlaps):
+        return "no foreground"
+    mean, count = f"mean IoU {overlaps.mean().item():.2f}", int(truth.sum())
+    if count == len(truth):
+        return f"{mean}, all are ground-truth boxes"
+    others = f"{overlaps[~truth].mean().item():.2f}"
+    return f"{mean}, {others} without {count} ground-truth box{'es' * (count > 1)}" if count else mean
 
 
 def _drawn(

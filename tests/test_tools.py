@@ -73,7 +73,7 @@ def test_a_run_leaves_what_it_promises(finished):
     folder, metrics = finished
     assert {"voc07_ap50", "voc07_ap70", "voc_area_ap75", "coco_ap", "coco_ap_small"} <= set(metrics)
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {"config.yaml", "env.json", "metrics.jsonl"}
+    wanted = {"config.yaml", "env.json", "metrics.jsonl", "vis/inputs.png"}
     files = ("results.json", "detections.json", "per_class.csv", "detections.png", "pr_iou50.png")
     evaluation = {f"eval/step_4/{name}" for name in files}
     assert wanted | evaluation <= names
@@ -184,12 +184,6 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     assert "detected in 2 test images" in stderr and "a checkpoint takes 1 MB" in stderr
     assert set(json.loads(stdout)) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert list(tmp_path.iterdir()) == []
-
-
-def test_browse_draws_a_contact_sheet(tmp_path, monkeypatch, capfd):
-    args = ["--config", "configs/shapes/grcn_tiny.yaml", "--output", tmp_path / "sheet.png", "--images", 4]
-    call_here(monkeypatch, capfd, "tools/browse.py", *args, code=0)
-    assert min(Image.open(tmp_path / "sheet.png").size) > 200
 
 
 XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -407,7 +401,7 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
 def test_a_run_ends_with_a_report_in_one_file(finished, tmp_path):
     folder, metrics = finished
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5  # losses, three curves of precision, detections
+    assert page.count("data:image/png;base64,") == 6  # losses, inputs, three curves of precision, detections
     assert f"<td>{100 * metrics['coco_ap']:.1f}</td>" in page and "train.lr" not in page
     assert "<td>sun</td>" in page and "steps: 4" in page and "Content-Security-Policy" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -415,4 +409,4 @@ def test_a_run_ends_with_a_report_in_one_file(finished, tmp_path):
     shutil.copytree(folder, hostile)
     write_report(hostile, 4, pictures=False)
     page = (hostile / "report.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page and page.count("data:image") == 4
+    assert "<script>" not in page and "&lt;script&gt;" in page and page.count("data:image") == 5

@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 
 from grcn import rng
+from grcn.data.packing import pack
 from grcn.data.shapes_draw import (
     Box,
     Colour,
@@ -68,7 +69,6 @@ from grcn.data.shapes_draw import (
     rod,
 )
 from grcn.data.shapes_layout import CLASSES, FRAME, Scene, flat_scene, full_scene
-from grcn.data.packing import pack
 from grcn.data.table import Table
 from grcn.errors import DataError
 

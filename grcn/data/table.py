@@ -17,6 +17,7 @@ import numpy as np
 
 from grcn.data.faults import fault
 
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """One data set: N images and their M objects, in C classes. The arrays are read-only.

@@ -229,5 +229,3 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report
         describe=[split.places[m] for m in known].__getitem__,
         report=report,
     )
-
-

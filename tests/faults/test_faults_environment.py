@@ -66,6 +66,13 @@ def test_a_full_disk_at_any_file(tmp_path: Path, faults: int, record_property: C
     record_property("faults", f"full disk: {len(chosen)} of {len(chosen)} writes told and continued to the same")
 
 
+def test_a_full_disk_at_the_picture_of_inputs_is_a_warning(tmp_path: Path) -> None:
+    settings = ["eval.pictures=1", "train.steps=1", "train.eval_every=0"]
+    result = train(tmp_path, *settings, patch=partial(full_disk, "inputs.png", 100))
+    assert result.code == 0 and f"no vis/inputs.png ({os.strerror(errno.ENOSPC)})" in result.stderr
+    assert not list((tmp_path / "run/vis").iterdir())
+
+
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file/run", Path("/proc/run")):
