@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import documented
 import pytest
+import stand_ins
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
@@ -55,6 +57,8 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if heading == "Torchvision's trained detector on COCO":
         make_files(tmp_path)
+    for name, module in stand_ins.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
     for long, short in SHORT.items():
         code = code.replace(long, short)
     torch.manual_seed(0)
@@ -69,6 +73,8 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,
+        "Our backbone in detectron2": lambda: stand_ins.run_in_detectron2(names) is None,
+        "Our backbone in mmdetection": lambda: stand_ins.run_in_mmdetection(names) is None,
         "Torchvision's trained detector on COCO": lambda: (
             {2, 3} >= set(names["found"]["labels"].tolist()) > set()
             and len(names["found"]["boxes"]) == len(names["found"]["labels"])
@@ -79,4 +85,4 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
 
 
 def test_every_example_is_found():
-    assert len(BLOCKS) == (ROOT / "docs/own_detector.md").read_text().count("```python") == 5
+    assert len(BLOCKS) == (ROOT / "docs/own_detector.md").read_text().count("```python") == 7
