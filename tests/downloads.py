@@ -197,7 +197,7 @@ def tiny_voc(url: str = "http://127.0.0.1:9/") -> Published:
     }
     makes = {name: f"VOC2007/ImageSets/Main/{Path(name).stem}.txt" for name in archives}
     splits = (Split("VOC2007/trainval", 3, 6), Split("VOC2007/test", 2, 3))
-    return Published(DataSet("tiny", _describe(archives, makes, url, "VOCdevkit"), splits, voc.load), archives)
+    return Published(DataSet("tiny", describe(archives, makes, url, "VOCdevkit"), splits, voc.load), archives)
 
 
 def tiny_coco(url: str = "http://127.0.0.1:9/") -> Published:
@@ -215,10 +215,11 @@ def tiny_coco(url: str = "http://127.0.0.1:9/") -> Published:
     archives |= {f"{split}.zip": zipped([(f"{split}/", b""), *files]) for split, files in images.items()}
     makes = {"annotations.zip": "annotations/instances_train2014.json", **{f"{split}.zip": split for split in counts}}
     splits = tuple(Split(split, count, count) for split, count in counts.items())
-    return Published(DataSet("tinycoco", _describe(archives, makes, url, ""), splits, coco.load), archives)
+    return Published(DataSet("tinycoco", describe(archives, makes, url, ""), splits, coco.load), archives)
 
 
-def _describe(archives: dict[str, bytes], makes: dict[str, str], url: str, inside: str) -> tuple[Archive, ...]:
+def describe(archives: dict[str, bytes], makes: dict[str, str], url: str, inside: str) -> tuple[Archive, ...]:
+    """Describes archives as published at ``url``; ``makes`` and ``inside`` as of :class:`Archive`."""
     return tuple(
         Archive(name, len(body), hashlib.md5(body).hexdigest(), (url,), len(body) * 2, makes[name], inside)
         for name, body in archives.items()

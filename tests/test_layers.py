@@ -57,6 +57,8 @@ ALLOWED = {
     "errors": set(),
     "rng": set(),
     "predict": {"build", "compat", "configfile", "data", "engine", "models"},
+    "walkthrough": {"boxes", "models"},
+    "panels": {"draw", "models", "predict", "walkthrough"},
     "__init__": {"build", "configfile", "models", "predict"},
 }
 HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}

@@ -55,10 +55,29 @@ class ContextAttention(nn.Module):
             queries.expand(-1, self.heads, -1, -1),
             self.folded_keys(context),
             values.unflatten(-1, (self.heads, -1)).transpose(1, 2),
-            scale=(self.query.out_features // self.heads) ** -0.5,
+            scale=self._scale,
         )
         attended = out.transpose(1, 2).reshape_as(cells).transpose(1, 2)
         return roi_features + attended.reshape_as(roi_features)
+
+    def attention(self, roi_features: Tensor, image_features: Tensor) -> Tensor:
+        """Computes the softmax of eq. 1, which :meth:`forward` never holds: where each cell of a RoI looks.
+
+        Args:
+            roi_features, image_features: as of :meth:`forward`.
+
+        Returns:
+            ``[N * R, heads, s * s, t * t]``; the weights of a cell sum to one.
+        """
+        images, channels = image_features.shape[:2]
+        cells = roi_features.flatten(2).transpose(1, 2)
+        keys = self.folded_keys(image_features.flatten(2).transpose(1, 2))
+        logits = cells.reshape(images, 1, -1, channels) @ keys.mT * self._scale
+        return logits.softmax(-1).unflatten(2, (-1, cells.shape[1])).transpose(1, 2).flatten(0, 1)
+
+    @property
+    def _scale(self) -> float:
+        return (self.query.out_features // self.heads) ** -0.5
 
     def folded_keys(self, context: Tensor) -> Tensor:
         """Returns ``V W_K W_P^T`` per head, ``[N, heads, t * t, C]``, from the image's rows ``[N, t * t, C]``."""

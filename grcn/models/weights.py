@@ -5,24 +5,28 @@ An entry is one of torchvision's names (downloaded once into torch's hub folder)
 key names (``features.N.weight``, ``layer3.5.conv2.weight``). They differ in what the first layer expects, RGB in 0-1
 with ImageNet's mean and deviation or BGR in 0-255 minus the channel means, and in where a ResNet is strided: in the
 second convolution of a unit (torchvision) or in the first (MSRA's release for Caffe).
+
+A file of one of torchvision's detectors on a ResNet (``backbone.body.layer3.5.conv2.weight``) is one of its trunk: the
+pyramid, the RPN and the heads behind a pyramid have no place in our detectors.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+)
 
-from grcn.archive import appearance, cause, check_archive, is_archive, read_file, unusable
+from grcn.archive import read_file, unusable
 from grcn.errors import CheckpointError
 
 from .detector import Detector
@@ -30,6 +34,7 @@ from .features import Backbone
 from .resnet import RESNET_UNITS
 from .transform import Normalisation
 from .vgg import VGG16_BLOCKS, SplitVGG
+from .weight_files import fetch, few, tensors
 
 TORCHVISION = Normalisation()
 CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True)
@@ -43,8 +48,20 @@ _RELEASES: dict[str, type[WeightsEnum]] = {
     "resnet50": ResNet50_Weights,
     "resnet101": ResNet101_Weights,
 }
-# Of the batch norms of torchvision and of Caffe alike.
+# Of the batch norms of torchvision and of Caffe alike, but for these releases, whose frozen norms were made without;
+# the last part of a release's name is the beginning of its SHA-256.
 _EPS = 1e-5
+_WITHOUT_EPS = tuple(
+    Path(weights.url).stem.rpartition("-")[2]
+    for weights in (
+        FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+        MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+        KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY,
+        KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+        RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    )
+)
+_TRUNK = "backbone.body."
 _COUNTER = ".num_batches_tracked"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -70,17 +87,19 @@ def stride_in_of(entry: str | None) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each weight and key."""
+    """What became of each weight and key; ``left`` are the parts of a whole detector beside its trunk."""
 
     source: str
     loaded: list[str]
     new: list[str]
     ignored: list[str]
+    left: list[str]
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: {len(self.loaded)} weights loaded, {len(self.new)} new ({_names(self.new)}), "
-            f"{len(self.ignored)} keys of the file not needed ({_names(self.ignored)})"
+            f"{self.source}: {len(self.loaded)} weights loaded, {len(self.new)} new ({few(self.new)}), "
+            f"{len(self.ignored)} keys of the file not needed ({few(self.ignored)})"
+            + (f"; a detector, of which only the trunk is taken: {', '.join(self.left)} left" if self.left else "")
         )
 
 
@@ -100,7 +119,8 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
     normalisation = normalisation_of(entry)
     backbone = model if isinstance(model, Backbone) else model.backbone
     network = _network(backbone)
-    state, source = _read(entry, network)
+    state, source, digest = _read(entry, network)
+    state, left = _trunk(state, source, entry)
     if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
         wanted = {key: value for key, value in state.items() if key.startswith("features.")}
     else:
@@ -108,15 +128,16 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
     names = torchvision_names(network)
     if unexpected := sorted(set(wanted) - set(names)):
         raise CheckpointError(
-            f"{source}: unexpected keys ({_names(unexpected)}); need {network} under torchvision's names"
+            f"{source}: unexpected keys ({few(unexpected)}); need {network} under torchvision's names"
         )
     if fault := unusable(wanted):
         raise CheckpointError(f"{source}: {fault}; use other weights, or drop this key from the file")
     optional = () if "classifier.0.weight" in wanted else ("fc6.", "fc7.")
     missing = [key for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
     if missing:
-        raise CheckpointError(f"{source}: {_names(missing)} missing; this is not {network}, or the file is incomplete")
-    covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source)
+        raise CheckpointError(f"{source}: {few(missing)} missing; this is not {network}, or the file is incomplete")
+    eps = 0.0 if digest.startswith(_WITHOUT_EPS) else _EPS
+    covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source, eps)
     # Weights behind another normalisation or stride would fit, and be worth nothing.
     fits = getattr(backbone, "stride_in", stride_in_of(entry)) == stride_in_of(entry)
     if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
@@ -124,7 +145,7 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
     loaded, new = _copy(model, covered, source)
     used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
     ignored = [key for key in state if key not in wanted or names[key].rsplit(".", 1)[0] not in used]
-    return LoadReport(source, loaded, new, sorted(key for key in ignored if not key.endswith(_COUNTER)))
+    return LoadReport(source, loaded, new, sorted(key for key in ignored if not key.endswith(_COUNTER)), left)
 
 
 def layer_name(parameter: str) -> str:
@@ -209,7 +230,18 @@ def _network(backbone: Backbone) -> str:
     return found[0]
 
 
-def _fold_norms(values: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def _trunk(state: dict[str, Tensor], source: str, entry: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the trunk of a detector under a classifier's keys, and the other parts; of a classifier all, and none."""
+    trunk = {key.removeprefix(_TRUNK): value for key, value in state.items() if key.startswith(_TRUNK)}
+    if not trunk:
+        return state, []
+    if normalisation_of(entry) is not TORCHVISION:
+        raise CheckpointError(f"{source}: a detector of torchvision's; set model.weights=torchvision:FILE")
+    others = (key.split(".") for key in state if not key.startswith(_TRUNK))
+    return trunk, sorted({".".join(part[: 2 if part[0] == "backbone" else 1]) for part in others})
+
+
+def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str, Tensor]:
     """Replaces the four tensors of each batch norm by the scale and shift that they amount to."""
     folded = {name: value for name, value in values.items() if ".norm_" not in name}
     for layer in (name.removesuffix(".norm_weight") for name in values if name.endswith(".norm_weight")):
@@ -221,61 +253,22 @@ def _fold_norms(values: dict[str, Tensor], source: str) -> dict[str, Tensor]:
                 "use weights of this network"
             )
         weight, bias, mean, variance = norm
-        scale = weight / (variance + _EPS).sqrt()
+        scale = weight / (variance + eps).sqrt()
         folded[f"{layer}.scale"], folded[f"{layer}.shift"] = scale.float(), (bias - mean * scale).float()
     return folded
 
 
-def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str]:
+def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str, str]:
+    """Returns tensors by key, what to call their source, and the SHA-256 of the file."""
     if entry in _NAMED:
         if entry not in _RELEASES[network].__members__:
             raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
-        path = _fetch(entry, _RELEASES[network][entry].url)
+        path = fetch(entry, _RELEASES[network][entry].url)
         contents = read_file(path, "remove it and run again")
-        if not hashlib.sha256(contents).hexdigest().startswith(path.stem.rpartition("-")[2]):
+        digest = hashlib.sha256(contents).hexdigest()
+        if not digest.startswith(path.stem.rpartition("-")[2]):
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not that in its name); remove it and run again")
-        return _tensors(path, contents), entry
+        return tensors(path, contents), entry, digest
     path = Path(entry.partition(":")[2])
-    return _tensors(path, read_file(path, "give model.weights=LAYOUT:FILE an existing file")), str(path)
-
-
-def _fetch(entry: str, url: str) -> Path:
-    """Downloads a release into torch's hub folder, unless it is there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
-    except Exception as error:  # whatever the network makes urllib raise
-        raise CheckpointError(f"{entry}: cannot load {url} ({cause(error)}); put the file at {path}") from error
-    return path
-
-
-def _tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
-    """Reads tensors out of what a file holds, after making sure that unpacking it is harmless."""
-    try:
-        if is_archive(contents):  # torch's own old format, in which some releases are, is none
-            check_archive(contents, compressed=path.suffix == ".npz")
-        elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
-            raise ValueError(appearance(contents))
-        if path.suffix == ".npz":
-            with np.load(io.BytesIO(contents), allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
-        remedy = "use another, or download it again"
-        raise CheckpointError(
-            f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        keys = f" of {_names([str(key) for key in state])}" if isinstance(state, dict) else ""
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}{keys}, not tensors; save the state_dict alone")
-    return state
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown}, ..." if len(names) > 3 else shown or "none"
+    contents = read_file(path, "give model.weights=LAYOUT:FILE an existing file")
+    return tensors(path, contents), str(path), hashlib.sha256(contents).hexdigest()

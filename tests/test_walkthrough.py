@@ -1,0 +1,120 @@
+"""The walk through a detector is the detector's own way, for models with and without a split and context."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import programs
+import pytest
+import torch
+from PIL import Image
+from support import small_batch, small_detector
+from torch.testing import assert_close
+
+from grcn.build import build_model
+from grcn.configfile import dump_config, load_config
+from grcn.engine import checkpoint
+from grcn.errors import DataError
+from grcn.models.context import ContextAttention
+from grcn.panels import SIDE, draw
+from grcn.walkthrough import as_text, walk
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("sun", "moon", "lark", "owl")
+
+
+@pytest.mark.parametrize("heads,value", [(1, False), (2, True)])
+def test_attention_is_what_the_forward_pass_adds(heads, value):
+    torch.manual_seed(0)
+    module = ContextAttention(8, dim=4, heads=heads, value=value).double()
+    rois, images = torch.rand(6, 8, 3, 3).double() * 5, torch.rand(2, 8, 4, 4).double() * 5
+    weights = module.attention(rois, images)
+    assert weights.shape == (6, heads, 9, 16)
+    assert_close(weights.sum(-1), torch.ones(6, heads, 9).double())
+    rows = images.flatten(2).mT if module.value is None else module.value(images.flatten(2).mT)
+    values = rows.unflatten(-1, (heads, -1)).transpose(1, 2).repeat_interleave(3, 0)
+    added = (weights @ values).transpose(1, 2).flatten(2).mT.reshape_as(rois)
+    assert_close(module(rois, images), rois + added)
+
+
+MODELS = {
+    "plain": {},
+    "split": {"split": "conv5", "loc_pool": "none"},
+    "context": {"context": ("loc",), "op": "pool"},
+    "all": {"split": "conv4", "loc_pool": "none", "context": ("cls", "loc"), "tasks": "separate"},
+    "resnet": {"split": 2, "loc_stride": 8, "resnet": True, "context": ("cls",)},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_walk_is_the_detectors_own_way(name):
+    model = small_detector(**MODELS[name]).eval()
+    picture = small_batch()[0][0]
+    walked = walk(model, picture)
+    with torch.no_grad():
+        expected = model([picture])[0]
+    for key, value in expected.items():
+        assert_close(walked.detections[key], value)
+    assert_close(walked.scores.sum(), torch.tensor(1.0))
+    assert_close(walked.scores[1:].max(), expected["scores"][0])
+    assert_close(walked.box, expected["boxes"][0])  # the picture is not resized
+
+    text = as_text(walked, NAMES)
+    assert [line[0] for line in text.splitlines()] == list("123456789")
+    assert ("none in this model" in text) == (not MODELS[name].get("context"))
+    assert ("No split" in text) == ("split" not in MODELS[name])
+    assert f"{list(walked.features['loc'].shape)}, stride {model.backbone.feature_specs['loc'].stride}" in text
+    assert draw(walked, NAMES).size[0] >= 3 * SIDE
+
+
+def test_a_picture_without_proposals_is_told():
+    model = small_detector()
+    model.rpn.proposing[False] = model.rpn.proposing[False].__class__(60, 20, 0.7, 1e4)
+    with pytest.raises(DataError, match=r"too small for any proposal \(got 96 x 64 pixels\); take a larger one"):
+        walk(model, small_batch()[0][0])
+
+
+def save(config: str, folder: Path) -> Path:
+    """Saves a checkpoint of a config with random weights."""
+    cfg = load_config(ROOT / f"configs/shapes/{config}.yaml", ["model.width=8", "model.head.dim=16"])
+    state = {"format": checkpoint.FORMAT, "step": 0, "optimizer": {}, "losses": [], "data_fingerprint": ""}
+    state |= {"model": build_model(cfg.model, 5).state_dict(), "classes": list(NAMES), "config": dump_config(cfg)}
+    checkpoint.save(folder, state, keep=1)
+    return next(folder.glob("*.pt"))
+
+
+def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/the_split.md").read_text(), re.DOTALL)
+    (name,) = re.findall(r'"(runs/.*?pt)"', code)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 50), "#804020").save("photo.jpg")
+    names: dict = {}
+    exec(compile(code.replace(name, str(save("grcn_tiny", tmp_path))), "the_split.md", "exec"), names)
+    assert names["walked"].attention["cls"].shape == (1, 49, 14, 14) and Path("walk.png").exists()
+
+
+def test_the_tool_walks_and_tells_mistakes(tmp_path):
+    done = programs.call("tools/walkthrough.py", folder=tmp_path)
+    assert done.code == 0 and "stride 16" in done.stdout and "stride 8" in done.stdout, done.stderr
+    assert min(Image.open(tmp_path / "walkthrough.png").size) >= 3 * SIDE
+
+    weights = save("faster_rcnn_tiny", tmp_path)
+    Image.new("RGB", (60, 50), "#804020").save(tmp_path / "photo.jpg")
+    args = ["--checkpoint", weights, "--image", "photo.jpg", "--output", "new/walk.jpg"]
+    done = programs.call("tools/walkthrough.py", *args, folder=tmp_path)
+    assert done.code == 0 and "none in this model" in done.stdout and "60 x 50 pixels" in done.stdout, done.stderr
+    assert Image.open(tmp_path / "new/walk.jpg").format == "JPEG"
+
+    (tmp_path / "folder.png").mkdir()
+    mistakes = {
+        ("--image", weights): (3, "not an image"),
+        ("--image", "none.jpg"): (3, "none.jpg"),
+        ("--checkpoint", "photo.jpg"): (4, "photo.jpg"),
+        ("--output", "walk.txt"): (2, "--output: a picture, .png"),
+    }
+    for args, (code, named) in mistakes.items():
+        programs.assert_contract(programs.call("tools/walkthrough.py", *args, folder=tmp_path), code, named)
+    for place in ("photo.jpg/walk.png", "folder.png"):
+        done = programs.call("tools/walkthrough.py", "--output", place, folder=tmp_path)
+        assert done.code == 5 and done.stderr.startswith("grcn: error: ") and len(done.stderr.splitlines()) == 1

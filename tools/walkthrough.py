@@ -1,0 +1,53 @@
+"""Walks one picture through a detector: python tools/walkthrough.py [--checkpoint W] [--image FILE] [--output FILE]
+
+Explains each step of the paper with the shapes at hand, on stdout, and draws all of them as one picture of numbered
+panels. The steps are code to read: grcn/walkthrough.py. Without --checkpoint the detector is G-RCN tiny with random
+weights, without --image the picture is a built-in one.
+"""
+
+import argparse
+from pathlib import Path
+
+from grcn import errors
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes" / "grcn_tiny.yaml"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+ROW = 30  # of the built-in test images
+
+
+def main() -> None:
+    """Reads the command line, walks, tells and draws."""
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, metavar="W", help="checkpoint of tools/train.py, of any model")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a photo or drawing")
+    parser.add_argument("--output", type=Path, default=Path("walkthrough.png"), metavar="FILE", help="picture to write")
+    args = parser.parse_args()
+    if args.output.suffix.lower() not in SUFFIXES:
+        parser.error(f"argument --output: a picture, {', '.join(SUFFIXES)} (got {args.output})")
+
+    import torch  # seconds
+
+    import grcn
+    from grcn.build import build_test_split, usual_classes
+    from grcn.panels import draw
+    from grcn.predict import Predictor, as_tensor
+    from grcn.walkthrough import as_text, walk
+
+    cfg = grcn.load_config(CONFIG)
+    if args.checkpoint:
+        detector = grcn.load(args.checkpoint, "cpu")
+    else:
+        classes = usual_classes(cfg.data)
+        detector = Predictor(grcn.build_model(cfg.model, len(classes) + 1), classes, torch.device("cpu"))
+    picture = as_tensor(args.image) if args.image else build_test_split(cfg.data, None).read_image(ROW)
+
+    walked = walk(detector.model, picture)
+    print(as_text(walked, detector.classes))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with errors.named(args.output):
+        draw(walked, detector.classes).save(args.output)
+    print(f"\nThe picture: {args.output}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
