@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,15 @@ _RESIDUAL = 0.25
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, xavier: Sequence[str] = (".pool4.",)) -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
     fc7 as torchvision's linear layers (larger ones drown the classifier on the unnormalised features of a pretrained
     VGG16), and other convolutions He-normal (fan in), which is what training without pretrained weights needs.
+
+    Args:
+        xavier: parts of the names of the layers that are Xavier-uniform; conv(2,2,2)'s is ``.pool4.``.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -48,15 +52,16 @@ def initialise(model: nn.Module, seed: int) -> None:
         else:
             # The second head of detect-S is an addition, not the other task's copy: it has values of its own.
             own = name if ".second." in name else layer_name(name)
-            parameter.copy_(_draw(name, parameter, rng.hash_int(seed, rng.INIT, _number(own))))
+            is_xavier = any(part in name for part in xavier)
+            parameter.copy_(_draw(name, parameter, is_xavier, rng.hash_int(seed, rng.INIT, _number(own))))
 
 
-def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
+def _draw(name: str, parameter: Tensor, is_xavier: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     fan_in = parameter[0].numel()
     fan_out = parameter.numel() // parameter.shape[1]
-    bound = math.sqrt(6 / (fan_in + fan_out)) if ".pool4." in name else math.sqrt(1 / fan_in)
-    if ".pool4." in name or ".fc" in name:
+    bound = math.sqrt(6 / (fan_in + fan_out)) if is_xavier else math.sqrt(1 / fan_in)
+    if is_xavier or ".fc" in name:
         return torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
     std = next((std for prefix, std in _NEW_LAYERS.items() if name.startswith(prefix)), math.sqrt(2 / fan_in))
     if name.endswith(".conv3.weight"):
