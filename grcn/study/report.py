@@ -18,7 +18,6 @@ from tqdm import tqdm
 from .. import build
 from ..charts import difference_dots
 from ..config import Data, Eval
-from ..configfile import dump_config
 from ..data import coco as coco_files
 from ..data.table import Table as Images
 from ..engine.checkpoint import write_durably
@@ -115,7 +114,8 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
     for run in runs:
         if run.is_done():
             known = read_environment(run.folder)
-            source = {"seed": run.seed, "steps": run.settings.train.steps, "config": dump_config(run.settings)}
+            own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
+            source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
             source |= {key: known.get(key) for key in _FACTS}
             text = json.dumps({**read_json(run.results), "run": source}, indent=1) + "\n"
             place = folder / run.name / f"seed{run.seed}.json"

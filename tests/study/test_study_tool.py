@@ -59,6 +59,10 @@ def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_r
     own = json.loads(kept.read_text())
     assert own["run"]["steps"] == 30 and "split: conv5" in own["run"]["config"]
     assert own["metrics"] == json.loads((folders[1] / "eval/step_30/results.json").read_text())["metrics"]
+    settings = folders[1] / "config.yaml"  # as a version without this setting wrote it
+    settings.write_text("".join(line for line in settings.open() if not line.startswith("  tensorboard:")))
+    kept.write_text(json.dumps(own | {"run": own["run"] | {"config": settings.read_text()}}, indent=1) + "\n")
+    assert reproduce(tmp_path, *what, *more).code == 0
     kept.write_text("{}")
     programs.assert_contract(reproduce(tmp_path, *what, *more), 2, "seed0.json: holds another result")
     assert len(list(tmp_path.glob("kept/*/*"))) == 2
