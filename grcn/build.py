@@ -81,8 +81,7 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
     )
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights))
     model = Detector(transform, backbone, rpn, roi_heads)
-    xavier = (".pool4.", *([".context."] if cfg.context.init == "xavier" else []))
-    initialise(model, seed, xavier)
+    initialise(model, seed, xavier_context=cfg.context.init == "xavier")
     return model
 
 

@@ -161,7 +161,7 @@ class Eval(Section):
     def best_metric(self) -> str:
         """The metric that ``best`` names, or its default."""
         default = "coco_ap" if "coco" in self.protocols else f"voc_area_ap{round(self.voc_iou[0] * 100)}"
-        return self.best or default
+        return default if self.best is None else self.best
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         for key in ("protocols", "voc_iou"):

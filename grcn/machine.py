@@ -9,7 +9,6 @@ import platform
 import torch
 
 from .config import Config
-from .engine.log import summary_writer
 from .engine.memory import keep_freed_memory
 from .errors import ConfigError
 
@@ -21,10 +20,7 @@ def prepare(cfg: Config, device: torch.device) -> None:
 
     Raises:
         ConfigError: the model cannot be deterministic on this device.
-        EnvironmentFault: something that the config asks for is not installed.
     """
-    if cfg.run.tensorboard:
-        summary_writer()
     if cfg.run.threads is not None:
         torch.set_num_threads(cfg.run.threads)
     if device.type == "cpu":

@@ -27,6 +27,7 @@ from .engine.lock import run_lock
 from .engine.log import start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
+from .engine.tensorboard import check_tensorboard
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
 from .errors import ConfigError
@@ -89,6 +90,8 @@ def train(
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         start_logging()
         prepare(cfg, device)
+        if cfg.run.tensorboard:
+            distributed.on_main(check_tensorboard)
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))

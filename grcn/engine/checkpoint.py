@@ -128,23 +128,29 @@ def keep_best(folder: Path, step: int) -> None:
     """Makes the checkpoint of a step ``best-<start of its SHA-256>.pt`` beside ``folder``, and removes the one before.
 
     Args:
-        folder: of the checkpoints; nothing happens if it has none of this step that is whole.
+        folder: of the checkpoints; nothing happens if it has none of this step that is whole, as when it was pruned
+            long after it became the best.
     """
     for path in _checkpoints(folder):
-        if _step(path) == step and path.stem.endswith(_digest(contents := path.read_bytes())):
-            best = folder.parent / f"best-{_digest(contents)}.pt"
+        best = folder.parent / f"best-{path.stem.partition('-')[2]}.pt"
+        if _step(path) != step or best.exists() and best.samefile(path):
+            continue
+        contents = path.read_bytes()
+        if path.stem.endswith(_digest(contents)):
+            for torn in folder.parent.glob(".tmp-best-*"):
+                torn.unlink()
             _link(path, best, contents)
             for other in folder.parent.glob("best-*.pt"):
                 if other != best:
-                    other.unlink(missing_ok=True)
+                    other.unlink()
 
 
 def _link(path: Path, other: Path, contents: bytes) -> None:
-    """Gives a file another name, or copies it where the disk knows no links, after whatever a crash has left."""
-    if other.exists():
-        return
+    """Gives a file another name as well, or copies it where the disk knows no links."""
+    temporary = other.parent / f".tmp-{other.name}"
     try:
-        os.link(path, other)
+        os.link(path, temporary)
+        temporary.replace(other)
         sync(other.parent)
     except OSError:
         write_durably(other, contents)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import EnvironmentFault, NonFiniteError, named
+from ..errors import NonFiniteError, named
 from .checkpoint import write_durably
 from .distributed import gather, is_main, mean
+from .tensorboard import Events
 
 logger = logging.getLogger("grcn")
 
@@ -79,9 +80,6 @@ class MetricsLog:
 
         Args:
             tensorboard: folder that gets the same numbers as events of TensorBoard.
-
-        Raises:
-            EnvironmentFault: TensorBoard is wanted and not installed.
         """
         self.path = path
         self._file = None
@@ -91,7 +89,7 @@ class MetricsLog:
             self._cut_back(step)
             self._file = path.open("a", encoding="utf-8")
             if tensorboard is not None:
-                self._events = summary_writer()(str(tensorboard), purge_step=step + 1)
+                self._events = Events(tensorboard, step)
 
     def _cut_back(self, step: int) -> None:
         if not self.path.exists():
@@ -115,7 +113,8 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line about training."""
         self._write_line({"step": step, **values})
-        self._write_events("train", step, values)
+        if self._events is not None:
+            self._events.write("train", step, values)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Appends an evaluation; returns it as written: NaN (a class without objects) as null."""
@@ -123,7 +122,8 @@ class MetricsLog:
             name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
         }
         self._write_line({"step": step, "metrics": values})
-        self._write_events("test", step, values)
+        if self._events is not None:
+            self._events.write("test", step, values)
         return values
 
     def _write_line(self, entry: Mapping[str, object]) -> None:
@@ -132,18 +132,10 @@ class MetricsLog:
                 self._file.write(json.dumps(entry, allow_nan=False) + "\n")
                 self._file.flush()
 
-    def _write_events(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
-        if self._events is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
-
     def sync(self) -> None:
         """Brings all lines to the disk: before a checkpoint that counts on them."""
         if self._file is not None:
             os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
 
     def close(self) -> None:
         """Writes out what is left."""
@@ -152,17 +144,6 @@ class MetricsLog:
         if self._file is not None:
             with named(self.path):
                 self._file.close()
-
-
-def summary_writer() -> type:
-    """Returns TensorBoard's writer (extra ``tb``)."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise EnvironmentFault(
-            "run.tensorboard: tensorboard is not installed; pip install 'grcn[tb]', or set it to false"
-        ) from error
-    return SummaryWriter
 
 
 def last_entry(path: Path) -> dict[str, Any]:

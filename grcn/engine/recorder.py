@@ -21,7 +21,8 @@ class Recorder:
     """Saves a model in training and writes down how it does.
 
     Every process has one and calls the same methods; the first one writes. Whatever moment it is
-    killed at, a new one that begins with the newest checkpoint's step leaves the same files.
+    killed at, a new one that begins with the newest checkpoint's step leaves the same log and
+    checkpoints.
 
     Attributes:
         losses: of the steps since the last line of the log.
@@ -89,16 +90,19 @@ class Recorder:
         if result is None:
             result = self._log.write_evaluation(step, evaluate(step))
             self._log.sync()
-        distributed.on_main(lambda: self._keep_best(step))
+            if self._best is not None and self._best not in result:
+                raise ValueError(f"best: an evaluation has no {self._best} (got {', '.join(result)})")
+        if self._best is not None:
+            distributed.on_main(self._keep_best)
         return result
 
-    def _keep_best(self, step: int) -> None:
-        if self._best is None:
-            return
-        scores = {at: metrics[self._best] for at, metrics in self._log.evaluations().items()}
-        known = {at: score for at, score in scores.items() if score is not None}
-        if known and max(known, key=lambda at: (known[at], -at)) == step:
-            checkpoint.keep_best(self._checkpoints, step)
+    def _keep_best(self) -> None:
+        """Keeps the best so far, the first of equals, as long as it is among the checkpoints."""
+        # An evaluation may be on record from before the metric was another.
+        scores = {step: metrics.get(str(self._best)) for step, metrics in self._log.evaluations().items()}
+        known = {step: score for step, score in scores.items() if score is not None}
+        if known:
+            checkpoint.keep_best(self._checkpoints, max(known, key=lambda step: (known[step], -step)))
 
     def __enter__(self) -> Recorder:
         return self

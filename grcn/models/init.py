@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ _RESIDUAL = 0.25
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, xavier: Sequence[str] = (".pool4.",)) -> None:
+def initialise(model: nn.Module, seed: int, xavier_context: bool = False) -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
@@ -40,7 +39,7 @@ def initialise(model: nn.Module, seed: int, xavier: Sequence[str] = (".pool4.",)
     VGG16), and other convolutions He-normal (fan in), which is what training without pretrained weights needs.
 
     Args:
-        xavier: parts of the names of the layers that are Xavier-uniform; conv(2,2,2)'s is ``.pool4.``.
+        xavier_context: the projections of the context attention are Xavier-uniform too.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -52,7 +51,7 @@ def initialise(model: nn.Module, seed: int, xavier: Sequence[str] = (".pool4.",)
         else:
             # The second head of detect-S is an addition, not the other task's copy: it has values of its own.
             own = name if ".second." in name else layer_name(name)
-            is_xavier = any(part in name for part in xavier)
+            is_xavier = ".pool4." in name or xavier_context and ".context." in name
             parameter.copy_(_draw(name, parameter, is_xavier, rng.hash_int(seed, rng.INIT, _number(own))))
 
 

@@ -276,6 +276,21 @@ def test_the_best_outlives_its_name_and_may_be_a_copy(tmp_path: Path, monkeypatc
     assert checkpoint.load(copy)["step"] == 2 and not best.exists()
 
 
+def test_a_damaged_best_is_replaced(tmp_path: Path) -> None:
+    """Both names are one file, so damage reaches both; then training goes over the step again."""
+    path = checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=1)
+    checkpoint.keep_best(path.parent, 1)
+    (best,) = tmp_path.glob("best-*.pt")
+    (tmp_path / ".tmp-best-0123.pt").touch()  # of a crash while it was copied
+    with path.open("r+b") as file:
+        file.write(b"damage")
+    assert path.read_bytes() == best.read_bytes()
+    checkpoint.save(path.parent, state_of(1), keep=1)
+    checkpoint.keep_best(path.parent, 1)
+    assert checkpoint.load(best)["step"] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == [best.name, "checkpoints"]
+
+
 def test_a_damaged_checkpoint_does_not_become_the_best(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=1)
     path.write_bytes(path.read_bytes()[:-1])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from grcn.engine.environment import write_environment
 from grcn.engine.log import MetricsLog, start_logging
+from grcn.engine.tensorboard import check_tensorboard
 from grcn.errors import EnvironmentFault
 
 
@@ -50,6 +51,8 @@ def test_tensorboard_shows_what_the_log_has(tmp_path: Path) -> None:
     """After a crash too: what the log was cut back by is not shown."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    with closing(MetricsLog(path, 0, events)):
+        assert not events.exists(), "nothing to say"
     with closing(MetricsLog(path, 0, events)) as metrics:
         metrics.write(10, {"lr": 0.5, "loss": 3.0})
         metrics.write(20, {"lr": 0.5, "loss": 9.0})  # of a step that no checkpoint has
@@ -66,12 +69,23 @@ def test_tensorboard_shows_what_the_log_has(tmp_path: Path) -> None:
     }
 
 
-def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(
-        EnvironmentFault, match=r"run.tensorboard: tensorboard is not installed; pip install 'grcn\[tb\]'"
-    ):
-        MetricsLog(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard")
+def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_tensorboard()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "tensorboard.summary.writer.record_writer")
+    with pytest.raises(EnvironmentFault, match=r"tensorboard is not installed; pip install 'grcn\[tb\]', or"):
+        check_tensorboard()
+
+
+def test_events_that_cannot_be_written_stop_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with closing(MetricsLog(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard")) as metrics:
+        for step in (10, 20):
+            metrics.write(step, {"loss": 1.0})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/tensorboard: no more events for TensorBoard (File exists)"
+    ]
 
 
 def test_environment(tmp_path: Path) -> None:

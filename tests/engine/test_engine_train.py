@@ -340,3 +340,28 @@ def test_the_best_after_an_interruption(tmp_path: Path, monkeypatch: pytest.Monk
     fit(toy(), batches(until), tmp_path, state=state, **options)
     (kept,) = tmp_path.glob("best-*.pt")
     assert checkpoint.load(kept)["step"] == 4
+
+
+def test_the_best_by_another_metric(tmp_path: Path) -> None:
+    """Evaluations on record may not have it; one that is made now must."""
+    options: dict[str, Any] = {"steps": 4, "eval_every": 2}
+    fit(toy(), batches(), tmp_path, best="ap", evaluate=lambda step: {"ap": 1.0}, **options | {"steps": 2})
+    (old,) = tmp_path.glob("best-*.pt")
+    _, state = checkpoint.newest(tmp_path / "checkpoints") or pytest.fail("no checkpoint")
+    fit(toy(), batches(2), tmp_path, state=state, best="ap50", evaluate=lambda step: {"ap50": 0.5}, **options)
+    (best,) = tmp_path.glob("best-*.pt")
+    assert best != old and checkpoint.load(best)["step"] == 4
+    with pytest.raises(ValueError, match="best: an evaluation has no app"):
+        fit(toy(), batches(), tmp_path / "new", best="app", evaluate=lambda step: {"ap": 1.0}, **options)
+
+
+def test_a_best_of_an_earlier_version_is_found(tmp_path: Path) -> None:
+    """A run that kept none has the checkpoint still: the next evaluation keeps it."""
+    evaluate = {2: 0.9, 4: 0.1}
+    options: dict[str, Any] = {"eval_every": 2, "evaluate": lambda step: {"ap": evaluate[step]}}
+    fit(toy(), batches(), tmp_path, steps=2, **options)
+    _, state = checkpoint.newest(tmp_path / "checkpoints") or pytest.fail("no checkpoint")
+    assert not list(tmp_path.glob("best-*.pt"))
+    fit(toy(), batches(2), tmp_path, steps=4, state=state, best="ap", **options)
+    (best,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(best)["step"] == 2

@@ -1,5 +1,7 @@
 """Every saving of the model against the plain form it replaces: losses, gradients and detections must not change."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,10 +9,12 @@ from support import small_batch, small_detector
 from torch.testing import assert_close
 from torchvision.ops import nms
 
-from grcn import boxes, rng
+from grcn import boxes, build_model, load_config, rng
 from grcn.models.context import ContextAttention
 from grcn.models.roi_heads import Detecting, RoIHeads, Sampling, _row_keys
 from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 PARTED = {
@@ -185,3 +189,20 @@ def test_placeholders_do_not_end_suppression_early():
         kept = boxes.first_of_nms(candidates, scores, 0.7, count)
         assert len(kept) == count
         assert torch.equal(kept, (~small).nonzero()[:, 0][expected[:count]])
+
+
+def test_initial_values_of_the_projections():
+    """They are the paper's for new layers, or Xavier's; all else is the same to the bit."""
+    built = {}
+    for init in ("gaussian", "xavier"):
+        overrides = [f"model.context.init={init}", "model.loc.last_pool=conv2x2_s2", "model.split=conv5"]
+        cfg = load_config(CONFIGS / "shapes/context_cls_tiny.yaml", overrides)
+        built[init] = dict(build_model(cfg.model, 9).named_parameters())
+    differing = {name for name, values in built["gaussian"].items() if not values.equal(built["xavier"][name])}
+    assert differing == {f"roi_heads.context.cls.{part}.weight" for part in ("query", "key")}
+    for name in differing:
+        gaussian, xavier = (built[init][name] for init in ("gaussian", "xavier"))
+        bound = (6 / sum(xavier.shape)) ** 0.5
+        assert 0.009 < gaussian.std() < 0.011 and 0.99 * bound < xavier.abs().max() <= bound
+    (conv,) = (values for name, values in built["xavier"].items() if "pool4" in name and values.dim() > 1)
+    assert conv.abs().max() <= (6 / (conv[0].numel() + conv[:, 0].numel())) ** 0.5
