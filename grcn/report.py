@@ -70,7 +70,9 @@ def score(
         for path in folder.iterdir():  # the log is going to count on them
             if path.is_file():
                 sync(path)
-        logger.info("results, detections and pictures are in %s", folder)
+        main = metrics[cfg.eval.best_metric]
+        figure = "without objects" if main is None else f"{100 * main:.1f} %"
+        logger.info("%s: %s %s; results, detections and pictures in it", folder, cfg.eval.best_metric, figure)
         return metrics
 
 

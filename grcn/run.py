@@ -45,7 +45,7 @@ logger = logging.getLogger("grcn")
 
 
 def default_folder(path: str | Path, cfg: Config, torchvision: bool = False) -> Path:
-    """Returns ``runs/<data>/<config>/seed<k>`` for a config file, and for that of a run its own folder."""
+    """Returns ``runs/<folder of the config>/<config>/seed<k>``, and for the config of a run its own folder."""
     path = Path(path)
     if (path.parent / "env.json").exists():
         return path.parent
@@ -172,6 +172,8 @@ def _report(folder: Path, cfg: Config) -> None:
     """Writes the page about a run, which is worth nothing beside the run: a full disk is a warning."""
     try:
         write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
+        best = "".join(f", the best checkpoint {path}" for path in folder.glob("best-*.pt"))
+        logger.info("the report is %s%s", folder / "report.html", best)
     except OSError as error:
         logger.warning("%s: no report.html (%s)", folder, error.strerror or error)
 

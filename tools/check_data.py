@@ -16,7 +16,9 @@ def main() -> None:
     """Reads the command line and checks."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file; its data section says what to check")
-    parser.add_argument("--output-dir", type=Path, help="where the report goes (default: runs/<data>/<config>/check)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="where the report goes (default: runs/<folder of the config>/<config>/check)"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the summary")
     parser.add_argument("--fast", action="store_true", help="decode no image; the annotations and a sample of headers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")

@@ -16,7 +16,9 @@ def main() -> None:
     """Reads the command line and trains."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file, as configs/voc/grcn_vgg16.yaml")
-    parser.add_argument("--output-dir", type=Path, help="run folder (default: runs/<data>/<config>/seed<k>)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="run folder (default: runs/<folder of the config>/<config>/seed<k>)"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint, if any")
     start.add_argument("--resume-from", type=Path, metavar="FILE", help="continue from this checkpoint")

@@ -74,7 +74,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or not a checkpoint of ours; its weights are
             not finite.
     """
-    contents = read_file(path, "pass an existing checkpoint, as step_00001000-….pt")
+    contents = read_file(path, f"pass an existing checkpoint, as {_near(path)}")
     _verify(path, contents)
     try:
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
@@ -86,6 +86,13 @@ def load(path: Path) -> dict[str, Any]:
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     return state
+
+
+def _near(path: Path) -> str:
+    """Names a checkpoint that may be meant by a path that is none, such as the folder of a run."""
+    folders = (path / "checkpoints", path, path.parent)
+    found = [*path.glob("best-*.pt"), *(newest for folder in folders for newest in _checkpoints(folder)[-1:])]
+    return str(found[0]) if found else "step_00001000-….pt"
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -86,7 +86,8 @@ class StopSignals:
             if first is None:
                 first = time.monotonic()
                 if os.environ.get("LOCAL_RANK", "0") == "0":
-                    logger.info("signal %d: stopping; a second one ends the process at once", number[0])
+                    name = signal.Signals(number[0]).name
+                    logger.info("%s: stopping; a second one ends the process at once", name)
             elif time.monotonic() - first >= self._one_request:
                 os._exit(128 + number[0])
         os.close(received)

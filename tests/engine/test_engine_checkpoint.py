@@ -296,3 +296,14 @@ def test_a_damaged_checkpoint_does_not_become_the_best(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     checkpoint.keep_best(path.parent, 1)
     assert not list(tmp_path.glob("best-*.pt"))
+
+
+def test_a_path_that_is_no_checkpoint_names_one_that_is(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=2)
+    saved = checkpoint.save(tmp_path / "checkpoints", state_of(2), keep=2)
+    for wrong in (tmp_path, saved.parent, saved.parent / "step_00000002-….pt"):
+        with pytest.raises(CheckpointError, match=f"; pass an existing checkpoint, as {saved}$"):
+            checkpoint.load(wrong)
+    checkpoint.keep_best(saved.parent, 1)
+    with pytest.raises(CheckpointError, match=r"a folder; pass an existing checkpoint, as .*/best-[0-9a-f]{16}\.pt$"):
+        checkpoint.load(tmp_path)

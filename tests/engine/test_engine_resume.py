@@ -48,7 +48,7 @@ def test_program_killed_stopped_and_continued(tmp_path: Path, straight: dict[str
     assert reached < newest_step(tmp_path) < 40
     told = (tmp_path / "stderr_0.txt").read_text().splitlines()
     saved = f"grcn: stopped by a signal; step {newest_step(tmp_path)} is saved, run again with --resume"
-    assert sorted(told) == ["grcn: signal 15: stopping; a second one ends the process at once", saved]
+    assert sorted(told) == ["grcn: SIGTERM: stopping; a second one ends the process at once", saved]
 
     assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
     assert results(tmp_path) == straight
