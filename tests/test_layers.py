@@ -22,7 +22,10 @@ ALLOWED = {
     },
     "study": {"build", "compat", "config", "configfile", "charts", "data", "engine", "evaluation", "study", "twin"},
     "prepare": {"data", "engine"},
-    "browse": {"build", "compat", "config", "data", "draw", "engine", "models", "samples", "sheet"},
+    "browse": {
+        *("build", "compat", "config", "data", "draw", "engine", "models", "picture_file", "samples", "sheet"),
+    },
+    "picture_file": {"engine"},
     "sheet": {"draw", "samples"},
     "samples": {"boxes", "models"},
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},
@@ -58,7 +61,7 @@ ALLOWED = {
     "rng": set(),
     "predict": {"build", "compat", "configfile", "data", "engine", "models"},
     "walkthrough": {"boxes", "models"},
-    "panels": {"draw", "models", "predict", "walkthrough"},
+    "walkthrough_picture": {"draw", "models", "predict", "walkthrough"},
     "__init__": {"build", "configfile", "models", "predict"},
 }
 HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}
