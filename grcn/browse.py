@@ -23,6 +23,7 @@ from .engine import checkpoint, distributed
 from .engine.evaluate import move_images, move_targets
 from .engine.log import bar_seconds, start_logging
 from .errors import CheckpointError
+from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
 from .models.weights import load_weights
@@ -78,8 +79,7 @@ def browse(
     check_output(path)
     start_logging()
     device = distributed.local_device(cfg.run.device)
-    torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-    torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
+    prepare(cfg, device)
     data = build.build_train_split(cfg.data)
     start = _start(cfg, data.table, weights, allow_changes, needed="rois" in panels)
     first = start.step if step is None else step - 1
@@ -163,11 +163,11 @@ def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool,
     if weights is not None:
         state = checkpoint.load(weights)
         check_classes(state, weights, table)
+        check_model(cfg, state, weights, allow_changes)
         try:
             checkpoint.restore(state, model)
         except CheckpointError as error:
             raise CheckpointError(f"{weights}: {error}") from error
-        check_model(cfg, state, weights, allow_changes)
         return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)
@@ -181,7 +181,7 @@ def _fed(
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
     device = model.transform.mean.device
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
+    amp = AMP[cfg.run.amp]
     share = cfg.train.batch // cfg.train.accumulate
     batches = itertools.islice(_batches(cfg, data, first, cfg.train.accumulate), -(-count // share))
     samples: list[Sample] = []
@@ -190,7 +190,7 @@ def _fed(
         if panels == ["inputs"]:
             samples += inputs_of(model.transform, *fed)
             continue
-        with amp:
+        with torch.autocast(device.type, amp, enabled=amp is not None):
             samples += samples_of(model, *fed, rois="rois" in panels)
     return samples[:count]
 
@@ -205,5 +205,5 @@ def _batches(cfg: Config, data: build.Split, first: int, accumulate: int) -> Ite
 
 def _title(table: Table, sample: Sample) -> str:
     number = int(sample.target["image_id"])
-    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.image_ids.dtype.kind == "i" else number
+    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
     return title_of(table, row) + ", mirrored" * sample.target["mirrored"]

@@ -13,6 +13,8 @@ from .engine.log import summary_writer
 from .engine.memory import keep_freed_memory
 from .errors import ConfigError
 
+AMP = {"none": None, "bf16": torch.bfloat16}
+
 logger = logging.getLogger("grcn")
 
 
