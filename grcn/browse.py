@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from . import build
@@ -26,15 +22,16 @@ from .draw import contact_sheet, title_of
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images, move_targets
 from .engine.log import bar_seconds, start_logging
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError
+from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
 from .models.weights import load_weights
+from .picture_file import check_output, write_picture
 from .samples import Sample, inputs_of, samples_of
 from .sheet import Panel, draw_sheet, overlap_text
 
 MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
-SUFFIXES = (".png", ".jpg", ".jpeg")
 _INPUTS = 8  # images at most of the picture in a run's folder
 
 logger = logging.getLogger("grcn")
@@ -79,11 +76,10 @@ def browse(
     Raises:
         UserError: whatever is wrong with arguments, data, checkpoint or machine.
     """
-    _check_output(path)
+    check_output(path)
     start_logging()
     device = distributed.local_device(cfg.run.device)
-    torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-    torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
+    prepare(cfg, device)
     data = build.build_train_split(cfg.data)
     start = _start(cfg, data.table, weights, allow_changes, needed="rois" in panels)
     first = start.step if step is None else step - 1
@@ -98,7 +94,7 @@ def browse(
     if "rois" in panels:
         heading.append(f"RoIs are sampled from the proposals of {start.told}")
     sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
-    _write(sheet, path)
+    write_picture(sheet, path)
     return "\n".join([*heading, *figures(samples, cfg.model.anchors.sizes), f"drawn in {path}"])
 
 
@@ -117,7 +113,7 @@ def write_inputs(cfg: Config, data: build.Split, transform: DetectionTransform, 
     path.parent.mkdir(exist_ok=True)
     titles = [_title(data.table, sample) for sample in samples]
     shown = [sample.image for sample in samples], [sample.target for sample in samples]
-    _write(contact_sheet(*shown, data.table.classes, titles=titles), path)
+    write_picture(contact_sheet(*shown, data.table.classes, titles=titles), path)
 
 
 def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
@@ -157,17 +153,6 @@ def _per_image(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f} per image ({min(counts)} to {max(counts)})"
 
 
-def _check_output(path: Path) -> None:
-    """Finds out before anything is computed that the picture cannot be written, and makes its folder."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: not a picture's name; end it in {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-
-
 def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool, needed: bool) -> _Start:
     """Builds the model with the weights of a checkpoint, or else with those that training starts from.
 
@@ -178,11 +163,11 @@ def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool,
     if weights is not None:
         state = checkpoint.load(weights)
         check_classes(state, weights, table)
+        check_model(cfg, state, weights, allow_changes)
         try:
             checkpoint.restore(state, model)
         except CheckpointError as error:
             raise CheckpointError(f"{weights}: {error}") from error
-        check_model(cfg, state, weights, allow_changes)
         return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)
@@ -196,7 +181,7 @@ def _fed(
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
     device = model.transform.mean.device
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
+    amp = AMP[cfg.run.amp]
     share = cfg.train.batch // cfg.train.accumulate
     batches = itertools.islice(_batches(cfg, data, first, cfg.train.accumulate), -(-count // share))
     samples: list[Sample] = []
@@ -205,7 +190,7 @@ def _fed(
         if panels == ["inputs"]:
             samples += inputs_of(model.transform, *fed)
             continue
-        with amp:
+        with torch.autocast(device.type, amp, enabled=amp is not None):
             samples += samples_of(model, *fed, rois="rois" in panels)
     return samples[:count]
 
@@ -220,11 +205,5 @@ def _batches(cfg: Config, data: build.Split, first: int, accumulate: int) -> Ite
 
 def _title(table: Table, sample: Sample) -> str:
     number = int(sample.target["image_id"])
-    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.image_ids.dtype.kind == "i" else number
+    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
     return title_of(table, row) + ", mirrored" * sample.target["mirrored"]
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
-    checkpoint.write_durably(path, encoded.getbuffer())

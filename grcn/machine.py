@@ -12,6 +12,8 @@ from .config import Config
 from .engine.memory import keep_freed_memory
 from .errors import ConfigError
 
+AMP = {"none": None, "bf16": torch.bfloat16}
+
 logger = logging.getLogger("grcn")
 
 

@@ -33,12 +33,12 @@ from .engine.train import train as train_loop
 from .errors import ConfigError
 from .evaluation.detections import check_objects
 from .initial import load_initial
-from .machine import prepare
+from .machine import AMP, prepare
 from .models.detector import Detector, count_parameters, to_device
 from .models.features import TASKS, memory_formats
 from .report import score
 from .runpage import write_report
-from .scoring import AMP, detect_all
+from .scoring import detect_all
 from .twin import baseline_of, torchvision_twin
 
 logger = logging.getLogger("grcn")

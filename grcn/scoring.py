@@ -22,11 +22,9 @@ from .engine.log import start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
 from .errors import ConfigError
-from .machine import prepare
+from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .report import score
-
-AMP = {"none": None, "bf16": torch.bfloat16}
 
 
 def folder_beside(given: Path, kind: str) -> Path:

@@ -1,6 +1,6 @@
-"""Draws what a training step is fed: a row for each image, with its inputs, anchors and RoIs beside each other.
+"""Draws what a training step is fed: inputs, anchors and RoIs of each image, beside each other.
 
-Every object has a colour of its own, the same in all pictures of its row, and so has whatever belongs to it.
+Every object has a colour of its own, the same in all pictures of its image, and so has whatever belongs to it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .draw import BLUE, GREY, VERMILION, draw_boxes, grid, titled
+from .predict import as_tensor
 from .samples import Anchors, RoIs, Sample
 
 Panel = Literal["inputs", "anchors", "rois"]
@@ -151,7 +152,7 @@ def _drawn(
         line = 1 if color in (GREY, _LIGHT_GREY) else 2
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
     colors = [_color(index) for index in range(len(objects))]
-    return draw_boxes(_tensor(picture), objects * scale, captions, colors)
+    return draw_boxes(as_tensor(picture), objects * scale, captions, colors)
 
 
 def _widened(picture: Image.Image, width: int) -> Image.Image:
@@ -161,12 +162,6 @@ def _widened(picture: Image.Image, width: int) -> Image.Image:
     wide = Image.new("RGB", (width, picture.height), "white")
     wide.paste(picture)
     return wide
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    """Returns a picture as uint8 ``[3, h, w]``."""
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.view(picture.height, picture.width, 3).permute(2, 0, 1)
 
 
 def _rows(boxes: Tensor, owner: Tensor) -> list[tuple[list[float], int]]:

@@ -107,7 +107,7 @@ def walk(model: Detector, picture: Tensor) -> Walk:
 
 
 def as_text(walked: Walk, classes: Sequence[str]) -> str:
-    """Explains a walk in numbered steps, those of the panels of :func:`grcn.panels.draw`.
+    """Explains a walk in numbered steps, those of the panels of :func:`grcn.walkthrough_picture.draw`.
 
     Args:
         classes: names of the labels 1..C.

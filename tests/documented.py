@@ -5,9 +5,10 @@ They run in a folder that looks like a checkout, in the order of the pages, prep
 what those before it have left there. What is changed of them is listed here and nowhere else:
 
 - real data sets are tiny ones, published by a local server; networks are small (``NETWORKS``, :func:`shrink`);
-- settings and flags are appended (``SETTINGS``, ``FLAGS``), and there is one seed and one process;
+- settings and flags are appended (``SETTINGS``, ``FLAGS``), and there is one seed and one process, but for a torchrun
+  with two;
 - SLURM's commands are a shell's, with one task (:func:`stand_in_for_slurm`);
-- names that stand for a file of the user's become files that an earlier command left (:func:`fill`).
+- names that stand for a file of the user's become files that an earlier command left (``FILLED``, :func:`fill`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ EXEMPT = {
 INSTEAD = {"make demo": "python tools/demo.py"}  # make would make .venv first
 SHORTER = {
     "--seeds 0 1 2": "--seeds 0",
-    "--nproc-per-node=4": "--nproc-per-node=1",
+    "--nproc-per-node=4": "--nproc-per-node=2",
     "--nproc-per-node=8": "--nproc-per-node=1",
     "--nnodes=2": "--nnodes=1 --local-addr=localhost",  # which needs no name server
     "--rdzv-endpoint=host0:29500": "--rdzv-endpoint=localhost:0",
@@ -71,6 +72,12 @@ SETTINGS = {
 }  # fmt: skip
 NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_resnet"}  # of a config that is named
 NO_SETTINGS = ("tools/prepare_data.py", "tools/predict.py", "tools/walkthrough.py")
+FILLED = {
+    "C": "configs/shapes/grcn_tiny.yaml",
+    "W": "runs/shapes/grcn_tiny/seed0/checkpoints/step_*.pt",
+    "detections.json": "runs/coco/*/seed0/eval/step_*/detections.json",
+    "folder/": "runs/**/devkit",
+}
 FLAGS = {
     "tools/benchmark.py": ("--repeats", "1"),
     "tools/reproduce.py --table 4": ("--draws", "10", "--output-dir", "runs/table4"),  # runs/voc has another network
@@ -118,12 +125,15 @@ def settings(command: str) -> list[str]:
 
 def fill(word: str, place: Path) -> str:
     """Puts a file that is there for a word that stands for one."""
-    kinds = {
-        "detections.json": "runs/coco/*/seed0/eval/step_*/detections.json",
-        "folder/": "runs/**/devkit",
-        word if "…" in word else None: re.sub("step_.*", "step_*.pt", word),
-    }
-    return str(max(place.glob(kinds[word]))) if word in kinds else word
+    if "…" in word:  # of a checkpoint's name
+        pattern = re.sub(r"(step_|best-)[^/]*…", r"\1*", word)
+    elif word in FILLED:
+        pattern = FILLED[word]
+    else:
+        return word
+    found = sorted(place.glob(pattern))
+    assert found, f"{word}: no command before has left {pattern}"
+    return str(found[-1])
 
 
 def shrink(url: str) -> None:

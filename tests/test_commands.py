@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -44,9 +45,14 @@ def checkout(tmp_path: Path) -> Path:
 def test_every_command_runs(data: str, checkout: Path, server: Server) -> None:
     mine = [line for line in COMMANDS if documented.data_of(line) == data]
     assert mine
+    failures = []
     for line in mine:
         if not line.startswith(tuple(documented.EXEMPT)):
-            run(line, checkout, server.url)
+            try:
+                run(line, checkout, server.url)
+            except AssertionError as error:
+                failures.append(str(error))
+    assert not failures, "\n\n".join([f"{len(failures)} of {len(mine)} commands fail", *failures])
 
 
 def run(line: str, place: Path, url: str) -> None:
@@ -81,6 +87,16 @@ def test_a_command_that_cannot_run_is_named(checkout: Path) -> None:
     for line in ("python tools/nothing.py --config C", "python tools/walkthrough.py --imagine"):
         with pytest.raises(AssertionError, match=line):
             run(line, checkout, "")
+
+
+def test_a_file_that_no_command_has_left_is_named(tmp_path: Path) -> None:
+    for name in ("step_00000002-0123.pt", "best-0123.pt"):
+        word = re.sub("0+2-0123|0123", "…", name)
+        with pytest.raises(AssertionError, match=re.escape(word)):
+            documented.fill(word, tmp_path)
+        (tmp_path / name).touch()
+        assert documented.fill(word, tmp_path) == str(tmp_path / name)
+    assert documented.fill("--output", tmp_path) == "--output"
 
 
 def test_no_exemption_is_of_a_command_that_is_gone() -> None:

@@ -1,7 +1,7 @@
 """Draws what a model is fed in training: python tools/browse.py --config C [--checkpoint W] [key=value ...]
 
-A row for each image: as the network sees it, with ground truth; with the anchors, and with the RoIs that the losses of
-a training step read. Figures of them go to stdout. docs/data.md says how to read the picture.
+Each image up to three times, side by side: as the network sees it, with ground truth; with the anchors, and with the
+RoIs that the losses of a training step read. Figures of them go to stdout. docs/data.md says how to read the picture.
 """
 
 import argparse

@@ -11,7 +11,6 @@ from pathlib import Path
 from grcn import errors
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes" / "grcn_tiny.yaml"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROW = 30  # of the built-in test images
 
 
@@ -20,19 +19,21 @@ def main() -> None:
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="W", help="checkpoint of tools/train.py, of any model")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a photo or drawing")
-    parser.add_argument("--output", type=Path, default=Path("walkthrough.png"), metavar="FILE", help="picture to write")
+    parser.add_argument(
+        "--output", type=Path, default=Path("walkthrough.png"), metavar="FILE", help="picture to write, PNG or JPEG"
+    )
     args = parser.parse_args()
-    if args.output.suffix.lower() not in SUFFIXES:
-        parser.error(f"argument --output: a picture, {', '.join(SUFFIXES)} (got {args.output})")
 
     import torch  # seconds
 
     import grcn
     from grcn.build import build_test_split, usual_classes
-    from grcn.panels import draw
+    from grcn.picture_file import check_output, write_picture
     from grcn.predict import Predictor, as_tensor
     from grcn.walkthrough import as_text, walk
+    from grcn.walkthrough_picture import draw
 
+    check_output(args.output)
     cfg = grcn.load_config(CONFIG)
     if args.checkpoint:
         detector = grcn.load(args.checkpoint, "cpu")
@@ -43,9 +44,7 @@ def main() -> None:
 
     walked = walk(detector.model, picture)
     print(as_text(walked, detector.classes))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with errors.named(args.output):
-        draw(walked, detector.classes).save(args.output)
+    write_picture(draw(walked, detector.classes), args.output)
     print(f"\nThe picture: {args.output}")
 
 

@@ -166,14 +166,13 @@ def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[
     boxes = torch.from_numpy(table.boxes[objects][keep])
     if sample.mirrored:
         image, boxes = horizontal_flip(image, boxes)
-    has_ids = table.image_ids.dtype.kind == "i"
     target = {
         "boxes": boxes.numpy().astype(np.float32),
         "labels": table.labels[objects][keep].astype(np.int64),
         "area": table.area[objects][keep],
         "iscrowd": table.iscrowd[objects][keep].astype(np.int64),
         "difficult": table.difficult[objects][keep],
-        "image_id": np.array(table.image_ids[sample.row] if has_ids else sample.row, np.int64),
+        "image_id": np.array(table.image_ids[sample.row] if table.has_ids else sample.row, np.int64),
         "mirrored": sample.mirrored,
         "rng_key": sample.rng_key,
         "batch_sizes": sample.batch_sizes,

@@ -60,6 +60,11 @@ class Table:
         """Returns N, the number of images."""
         return len(self.image_ids)
 
+    @property
+    def has_ids(self) -> bool:
+        """Tells whether images are called by numbers, COCO's ids, and not by the stems of their files."""
+        return bool(self.image_ids.dtype.kind == "i")
+
     def objects(self, row: int) -> slice:
         """Returns the slice of the per-object arrays that belongs to image ``row``."""
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
@@ -91,10 +96,10 @@ class Table:
         Raises:
             DataError: two folders hold images of the same stem, so it does not tell which.
         """
-        if self.image_ids.dtype.kind == "S":
-            check_unique(self.name, self.image_ids)
-            return [os.fsdecode(stem) for stem in self.image_ids.tolist()]
-        return self.image_ids.tolist()
+        if self.has_ids:
+            return self.image_ids.tolist()
+        check_unique(self.name, self.image_ids)
+        return [os.fsdecode(stem) for stem in self.image_ids.tolist()]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the contents in hex; name and root do not count."""
@@ -131,7 +136,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     name = "+".join(table.name for table in tables)
     ids, files = joined("image_ids"), joined("files")
     # VOC's stems may repeat in two folders, its files may not; COCO's ids may not either.
-    check_unique(name, files if ids.dtype.kind == "S" else ids)
+    check_unique(name, ids if first.has_ids else files)
     starts = np.cumsum([0] + [len(table.boxes) for table in tables])
     offsets = [table.offsets[:-1] + start for table, start in zip(tables, starts, strict=False)]
     return Table(

@@ -48,15 +48,14 @@ _RELEASES: dict[str, type[WeightsEnum]] = {
     "resnet50": ResNet50_Weights,
     "resnet101": ResNet101_Weights,
 }
-# Of the batch norms of torchvision and of Caffe alike, but for these releases, whose frozen norms were made without;
-# the last part of a release's name is the beginning of its SHA-256.
+# Of the batch norms of torchvision and of Caffe alike, but for these releases, to whose frozen norms torchvision gives
+# none; the last part of a release's name is the beginning of its SHA-256.
 _EPS = 1e-5
 _WITHOUT_EPS = tuple(
     Path(weights.url).stem.rpartition("-")[2]
     for weights in (
         FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
         MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
-        KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY,
         KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
         RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torchvision.models import WeightsEnum, detection, get_model, get_model_weights, list_models
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
 
 from grcn.build import build_model
@@ -64,11 +65,29 @@ def test_the_trunk_of_a_detector_is_ours(trained, monkeypatch, request):
     assert normalisation.std == tuple(theirs.transform.image_std)
 
 
+RELEASES = [
+    (name, entry) for name in list_models(module=detection) for entry in get_model_weights(name) if "resnet" in name
+]
+
+
+@pytest.mark.parametrize("name,entry", RELEASES, ids=[f"{name}-{entry.name}" for name, entry in RELEASES])
+def test_the_releases_without_epsilon_are_torchvisions(name, entry, monkeypatch):
+    """Its builder sets the epsilon of what it loads a release into, whose name has the beginning of its SHA-256."""
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **options: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *args, **options: None)
+    with torch.device("meta"):
+        body = get_model(name, weights=entry).backbone.body
+    (eps,) = {module.eps for module in body.modules() if hasattr(module, "running_var")}
+    assert eps == (0.0 if entry.url.endswith(tuple(f"-{digest}.pth" for digest in weights._WITHOUT_EPS)) else 1e-5)
+
+
+def test_every_digest_is_of_a_release():
+    assert all(any(digest in entry.url for _, entry in RELEASES) for digest in weights._WITHOUT_EPS)
+
+
 def test_published_frozen_norms_have_no_epsilon(trained, monkeypatch, request):
-    """Of the releases whose SHA-256 torchvision has in their name; it sets the epsilon of what it loads them into."""
     _, path, state = trained
     monkeypatch.chdir(request.config.rootpath)
-    assert "258fb6c6" in weights._WITHOUT_EPS and len(weights._WITHOUT_EPS) == 5
     scale, variance = (state[f"backbone.body.bn1.{name}"].float() for name in ("weight", "running_var"))
     ours = detector("coco/grcn_resnet50", f"torchvision:{path}")
     for epsilon in (1e-5, 0.0):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .draw import GREY, VERMILION, contact_sheet, draw_boxes
 from .models.features import TASKS
 from .models.roi_pool import RoIPool
+from .models.transform import ImageBatch
 from .predict import as_tensor
 from .walkthrough import Walk
 
@@ -57,7 +58,8 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
         classes: names of the labels 1..C.
     """
     specs, names = walked.model.backbone.feature_specs, ("background", *classes)
-    image = _input(walked)
+    height, width = walked.tensor.shape[1:]
+    image = walked.model.transform.pictures(ImageBatch(walked.tensor[None], [(height, width)]))[0].cpu()
     whole = Window(0, 0, max(image.shape[1:]))
     roi, shown = whole.place(walked.roi[None]), whole.show(image)
     panels = {"input, and a RoI": draw_boxes(shown, roi)}
@@ -91,13 +93,6 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
         columns=3,
         width=SIDE,
     )
-
-
-def _input(walked: Walk) -> Tensor:
-    """Returns the network's input as it looked before it was normalised, RGB in 0-1."""
-    transform = walked.model.transform
-    image = walked.tensor * transform.std + transform.mean
-    return (image.flip(0) if transform.normalisation.bgr else image).clamp(0, 1).cpu()
 
 
 def _coloured(shares: Tensor) -> Tensor:
