@@ -12,7 +12,7 @@ Pictures = Mapping[tuple[str, str], Sequence[tuple[str, bytes]]]
 
 _STYLE = """
 .bar { display: inline-block; height: .7em; background: #0072B2; } .second { background: #56B4E9; }
-td.bars { text-align: left; width: 24em; }
+.bars { text-align: left; } td.bars { width: 24em; }
 .finding { margin: .4em 0; border-left: .4em solid #999; padding-left: .8em; } .key { width: 1em; }
 .error { border-color: #C00000; } .warning { border-color: #E69F00; }
 """
@@ -72,7 +72,7 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
         for one in classes
     ]
     key = '<span class="bar key"></span> train <span class="bar second key"></span> test'
-    return "<h2>Objects by class</h2>" + table(["class", "train", "test", f'<td class="bars">{key}</td>'], rows)
+    return "<h2>Objects by class</h2>" + table(["class", "train", "test", f'<div class="bars">{key}</div>'], rows)
 
 
 def _anchors(anchors: Mapping[str, Any]) -> str:

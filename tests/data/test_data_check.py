@@ -521,6 +521,9 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     told = as_text(report)
     assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
     assert "\nmodel.anchors.sizes=[" in told and "] model.anchors.ratios=[" in told
+    source = (tmp_path / "out/check.html").read_text()
+    assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
+    assert "<pre>model.anchors.sizes=[" in source and "</span> train <span" in source
 
 
 def test_objects_are_seen_at_the_networks_scale():
