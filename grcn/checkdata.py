@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from . import build
 from .anchor_fit import Anchors, fit, objects_of
-from .checkpage import page
+from .checkpage import page, settings
 from .config import Config, Data, ShapesData
 from .data.check import Example, FaultCounter, Finding, check_tables, class_counts, finding
 from .data.check_images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
 from .data.faults import Fault
 from .data.table import Table
 from .data.transforms import read_image
-from .draw import draw_boxes
+from .draw import contact_sheet, draw_boxes
 from .errors import DataError, named, one_line
 
 SEVERITIES = ("error", "warning", "note")
 PER_KIND, MOST_PICTURES = 4, 40  # pictures on the page
+SAMPLES = 8  # images of each side, whatever was found in them
 _SIDE = 320  # of pictures, in pixels
 
 Side = Literal["train", "test"]
@@ -88,7 +90,9 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         "complete": not fast,
     }
     pictures = _pictures(findings, {"train": train, "test": test})
-    for name, text in (("check.json", json.dumps(report, indent=1)), ("check.html", page(report, pictures))):
+    sheets = {} if fast else {"train": _sheet(train), "test": _sheet(test)}
+    shown = page(report, pictures, {side: sheet for side, sheet in sheets.items() if sheet})
+    for name, text in (("check.json", json.dumps(report, indent=1)), ("check.html", shown)):
         with named(folder / name):
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     return report
@@ -126,8 +130,10 @@ def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
         return f"{what} sizes [{', '.join(sizes)}], ratios [{', '.join(ratios)}]: {found}"
 
     better = anchors["suggestion"]
-    last = "none that find more were found" if better is None else line("better:", better)
-    return [line(f"anchors, stride {anchors['stride']}:", anchors), last]
+    first = line(f"anchors, stride {anchors['stride']}:", anchors)
+    if better is None:
+        return [first, "none that find more were found"]
+    return [first, line("better:", better), settings(better)]
 
 
 def raise_errors(report: dict[str, Any], folder: Path) -> None:
@@ -247,6 +253,22 @@ def _pictures(
     return drawn
 
 
+def _sheet(read: _Read) -> bytes:
+    """Draws images from all over a side with their objects; nothing where none can be read."""
+    table = read.table
+    if table is None:
+        return b""
+    images, targets = [], []
+    for row in sorted({number * (len(table) - 1) // (SAMPLES - 1) for number in range(SAMPLES)}):
+        file = table.files[row].decode(errors="replace")
+        image = read.picture(Example(file, file, row))
+        if image is not None:
+            images.append(image)
+            fields = ("boxes", "labels", "difficult", "iscrowd")
+            targets.append({name: getattr(table, name)[table.objects(row)] for name in fields})
+    return _jpeg(contact_sheet(images, targets, table.classes)) if images else b""
+
+
 def _image(root: str, example: Example) -> Tensor | None:
     try:
         return read_image(os.path.join(root, example.image)) if example.image else None
@@ -263,6 +285,10 @@ def _drawn(image: Tensor, example: Example) -> bytes:
         image, corner = _surroundings(image, box)
         boxes = (box - corner.repeat(2))[None]
     picture = draw_boxes(image, boxes, scale=_SIDE / max(image.shape[1:]))
+    return _jpeg(picture)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

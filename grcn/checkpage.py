@@ -12,17 +12,19 @@ Pictures = Mapping[tuple[str, str], Sequence[tuple[str, bytes]]]
 
 _STYLE = """
 .bar { display: inline-block; height: .7em; background: #0072B2; } .second { background: #56B4E9; }
-td.bars { text-align: left; width: 24em; }
+.bars { text-align: left; } td.bars { width: 24em; }
+.finding { margin: .4em 0; border-left: .4em solid #999; padding-left: .8em; } .key { width: 1em; }
 .error { border-color: #C00000; } .warning { border-color: #E69F00; }
 """
 
 
-def page(report: Mapping[str, Any], pictures: Pictures) -> str:
+def page(report: Mapping[str, Any], pictures: Pictures, sheets: Mapping[str, bytes]) -> str:
     """Returns the page.
 
     Args:
         report: as :func:`grcn.checkdata.check_data` returns it.
         pictures: captions and JPEG files, by kind and split of a finding.
+        sheets: JPEG files of some images with their objects, by side.
     """
     title = f"Data check: {report['data']['root']}"
     parts = [_numbers(report["data"])]
@@ -35,6 +37,8 @@ def page(report: Mapping[str, Any], pictures: Pictures) -> str:
     parts.append(_classes(report["classes"]))
     if report["anchors"] and report["anchors"]["objects"]:
         parts.append(_anchors(report["anchors"]))
+    for side, sheet in sheets.items():
+        parts += [f"<h2>Some images: {side}</h2>", html.picture(sheet, kind="jpeg")]
     return html.page(title, parts, _STYLE)
 
 
@@ -52,8 +56,11 @@ def _finding(one: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> s
     figures = "".join(html.picture(picture, caption, "jpeg", "20em") for caption, picture in pictures)
     severity, split, told, kind = (text(one[key]) for key in ("severity", "split", "text", "kind"))
     opened = " open" * (severity == "error")
+    line = f"<b>{severity}</b> {split}: {told} <code>{kind}</code>"
+    if not places and not figures:
+        return f'<div class="finding {severity}">{line}</div>'
     return (
-        f'<details class="{severity}"{opened}><summary><b>{severity}</b> {split}: {told} <code>{kind}</code></summary>'
+        f'<details class="{severity}"{opened}><summary>{line}</summary>'
         f'<div class="places">{places}</div>{figures}</details>'
     )
 
@@ -64,7 +71,8 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
         [text(one["name"]), str(one["train"]), str(one["test"]), _bars((one["train"], one["test"]), most)]
         for one in classes
     ]
-    return "<h2>Objects by class</h2>" + table(["class", "train", "test", ""], rows)
+    key = '<span class="bar key"></span> train <span class="bar second key"></span> test'
+    return "<h2>Objects by class</h2>" + table(["class", "train", "test", f'<div class="bars">{key}</div>'], rows)
 
 
 def _anchors(anchors: Mapping[str, Any]) -> str:
@@ -78,6 +86,8 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
     parts.append(table(["anchors", *head[1:]], rows))
     if anchors["suggestion"] is None:
         parts.append("<p>None that find more were found.</p>")
+    else:
+        parts.append(f"<p>To set the better ones:</p><pre>{text(settings(anchors['suggestion']))}</pre>")
     for key, name in (("buckets", "square root of area"), ("aspects", "height / width")):
         most = max(one["count"] for one in anchors[key])
         rows = [
@@ -92,6 +102,13 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
         ]
         parts.append(table([name, "objects", *head[3:], ""], rows))
     return "\n".join(parts)
+
+
+def settings(anchors: Mapping[str, Any]) -> str:
+    """Writes anchors as settings of a command line."""
+    return " ".join(
+        f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]" for key in ("sizes", "ratios")
+    )
 
 
 def _bars(values: Sequence[int], most: int) -> str:

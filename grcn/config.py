@@ -78,7 +78,7 @@ class FilesData(DataSection):
     test: Names
     """Splits to evaluate on."""
     classes: Names | None = None
-    """Names of the classes in the order of their labels; null takes them from the data. [O]"""
+    """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         for key in ("train", "test", "classes"):

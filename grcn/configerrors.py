@@ -94,8 +94,9 @@ def _suggestion(loc: Path) -> str:
     sections = _all_sections()
     section, key = tuple(step for step in loc[:-1] if isinstance(step, str)), str(loc[-1])[:80]
     close = difflib.get_close_matches(key, sections[section], n=1)
+    near = f"did you mean {_dotted(_as_written((*loc[:-1], close[0])))!r}?" if close else ""
     if close and difflib.SequenceMatcher(None, key, close[0]).ratio() >= 0.8:
-        return f"did you mean {close[0]!r}?"
+        return near
     owners = [path for path, keys in sections.items() if key in keys]
     formats = [path[1] for path in owners if path[:1] == section[:1] == ("data",)]
     if formats:
@@ -103,7 +104,7 @@ def _suggestion(loc: Path) -> str:
     if owners:
         meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
         return f"did you mean {' or '.join(meant)}?"
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sections[section])}"
+    return near or f"known: {', '.join(sections[section])}"
 
 
 @cache

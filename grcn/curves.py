@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, which colour-blind readers tell apart, black first; yellow is left out, for it is faint on white.
 LINE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINE_STYLES = ("-", "--", ":", "-.")
+_COCO_PRECISIONS = ("coco_ap", "coco_ap50", "coco_ap75")
 
 
 def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "") -> None:
@@ -38,9 +39,11 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
     lines = {
         # From recall 0 on, so that a class with a single detection has a line too.
         name: (np.append(0.0, recall), np.append(precision[:1], precision))
+        if np.any(np.asarray(recall) > 0)
+        else (np.zeros(0), np.zeros(0))
         for name, (recall, precision) in curves.items()
-        if len(recall)
     }
+    lines = {name if len(line[0]) else f"{name} (no correct detection)": line for name, line in lines.items()}
     _plot(axes, lines, "recall", "precision")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), title=title)
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -49,6 +52,8 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
 def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> None:
     """Plots the losses of a run, its learning rate and, where it was evaluated, its average precisions over steps.
 
+    The precisions are COCO's AP, AP50 and AP75 or, without its protocol, VOC's under the whole curve.
+
     Args:
         metrics_file: a run's ``metrics.jsonl``.
         path: its suffix sets the format, ``.png`` or ``.pdf``.
@@ -56,20 +61,28 @@ def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> 
     Raises:
         EnvironmentFault: matplotlib is not installed.
     """
-    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {"loss": {}, "average precision": {}, "rate": {}}
+    found: dict[str, tuple[list[int], list[float]]] = {}
     for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         for name, value in (entry | entry.get("metrics", {})).items():
-            quantity = "loss" if name.startswith("loss") else "average precision" if "_ap" in name else "rate"
-            if value is not None and (quantity != "rate" or name == "lr"):
-                steps, values = panels[quantity].setdefault(name, ([], []))
+            percent = name in _COCO_PRECISIONS or name.startswith("voc_area_ap")
+            if value is not None and (percent or name == "lr" or name.startswith("loss")):
+                steps, values = found.setdefault(name, ([], []))
                 steps.append(entry["step"])
-                values.append(value)
+                values.append(100 * value if percent else value)
+    coco = {name: found[name] for name in _COCO_PRECISIONS if name in found}
+    panels = {
+        "loss": {name: series for name, series in found.items() if name.startswith("loss")},
+        "average precision, %": coco or {name: found[name] for name in found if name.startswith("voc_area_ap")},
+        "learning rate": {name: found[name] for name in found if name == "lr"},
+    }
     drawn = {quantity: series for quantity, series in panels.items() if series or quantity == "loss"}
     figure = new_figure(3.2 * len(drawn))
     rows = figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0]
     for axes, (quantity, series) in zip(rows, drawn.items(), strict=True):
         _plot(axes, series, "step", quantity)
+        if quantity == "learning rate":
+            axes.get_legend().remove()  # the axis says it
         axes.set_ylim(bottom=0)
     rows[0].set_title(title)
     figure.savefig(path, dpi=120, bbox_inches="tight")

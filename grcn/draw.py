@@ -21,6 +21,7 @@ from grcn.data.table import Table
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#707070"
 
 _FONT_SIZE = 12
+_NOTE_SIZE = 20
 _GAP = 6
 _NARROWEST, _WIDEST = 320, 560
 _Rectangle = tuple[int, int, int, int]
@@ -123,6 +124,8 @@ def detection_grid(
         captions = [f"{table.classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
         left = _draw_target(image, truth, table.classes, width)
         right = draw_boxes(image, detections["boxes"][best], captions, VERMILION, _scale(image, width))
+        if not len(found):
+            _write_note(right, _why_none(detections["scores"][detections["rows"] == row], min_score))
         count = f"{len(best)} of {len(found)}" if len(found) > most else f"{len(found)}"
         pair = [
             titled(left, f"{title_of(table, row)}: ground truth", BLUE),
@@ -130,6 +133,21 @@ def detection_grid(
         ]
         cells.append(grid(pair, 2, margin=0))
     return grid(cells, columns, gap=3 * _GAP)
+
+
+def _why_none(scores: np.ndarray, min_score: float) -> str:
+    """Says what an image without a detection to draw has below the least score."""
+    return f"none from score {min_score:g} (best {scores.max():.2g})" if len(scores) else "no detections"
+
+
+def _write_note(picture: Image.Image, note: str) -> None:
+    """Writes a line into the upper left corner of a picture, as large as fits its width."""
+    size = _NOTE_SIZE
+    while size > _FONT_SIZE and ImageFont.load_default(size).getlength(note) + 10 > picture.width:
+        size -= 1
+    font, canvas = ImageFont.load_default(size), ImageDraw.Draw(picture)
+    canvas.rectangle((0, 0, math.ceil(font.getlength(note)) + 10, size + 8), fill="white")
+    canvas.text((5, 2), note, fill=VERMILION, font=font)
 
 
 def _picture(image: Tensor, scale: float) -> Image.Image:

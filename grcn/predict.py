@@ -41,6 +41,11 @@ class Prediction:
     scores: Tensor
     names: list[str]
 
+    def from_score(self, least: float) -> Prediction:
+        """Returns those of at least this score."""
+        count = int((self.scores >= least).sum())
+        return Prediction(self.boxes[:count], self.labels[:count], self.scores[:count], self.names[:count])
+
 
 class Predictor:
     """A trained detector and the names of its classes.
@@ -108,7 +113,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
 def as_tensor(image: Picture) -> Tensor:
     """Returns an image as RGB tensor ``[3, H, W]``, uint8, or float in 0-1 if it was such a tensor."""
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_image(image, "check the path")
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray):

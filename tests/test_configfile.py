@@ -127,7 +127,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "'resnet101', 'resnet50_det' or 'resnet101_det' (got 'vgg'); did you mean 'vgg16'?",
         "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, width, image, split, "
         "cls, loc, context, anchors, rpn, roi, head",
-        "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'sizes'?",
+        "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'model.anchors.sizes'?",
         "c.yaml:4:33: model.anchors.ratios[0]: expected a number (got '1'); write one, without quotes",
         "c.yaml:4:38: model.anchors.ratios[1]: expected a number above 0 (got -1); raise it",
         "c.yaml:5:3: unknown key 'model.channels'; did you mean 'model.rpn.channels'?",
@@ -155,7 +155,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "command line: run.amp=[: not valid YAML: expected the node content, but found '<stream end>'; "
         "correct the syntax",
         "command line: steps: not a setting; write key=value with a dotted key, as train.lr=0.01",
-        "command line: train.lrr=1: unknown key 'train.lrr'; did you mean 'lr'?",
+        "command line: train.lrr=1: unknown key 'train.lrr'; did you mean 'train.lr'?",
     ]
 
 
@@ -275,7 +275,7 @@ def test_mappings_merge_and_anything_else_replaces(write: Any) -> None:
 def test_a_problem_is_placed_in_the_file_that_has_it(write: Any) -> None:
     write("train: {steps: x, lr: x}\ndata: {format: shapes, levl: 1}", "base.yaml")
     assert problems(write("base: base.yaml\ntrain:\n  steps: y"), "train.lr=z") == [
-        "base.yaml:2:24: unknown key 'data.levl'; did you mean 'level'?",
+        "base.yaml:2:24: unknown key 'data.levl'; did you mean 'data.level'?",
         "c.yaml:3:10: train.steps: expected a whole number (got 'y'); write one, without quotes",
         "command line: train.lr=z: train.lr: expected a number (got 'z'); write one, without quotes",
     ]

@@ -25,6 +25,48 @@ def test_curves_are_saved(tmp_path):
             assert picture.width > 600 and np.asarray(picture.convert("L")).min() < 50
 
 
+@pytest.fixture
+def axes_of(monkeypatch):
+    """Returns a function that draws and gives back the axes of the figure."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    new = curves.new_figure
+    monkeypatch.setattr(curves, "new_figure", lambda *args: figures.append(new(*args)) or figures[-1])
+
+    def draw(plot, *args):
+        plot(*args)
+        return figures[-1].axes
+
+    return draw
+
+
+def test_a_class_without_a_correct_detection_is_named(axes_of, tmp_path):
+    good, wrong, nothing = (np.array([0.5, 1.0]), np.ones(2)), (np.zeros(3), np.zeros(3)), (np.zeros(0), np.zeros(0))
+    (axes,) = axes_of(curves.pr_curves, {"RBC": good, "WBC": wrong, "none": nothing}, tmp_path / "pr.png")
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == ["RBC", "WBC (no correct detection)", "none (no correct detection)"]
+
+
+@pytest.mark.parametrize(
+    "metrics,shown",
+    [
+        (
+            {"voc_area_ap50": 0.4, "coco_ap": 0.3, "coco_ap50": 0.5, "coco_ap_small": 0.1},
+            {"coco_ap": 30, "coco_ap50": 50},
+        ),
+        ({"voc_area_ap50": 0.4, "voc_07_ap50": 0.5, "voc_area_ap70": None}, {"voc_area_ap50": 40}),
+    ],
+    ids=["coco", "voc"],
+)
+def test_few_precisions_are_drawn_in_percent(axes_of, tmp_path, metrics, shown):
+    lines = [{"step": step, "lr": 0.1, "loss": 1.0} for step in range(3)] + [{"step": 3, "metrics": metrics}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, precision, rate = axes_of(curves.loss_curves, tmp_path / "metrics.jsonl", tmp_path / "losses.png")
+    assert {line.get_label(): line.get_ydata()[0] for line in precision.get_lines()} == pytest.approx(shown)
+    assert "%" in precision.get_ylabel() and precision.get_legend()
+    assert rate.get_ylabel() == "learning rate" and rate.get_legend() is None
+
+
 def test_losses_and_precisions_are_read_from_a_run(tmp_path):
     pytest.importorskip("matplotlib")
     lines: list[dict[str, object]] = [

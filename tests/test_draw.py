@@ -125,6 +125,23 @@ def test_a_grid_of_images_without_anything(image, table):
     assert draw.detection_grid(table, lambda row: image, nothing, []).size[0] > 0
 
 
+def test_an_image_without_detections_says_why(image, table, monkeypatch):
+    notes = []
+    write = draw._write_note
+    monkeypatch.setattr(draw, "_write_note", lambda picture, note: (notes.append(note), write(picture, note)))
+    young = {
+        "rows": np.array([0, 0, 2]),
+        "boxes": np.array([[5, 20, 25, 35]] * 3, float),
+        "scores": np.array([0.1, 0.21, 0.5]),
+        "labels": np.array([1, 1, 1]),
+    }
+    picture = draw.detection_grid(table, lambda row: image, young, [0, 1, 2], columns=1, width=320)
+    assert notes == ["none from score 0.3 (best 0.21)", "no detections"]
+    right = np.asarray(picture)[:, 6 + 320 + 6 :]
+    written = (np.abs(right.astype(int) - VERMILION).max(axis=2) < 60)[30:60]
+    assert written.sum() > 200  # in the picture itself, below the title
+
+
 def test_a_contact_sheet_takes_torchvisions_targets(image, tmp_path):
     targets = [
         {"boxes": torch.tensor([[5.0, 20.0, 25.0, 35.0]]), "labels": torch.tensor([2])},

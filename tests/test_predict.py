@@ -105,7 +105,7 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
     assert good.stdout.splitlines()[0].startswith(f"{images / '0.png'}: ")
 
     whole = programs.call("tools/predict.py", *what, "some", images, "--output-dir", "all", folder=tmp_path)
-    assert whole.code == 3 and "1 of 9 images left out" in whole.stderr and "broken.jpg" in whole.stderr
+    assert whole.code == 3 and "1 of 9 images left out" in whole.stderr and whole.stderr.count("broken.jpg") == 1
     pictures = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*.jpg")}
     assert pictures == {*(f"{row}.jpg" for row in range(4)), *(f"deep/{row}.jpg" for row in range(4))}
     assert grcn.load(checkpoint, "cpu").predict_all([]) == []
@@ -125,15 +125,37 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
     assert again.code == 0 and {path.name for path in (tmp_path / "two").glob("*.jpg")} == {"0.jpg", "0-2.jpg"}
 
 
+def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/predictions.json").write_text("earlier")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    what = ["--checkpoint", trained[0], "--device", "cpu"]
+    missing = programs.call("tools/predict.py", *what, trained[2] / "0.png", "nosuch.jpg", folder=tmp_path)
+    programs.assert_contract(missing, 3, "nosuch.jpg: no such file or folder; check the path")
+    broken = programs.call("tools/predict.py", *what, "broken.jpg", folder=tmp_path)
+    assert broken.code == 3 and "1 of 1 images left out; mend" in broken.stderr
+    assert (tmp_path / "predictions/predictions.json").read_text() == "earlier"
+
+
+def test_nothing_above_the_threshold_tells_the_best_score(trained, tmp_path):
+    checkpoint, _, images = trained
+    best = grcn.load(checkpoint, "cpu").predict(images / "0.png")
+    what = ["--checkpoint", checkpoint, "--device", "cpu", "--score-threshold", 0.99, "--no-pictures"]
+    done = programs.call("tools/predict.py", *what, images / "0.png", folder=tmp_path)
+    told = f"nothing from 0.99 (best: {best.names[0]} {best.scores[0]:.2g})"
+    assert done.code == 0 and done.stdout == f"{images / '0.png'}: {told}\n"
+    assert json.loads((tmp_path / "predictions/predictions.json").read_text())["images"][0]["detections"] == []
+
+
 @pytest.mark.parametrize(
     "args,code,named",
     [
-        (["nowhere.jpg"], 3, "nowhere.jpg"),
+        (["nowhere.jpg"], 3, "no such file or folder"),
         (["*.none"], 3, "nothing matches"),
         (["."], 3, "no images in it"),
         (["x.jpg", "--batch", 0], 2, "--batch: at least 1"),
         (["x.jpg", "--score-threshold", "nan"], 2, "--score-threshold: a number"),
-        (["x.jpg", "--checkpoint", "nothing.pt"], 4, "nothing.pt"),
+        ([__file__, "--checkpoint", "nothing.pt"], 4, "nothing.pt"),
     ],
     ids=str,
 )

@@ -49,8 +49,10 @@ def find(words: list[str]) -> Iterator[tuple[Path, Path]]:
             if not below:
                 raise errors.DataError(f"{path}: no images in it; name a folder with {', '.join(sorted(SUFFIXES))}")
             yield from ((file, file.relative_to(path)) for file in below)
-        elif path.exists() or not glob.has_magic(word):
+        elif path.exists():
             yield path, Path(path.name)
+        elif not glob.has_magic(word):
+            raise errors.DataError(f"{word}: no such file or folder; check the path")
         else:
             matches = sorted(glob.glob(word, recursive=True))
             if not matches:
@@ -70,7 +72,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     start_logging()
     predictor = load(args.checkpoint, args.device)
     records: list[dict[str, object]] = []
-    faults: list[str] = []
+    faults = 0
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pictures = None if args.no_pictures else targets(files, args.output_dir)
     try:
@@ -81,10 +83,11 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                 try:
                     batch.append((file, as_tensor(file)))
                 except errors.DataError as error:
-                    faults.append(str(error))
+                    faults += 1
                     logger.error("left out: %s", error)
-            predictions = predictor.predict_all([image for _, image in batch], args.score_threshold)
-            for (file, image), found in zip(batch, predictions, strict=True):
+            predictions = predictor.predict_all([image for _, image in batch])
+            for (file, image), every in zip(batch, predictions, strict=True):
+                found = every.from_score(args.score_threshold)
                 height, width = image.shape[1:]
                 record = {"file": str(file), "height": height, "width": width, "detections": as_record(found)}
                 if pictures is not None:
@@ -95,7 +98,9 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                     record["picture"] = str(pictures[file].relative_to(args.output_dir))
                 records.append(record)
                 counts = collections.Counter(found.names).most_common()
-                tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or 'nothing'}")
+                best = f" (best: {every.names[0]} {every.scores[0]:.2g})" if every.names else ""
+                nothing = f"nothing from {args.score_threshold:g}{best}"
+                tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or nothing}")
     finally:  # what has been found is kept when a signal or a fault ends this early
         document = {
             "checkpoint": str(args.checkpoint),
@@ -103,11 +108,11 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
             "score_threshold": args.score_threshold,
             "images": records,
         }
-        write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
-        logger.info("%s: boxes of %d of %d images", args.output_dir / "predictions.json", len(records), len(files))
+        if records:  # else predictions of an earlier run stay
+            write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
+            logger.info("%s: boxes of %d of %d images", args.output_dir / "predictions.json", len(records), len(files))
     if faults:
-        count = f"{len(faults)} of {len(files)} images left out"
-        raise errors.DataError(f"{count} (first: {faults[0]}); mend or remove them")
+        raise errors.DataError(f"{faults} of {len(files)} images left out; mend or remove them")
 
 
 def targets(files: list[tuple[Path, Path]], folder: Path) -> dict[Path, Path]:

@@ -54,7 +54,7 @@ KINDS = {
     "image-duplicate": ("warning", "images that are copies of another one in their split", "remove them"),
     "image-leak": ("warning", "test images that are training images too", "remove them: results on them mean little"),
     "image-empty": ("note", "images without an object to train on", "see data.drop_empty"),
-    "class-unused": ("warning", "classes without any object", "drop them from data.classes"),
+    "class-unused": ("warning", "classes without any object", "let data.classes name those that occur"),
     "class-rare": ("warning", f"classes with under {RARE} objects to train on", "add some or merge classes"),
     "class-test-only": ("warning", "classes that only the test splits have", "mend the splits: they cannot be learnt"),
     "class-similar": ("warning", "names of classes that differ in case or signs only", "make them one"),

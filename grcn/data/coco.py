@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grcn.data import elsewhere
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
 from grcn.data.faults import Report, fault, read_bytes, tell
@@ -109,8 +110,10 @@ def write_detections(file: str | Path, table: Table, detections: Mapping[str, np
 
 
 def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Table:
-    path = root / "annotations" / f"instances_{split}.json"
-    remedy = "set data.root and the splits to what exists"
+    file = Path("annotations") / f"instances_{split}.json"
+    path = root / file
+    others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
+    remedy = elsewhere.remedy(root, file, split, others)
     try:
         read = cached(path, FORMAT, remedy, partial(columns, path, f"{split}/"))
     except DataError:

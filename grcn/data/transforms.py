@@ -68,18 +68,22 @@ def read_row(table: Table, row: int) -> Tensor:
     return image
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
+def read_image(path: str | os.PathLike[str], remedy: str = "check the folder and the annotation") -> Tensor:
     """Reads an image file as uint8 RGB [3, H, W], turned as its EXIF orientation says.
 
     The content decides the format, not the name. The pixels lie in memory as Pillow decodes them,
     channels last. Grey becomes three equal channels, alpha is
     dropped, of 16 bits the high 8 are kept, of an animation the first frame.
 
+    Args:
+        path: of the file.
+        remedy: ends the message where there is none.
+
     Raises:
         DataError: no such file, not an image of :data:`FORMATS`, truncated, over 100 megapixels, or of
             32 bits per channel, which has no agreed scale.
     """
-    data = read_bytes(path, "check the folder and the annotation")
+    data = read_bytes(path, remedy)
     try:
         with _open(io.BytesIO(data)) as image:
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1)

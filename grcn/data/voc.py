@@ -23,6 +23,7 @@ from xml.parsers.expat import ErrorString
 
 import numpy as np
 
+from grcn.data import elsewhere
 from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
 from grcn.data.packing import pack
 from grcn.data.table import Table, concatenate
@@ -88,7 +89,7 @@ def _read_split(root: Path, name: str, report: Report | None) -> _Split:
     folder = root / PurePosixPath(name).parent
     annotations, images = folder / "Annotations", folder / "JPEGImages"
     split = _Split(name)
-    for stem in _read_list(folder, PurePosixPath(name).name, report):
+    for stem in _read_list(root, name, report):
         path = annotations / f"{stem}.xml"
         candidates = (images / (stem + suffix) for suffix in _IMAGE_SUFFIXES)
         image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
@@ -127,11 +128,20 @@ def _read_object(split: _Split, element: ElementTree.Element, place: str) -> Non
     split.places.append(place)
 
 
-def _read_list(folder: Path, name: str, report: Report | None) -> list[str]:
+def _list_of(split: str) -> Path:
+    """Returns where below the root the list of a split is."""
+    return Path(split).parent / "ImageSets" / "Main" / f"{PurePosixPath(split).name}.txt"
+
+
+def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
     """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
-    path = folder / "ImageSets" / "Main" / f"{name}.txt"
+    path = root / _list_of(split)
+    # The lists per class, dog_train, are left out.
+    lists = (path for path in root.glob("*/ImageSets/Main/*.txt") if "_" not in path.stem)
+    others = (f"{path.relative_to(root).parts[0]}/{path.stem}" for path in lists)
     stems: dict[str, int] = {}
-    for line, text in enumerate(lines_of(path), start=1):
+    remedy = elsewhere.remedy(root, _list_of(split), split, others)
+    for line, text in enumerate(lines_of(path, remedy), start=1):
         if not text.strip():
             continue
         stem, *flag = text.split()
@@ -147,13 +157,13 @@ def _read_list(folder: Path, name: str, report: Report | None) -> list[str]:
     return list(stems)
 
 
-def lines_of(path: Path) -> list[str]:
-    """Reads a text file.
+def lines_of(path: Path, remedy: str = "set data.root and the splits to what exists") -> list[str]:
+    """Reads a text file; the message about one that cannot be read ends in ``remedy``.
 
     Raises:
         DataError: it is missing, cannot be read or is not UTF-8.
     """
-    data = read_bytes(path, "set data.root and the splits to what exists")
+    data = read_bytes(path, remedy)
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -209,9 +219,10 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report
     boxes = to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4))
     for m, name in enumerate(split.names):
         if name not in label_of:
-            near = difflib.get_close_matches(name, classes, 1, 0.0) or ["no class"]
-            what = "unknown class (got {}, near {}); rename it or add it to data.classes"
-            found = fault(split.places[m], what, name, near[0], kind="class-unknown")
+            near = difflib.get_close_matches(name, classes, 1, 0.6)
+            listed = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            what = f"unknown class (got {{}}, {'near' if near else 'known:'} {{}}); rename it or add it to data.classes"
+            found = fault(split.places[m], what, name, near[0] if near else listed, kind="class-unknown")
             found.image, found.box = split.files[split.rows[m]], tuple(boxes[m].tolist())
             tell(report, found)
     known = [m for m, name in enumerate(split.names) if name in label_of]

@@ -12,8 +12,8 @@ from grcn.data.table import Table
 from grcn.evaluation import voc
 from grcn.evaluation.detections import Detections, check
 
-# Below this, every figure of a model points at a fault rather than at a weak model.
-_NEAR_ZERO = 0.01
+# An AP50 below this points at a fault, or at a model that is hardly trained.
+_NEAR_ZERO = 0.05
 
 
 def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, float | None]) -> str | None:
@@ -26,7 +26,8 @@ def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, 
             :func:`grcn.evaluation.coco.evaluate`, or of both in one dict.
 
     Returns:
-        One line of at most 300 characters, or None where any precision reaches 0.01.
+        One line of at most 300 characters, or None where AP50 reaches 0.05: COCO's or, without it, VOC's under the
+        whole curve; where neither was computed, where any precision does.
 
     Raises:
         DataError: as the evaluators.
@@ -37,8 +38,9 @@ def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, 
             f"AP is undefined: none of the {len(table.boxes)} objects of {table.name} has to be "
             "found, all are difficult or crowd"
         )
-    precisions = [value for name, value in metrics.items() if "_ap" in name and value is not None]
-    if max(precisions, default=0.0) >= _NEAR_ZERO:
+    precisions = {name: value for name, value in metrics.items() if "_ap" in name and value is not None}
+    deciding = next((precisions[name] for name in ("coco_ap50", "voc_area_ap50") if name in precisions), None)
+    if (max(precisions.values(), default=0.0) if deciding is None else deciding) >= _NEAR_ZERO:
         return None
     if not len(found.rows):
         return (
@@ -68,7 +70,7 @@ def _wrong_frame(table: Table, found: Detections) -> str | None:
 def _wrong_classes(table: Table, found: Detections) -> str | None:
     """Looks for boxes that fit, but under the wrong class."""
     fit = _ap50_of_one_class(table, found)
-    if fit < 5 * _NEAR_ZERO:
+    if fit < _NEAR_ZERO:
         return None
     for shift in (1, -1):
         labels = found.labels + shift
@@ -80,7 +82,7 @@ def _wrong_classes(table: Table, found: Detections) -> str | None:
             return f"with every label {shift:+d}, AP50 is {value:.2f}; labels are 1..C, and 0 is the background"
     return (
         f"the boxes fit (AP50 is {fit:.2f} when classes are ignored) but the classes do not; "
-        "compare the order of the class names with the data set's"
+        "train it longer, or compare the order of the class names with the data set's"
     )
 
 

@@ -520,6 +520,10 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     assert report["by"]["anchors", "train"]["count"] == missed > 0
     told = as_text(report)
     assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
+    assert "\nmodel.anchors.sizes=[" in told and "] model.anchors.ratios=[" in told
+    source = (tmp_path / "out/check.html").read_text()
+    assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
+    assert "<pre>model.anchors.sizes=[" in source and "</span> train <span" in source
 
 
 def test_objects_are_seen_at_the_networks_scale():
@@ -577,7 +581,8 @@ def test_the_page_shows_faulty_boxes(tmp_path, monkeypatch):
     write_voc(tmp_path / "data")
     objects(3, ("cup", (41, 4, 70, 33)))(tmp_path / "data")
     checked(tmp_path, monkeypatch)
-    (picture,) = re.findall(r'base64,([^"]+)"', (tmp_path / "out/check.html").read_text())
+    picture, *sheets = re.findall(r'base64,([^"]+)"', (tmp_path / "out/check.html").read_text())
+    assert len(sheets) == 2  # images of the training split and of the test split
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert pixels.shape == (240, 320, 3)

@@ -54,8 +54,16 @@ def test_a_detector_that_works_needs_none(table, perfect):
 
 
 def test_recall_of_random_boxes_is_no_excuse(table, perfect):
-    assert diagnose(table, perfect, {"coco_ap": 0.01, "coco_ar100": 0.3}) is None
-    assert diagnose(table, perfect, {"coco_ap": 0.009, "coco_ar100": 0.3}) is not None
+    assert diagnose(table, perfect, {"coco_ap70": 0.05, "coco_ar100": 0.3}) is None
+    assert diagnose(table, perfect, {"coco_ap70": 0.049, "coco_ar100": 0.3}) is not None
+
+
+@pytest.mark.parametrize("name", ["coco_ap50", "voc_area_ap50"])
+def test_one_figure_decides(table, perfect, name):
+    """That the few medium objects are found does not make the others so."""
+    others = {"coco_ap": 0.0048, "coco_ap_medium": 0.07, "voc07_ap50": 0.09}
+    assert diagnose(table, perfect, others | {name: 0.04}) is not None
+    assert diagnose(table, perfect, {"coco_ap": 0.0048, name: 0.05}) is None
 
 
 def test_no_detections(table, perfect):
@@ -84,7 +92,7 @@ def test_classes_in_another_order(table, perfect):
     found = perfect | {"labels": np.array([0, 2, 3, 1])[perfect["labels"]]}
     keep = found["labels"] == 1  # the others are off by one
     line = diagnosis(table, {k: v[keep] for k, v in found.items()})
-    assert "compare the order of the class names" in line
+    assert "or compare the order of the class names" in line
 
 
 def test_few_images(table, perfect):

@@ -81,7 +81,7 @@ OVERRIDES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "no equals": (["--", "train.lr"], ("train.lr", "key=value")),
     "no key": (["=1"], ("key=value",)),
     "an empty part": (["train..lr=1"], ("key=value",)),
-    "a misspelt key": (["train.lrr=1"], ("did you mean 'lr'?",)),
+    "a misspelt key": (["train.lrr=1"], ("did you mean 'train.lr'?",)),
     "a wrong type": (["train.lr=fast"], ("train.lr", "'fast'")),
     "out of range": (["train.momentum=1"], ("train.momentum", "got 1")),
     "a section": (["train=3"], ("train", "got 3")),
@@ -172,7 +172,7 @@ def test_every_tool_says_it(folder: Path, tool: str) -> None:
     (folder / "c.yaml").write_text(MINIMAL)
     args = ["--config", "c.yaml", "train.stepps=1", *(["--detections", "d.json"] if tool == "eval" else [])]
     result = programs.call(f"tools/{tool}.py", *args, folder=folder)
-    programs.assert_contract(result, 2, "unknown key 'train.stepps'; did you mean 'steps'?")
+    programs.assert_contract(result, 2, "unknown key 'train.stepps'; did you mean 'train.steps'?")
 
 
 def test_any_message_is_one_line_that_ends_with_its_remedy() -> None:

@@ -82,7 +82,7 @@ def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_r
         (["--table", 3, "--torchvision"], 2, "parts the tasks"),
         (["--table", 1, "--results", "/dev/null"], 2, "--results: not a folder"),
         (["--table", 1, "run.seed=3"], 2, "run.seed is set by it"),
-        (["--table", 1, "train.stepz=3"], 2, "did you mean 'steps'"),
+        (["--table", 1, "train.stepz=3"], 2, "did you mean 'train.steps'"),
         (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     ],
     ids=str,
