@@ -73,7 +73,7 @@ class Context(Section):
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
     init: Literal["gaussian", "xavier"] = "gaussian"
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
-    even; or Xavier's, which grow with fewer channels. [O, the paper does not say; R for new layers]"""
+    even; or Xavier's, which grow with fewer channels. The paper does not say. [O; R for new layers]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.dim is not None and self.dim % self.heads:
