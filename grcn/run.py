@@ -23,11 +23,11 @@ from .data.table import Table
 from .dryrun import dry_run as try_steps
 from .engine import checkpoint, distributed
 from .engine.environment import write_environment
+from .engine.events import check_tensorboard
 from .engine.lock import run_lock
 from .engine.log import start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
-from .engine.tensorboard import check_tensorboard
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
 from .errors import ConfigError

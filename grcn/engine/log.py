@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import NonFiniteError, named
 from .checkpoint import write_durably
 from .distributed import gather, is_main, mean
-from .tensorboard import Events
+from .events import Events
 
 logger = logging.getLogger("grcn")
 

@@ -265,7 +265,7 @@ def test_every_misspelt_key_is_caught(
                 caught += told is not None and repr(wrong) in told
                 if told is None:
                     missed.append(wrong)
-                suggested += told is not None and f"'{key.rpartition('.')[2]}'" in told
+                suggested += told is not None and f"'{key}'" in told
     assert not missed
     assert caught and suggested >= 0.95 * caught, (caught, suggested)
     record_property("faults", f"misspelt keys: {caught} of {caught} caught, {suggested} with the key that was meant")
