@@ -83,36 +83,40 @@ def report_errors(
 
 
 def errors_as_text(figures: Mapping[str, Any]) -> str:
-    """Lays out what :func:`report_errors` returns for people to read; AP and gains are in 0-1."""
+    """Lays out what :func:`report_errors` returns for people to read; AP and gains in percent."""
     lines = [
         f"{figures['images']:,} images, {figures['objects']:,} objects to find, {figures['detections']:,} detections; "
-        f"AP50 {_number(figures['ap50'])}",
+        f"AP50 {_percent(figures['ap50'])}; AP and gains in percent",
         "",
         f"{'error':<7}{'':<24}{'count':>9}{'small':>9}{'medium':>9}{'large':>9}{'AP50 gain':>12}",
     ]
     for name, gain in figures["gains"].items():
         counted = [figures, *figures["per_size"].values()] if name in figures["counts"] else []
         counts = "".join(f"{of['counts'][name]:>9,}" for of in counted)
-        lines.append(f"{name:<7}{_MEANINGS[name]:<24}{counts:<36}{_number(gain):>12}")
+        lines.append(f"{name:<7}{_MEANINGS[name]:<24}{counts:<36}{_percent(gain):>12}")
     agreement, oracles = figures["agreement"], figures["oracles"]
     lines += [
         "",
         f"score and IoU of {agreement['detections']:,} detections: Spearman {_number(agreement['spearman'])}, "
         f"Pearson {_number(agreement['pearson'])}",
-        "AP at IoU " + "  ".join(f"{iou} {_number(ap)}" for iou, ap in figures["ap_by_iou"].items()),
+        "AP at IoU " + "  ".join(f"{iou} {_percent(ap)}" for iou, ap in figures["ap_by_iou"].items()),
         "",
         f"{'COCO AP':<22}{'AP':>7}{'gain':>9}",
     ]
     for name, ap in oracles.items():
         gain = None if ap is None else ap - oracles["measured"]
         lines.append(
-            f"{name.replace('_', ' '):<22}{_number(ap):>7}{'' if name == 'measured' else _number(gain, '+'):>9}"
+            f"{name.replace('_', ' '):<22}{_percent(ap):>7}{'' if name == 'measured' else _percent(gain, '+'):>9}"
         )
     return "\n".join(lines)
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.3f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{100 * value:{sign}.1f}"
 
 
 def _draw(
