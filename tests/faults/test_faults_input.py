@@ -209,7 +209,7 @@ VOC = [
     *(
         bad(f"class {name}", xml("<name>dog", f"<name>{name}"), OBJECT + f"unknown class (got '{name}', {told})",
             settings=CHOSEN)
-        for name, told in (("cow", "known: 'dog, cat'"), ("Dog", "near 'dog'"), ("do g", "near 'dog'"))
+        for name, told in (("cow", "known: 'cat, dog'"), ("Dog", "near 'dog'"), ("do g", "near 'dog'"))
     ),
     good("classes that differ in case", in_all_annotations("<name>cat", "<name>Dog"), "differ in case only"),
     good("a class that is nowhere", in_all_annotations("<name>cat", "<name>dog"), settings=CHOSEN),
