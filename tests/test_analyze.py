@@ -60,7 +60,8 @@ def test_a_file_of_detections(detections: Path, tmp_path: Path) -> None:
     folder = detections.parent / "found-errors"
     figures = json.loads((folder / "errors.json").read_text())
     for name in ERRORS:
-        assert first[name][-5] == str(figures["counts"][name]) and first[name][-1] == f"{figures['gains'][name]:.3f}"
+        gain = f"{100 * figures['gains'][name]:.1f}"
+        assert first[name][-5] == str(figures["counts"][name]) and first[name][-1] == gain
     wrong = -(-figures["objects"] // 3)
     assert figures["counts"] == dict.fromkeys(ERRORS, 0) | {"Cls": wrong}, "boxes are right, every third class is not"
     assert figures["oracles"]["right_class"] == pytest.approx(1) and figures["oracles"]["measured"] < 0.9
