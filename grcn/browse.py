@@ -22,7 +22,6 @@ from .draw import contact_sheet, title_of
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images, move_targets
 from .engine.log import bar_seconds, start_logging
-from .errors import CheckpointError
 from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
@@ -164,10 +163,7 @@ def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool,
         state = checkpoint.load(weights)
         check_classes(state, weights, table)
         check_model(cfg, state, weights, allow_changes)
-        try:
-            checkpoint.restore(state, model)
-        except CheckpointError as error:
-            raise CheckpointError(f"{weights}: {error}") from error
+        checkpoint.restore(state, model, path=weights)
         return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .engine import checkpoint
+from .engine import durable
 from .errors import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -35,4 +35,4 @@ def write_picture(picture: Image.Image, path: Path) -> None:
     """Replaces a file, whose suffix sets the format; after a crash the old picture or the new one is there, whole."""
     encoded = io.BytesIO()
     picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
-    checkpoint.write_durably(path, encoded.getbuffer())
+    durable.write_durably(path, encoded.getbuffer())

@@ -19,7 +19,6 @@ from .configfile import parse_config
 from .data.transforms import read_image
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images
-from .errors import CheckpointError
 from .models.detector import Detector, to_device
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
@@ -84,8 +83,9 @@ class Predictor:
         return [self._prediction(found, score_threshold) for found in self.model(tensors)]
 
     def _prediction(self, found: dict[str, Tensor], score_threshold: float) -> Prediction:
-        kept = {key: found[key][found["scores"] >= score_threshold].cpu() for key in ("boxes", "labels", "scores")}
-        return Prediction(**kept, names=[self.classes[label - 1] for label in kept["labels"].tolist()])
+        fields = {key: found[key].cpu() for key in ("boxes", "labels", "scores")}
+        names = [self.classes[label - 1] for label in fields["labels"].tolist()]
+        return Prediction(**fields, names=names).from_score(score_threshold)
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
@@ -103,10 +103,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
     check_record(state, Path(path))
     cfg = parse_config(state["config"], str(path))
     model = build.build_model(cfg.model, len(state["classes"]) + 1)
-    try:
-        checkpoint.restore(state, model)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    checkpoint.restore(state, model, path=Path(path))
     return Predictor(model, state["classes"], distributed.local_device(device))
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .data.download import Unreachable, difference, discard, fetch, part_of
 from .data.published import Archive, DataSet, Split
 from .data.unpack import check_space, unpack
+from .engine.durable import write_durably
 from .engine.lock import run_lock
 from .engine.signals import StopSignals
 from .errors import ConfigError, DataError
@@ -218,8 +219,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
-    from .engine.checkpoint import write_durably  # imports torch, for seconds
-
     write_durably(path, (json.dumps(contents, indent=2) + "\n").encode())
 
 

@@ -18,7 +18,7 @@ from .data import coco as coco_files
 from .data import voc_results as voc_files
 from .data.table import Table
 from .draw import detection_grid
-from .engine.checkpoint import sync, write_durably
+from .engine.durable import sync, write_durably
 from .engine.signals import StopSignals
 from .errors import EnvironmentFault, named
 from .evaluation import coco, voc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .data.check_images import check_before_training
 from .data.loading import train_batches
 from .data.table import Table
 from .dryrun import dry_run as try_steps
-from .engine import checkpoint, distributed
+from .engine import checkpoint, distributed, durable
 from .engine.environment import write_environment
 from .engine.events import check_tensorboard
 from .engine.lock import run_lock
@@ -161,21 +161,24 @@ def _batches(
 
 
 def _draw_inputs(folder: Path, cfg: Config, data: build.Split, model: Detector) -> None:
-    """Draws the first batch; a full disk is a warning, as for :func:`_report`."""
-    try:
+    with _dispensable(folder, "vis/inputs.png"):
         write_inputs(cfg, data, model.transform, folder / "vis" / "inputs.png")
-    except OSError as error:
-        logger.warning("%s: no vis/inputs.png (%s)", folder, error.strerror or error)
 
 
 def _report(folder: Path, cfg: Config) -> None:
-    """Writes the page about a run, which is worth nothing beside the run: a full disk is a warning."""
-    try:
+    with _dispensable(folder, "report.html"):
         write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
         best = "".join(f", the best checkpoint {path}" for path in folder.glob("best-*.pt"))
         logger.info("the report is %s%s", folder / "report.html", best)
+
+
+@contextmanager
+def _dispensable(folder: Path, name: str) -> Iterator[None]:
+    """Makes what a full disk refuses a warning: a file that is worth nothing beside the run."""
+    try:
+        yield
     except OSError as error:
-        logger.warning("%s: no report.html (%s)", folder, error.strerror or error)
+        logger.warning("%s: no %s (%s)", folder, name, error.strerror or error)
 
 
 def _claim(folder: Path, resume: bool, held: ExitStack) -> None:
@@ -235,7 +238,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
 
 
 def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int], device: torch.device) -> None:
-    checkpoint.write_durably(folder / "config.yaml", dump_config(cfg).encode())
+    durable.write_durably(folder / "config.yaml", dump_config(cfg).encode())
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})

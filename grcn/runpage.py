@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from .curves import loss_curves
-from .engine.checkpoint import write_durably
+from .engine.durable import write_durably
 from .errors import EnvironmentFault
 from .html import page, picture, table, text
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .draw import BLUE, GREY, VERMILION, draw_boxes, grid, titled
+from .curves import LINE_COLORS
+from .draw import GREY, draw_boxes, grid, titled
 from .predict import as_tensor
 from .samples import Anchors, RoIs, Sample
 
 Panel = Literal["inputs", "anchors", "rois"]
 PANELS: tuple[Panel, ...] = ("inputs", "anchors", "rois")
-COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
+COLORS = LINE_COLORS[1:]  # without black
 
 LEGEND: dict[Panel, str] = {
     "inputs": "inputs: the image in the network's pixels, without padding; each object has its colour",

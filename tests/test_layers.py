@@ -38,7 +38,7 @@ ALLOWED = {
         ),
     },
     "picture_file": {"engine"},
-    "sheet": {"draw", "predict", "samples"},
+    "sheet": {"curves", "draw", "predict", "samples"},
     "samples": {"boxes", "models"},
     "checkdata": {"anchor_fit", "build", "checkpage", "config", "data", "draw"},
     "checkpage": {"html"},

@@ -65,7 +65,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     from tqdm import tqdm
 
     from grcn.draw import draw_boxes  # these import torch, for seconds
-    from grcn.engine.checkpoint import write_durably
+    from grcn.engine.durable import write_durably
     from grcn.engine.log import bar_seconds, start_logging
     from grcn.predict import as_record, as_tensor, load
 

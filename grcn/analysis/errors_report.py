@@ -16,7 +16,7 @@ from ..config import Config
 from ..data.table import Table
 from ..draw import detection_grid
 from ..engine import distributed
-from ..engine.checkpoint import write_durably
+from ..engine.durable import write_durably
 from ..engine.signals import StopSignals
 from ..errors import EnvironmentFault, named
 from ..evaluation.errors import Analysis, analyse

@@ -17,7 +17,7 @@ from ..charts import cosine_curves
 from ..compat import check_continuation
 from ..config import Config
 from ..data.loading import train_batches
-from ..engine import checkpoint, distributed
+from ..engine import checkpoint, distributed, durable
 from ..engine.environment import read_environment
 from ..engine.log import bar_seconds, start_logging
 from ..engine.memory import keep_freed_memory
@@ -189,7 +189,7 @@ def _write(output: Path, settings: dict[str, Any], compared: dict[int, Layers]) 
     with named(output):
         output.mkdir(parents=True, exist_ok=True)
         contents = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        checkpoint.write_durably(output / "gradients.json", contents.encode())
+        durable.write_durably(output / "gradients.json", contents.encode())
         try:
             cosine_curves(steps, lines, output / "gradients.png", title)
         except EnvironmentFault as error:

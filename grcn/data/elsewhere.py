@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+USUAL = "set data.root and the splits to what exists"
+
 
 def remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> str:
     """Says how to set ``data.root`` and the splits where a file of the data set cannot be read.
@@ -18,9 +20,8 @@ def remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> str:
     Returns:
         the end of a message: the right folder, where it is one level above or below; the splits that there are.
     """
-    usual = "set data.root and the splits to what exists"
     if (root / file).exists():
-        return usual
+        return USUAL
     try:
         found = sorted(others)
         same = [name for name in found if name.endswith(f"/{split}")]
@@ -30,6 +31,6 @@ def remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> str:
                 where = f"{folder.name}/ is below it" if folder in below else "the data are one folder higher"
                 return f"{where}: set data.root={folder}".replace("{", "{{").replace("}", "}}")
     except OSError:
-        return usual
+        return USUAL
     shown = ", ".join((same or found)[:5]) + (", ..." if len(same or found) > 5 else "")
-    return f"{usual} (found {shown})".replace("{", "{{").replace("}", "}}") if found else usual
+    return f"{USUAL} (found {shown})".replace("{", "{{").replace("}", "}}") if found else USUAL

@@ -157,7 +157,7 @@ def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
     return list(stems)
 
 
-def lines_of(path: Path, remedy: str = "set data.root and the splits to what exists") -> list[str]:
+def lines_of(path: Path, remedy: str = elsewhere.USUAL) -> list[str]:
     """Reads a text file; the message about one that cannot be read ends in ``remedy``.
 
     Raises:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..archive import appearance, cause, check_archive, is_archive, read_file, unusable
-from ..errors import CheckpointError, EnvironmentFault, is_of_the_machine, named, one_line
+from ..errors import CheckpointError, EnvironmentFault, is_of_the_machine, one_line
+from . import durable
 
 FORMAT = 1
 
@@ -52,7 +53,7 @@ def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     path = folder / f"step_{state['step']:08d}-{_digest(contents)}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(path, contents)
+        durable.write_durably(path, contents)
     except OSError as error:
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         need = f"{len(contents) >> 20} MiB needed, {free >> 20} MiB free"
@@ -158,20 +159,28 @@ def _link(path: Path, other: Path, contents: bytes) -> None:
     try:
         os.link(path, temporary)
         temporary.replace(other)
-        sync(other.parent)
+        durable.sync(other.parent)
     except OSError:
-        write_durably(other, contents)
+        durable.write_durably(other, contents)
 
 
-def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    path: Path | None = None,
+) -> None:
     """Loads a checkpoint's weights, and the state of its optimizer, into objects built alike.
 
     The optimizer keeps its own settings: momentum, weight decay and the like are not state.
 
+    Args:
+        path: of the checkpoint, for messages.
+
     Raises:
         CheckpointError: they were built otherwise.
     """
-    where = f"checkpoint of step {state['step']}"
+    where = f"{path}: " * (path is not None) + f"checkpoint of step {state['step']}"
     theirs, ours = state["model"], model.state_dict()
     missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     for kind, names in (("missing", missing), ("unexpected", unexpected)):
@@ -212,30 +221,6 @@ def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer)
     except (KeyError, TypeError, AttributeError, IndexError):
         return "got no groups and states of weights"
     return None
-
-
-def write_durably(path: Path, contents: bytes | memoryview) -> None:
-    """Replaces a file; after a crash at any moment the old one or the new one is there, whole."""
-    temporary = path.parent / f".tmp-{path.name}"
-    try:
-        with named(path), temporary.open("wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Brings what a file holds, or which files a folder holds, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def latest_step(folder: Path) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from .checkpoint import write_durably
 from .distributed import world_size
+from .durable import write_durably
 
 
 def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, named
-from .checkpoint import write_durably
 from .distributed import gather, is_main, mean
+from .durable import write_durably
 from .events import Events
 
 logger = logging.getLogger("grcn")

@@ -20,7 +20,7 @@ from ..charts import difference_dots
 from ..config import Data, Eval
 from ..data import coco as coco_files
 from ..data.table import Table as Images
-from ..engine.checkpoint import write_durably
+from ..engine.durable import write_durably
 from ..engine.environment import read_environment
 from ..engine.log import bar_seconds
 from ..errors import ConfigError, EnvironmentFault

@@ -29,7 +29,7 @@ PLACES = (
     "pathlib:Path.unlink",
     "grcn.engine.log:MetricsLog._write_line",
 )
-PLACES += tuple(f"grcn.engine.checkpoint:{name}" for name in ("save", "write_durably", "_prune"))
+PLACES += ("grcn.engine.checkpoint:save", "grcn.engine.durable:write_durably", "grcn.engine.checkpoint:_prune")
 
 
 def die_on_the_way(nth: int, share: float) -> None:
