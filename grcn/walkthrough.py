@@ -188,7 +188,9 @@ def _box(walked: Walk) -> str:
     how = (
         "a pass of its own" if parted else "no pass of its own: map, context and hidden layers are those of the scores"
     )
-    return f"Box of the RoI, by the loc branch: {_corners(walked.roi)} becomes {_corners(walked.box)} ({how})."
+    iou = float(boxes.iou(walked.roi[None], walked.box[None])[0, 0])
+    moved = f"becomes {_corners(walked.box)}, of IoU {iou:.2f} with it" if iou < 0.995 else "stays where it is"
+    return f"Box of the RoI, by the loc branch: {_corners(walked.roi)} {moved} ({how})."
 
 
 def _detections(walked: Walk, names: Sequence[str]) -> str:

@@ -16,32 +16,49 @@ from .models.transform import ImageBatch
 from .predict import as_tensor
 from .walkthrough import Walk
 
-SIDE = 400  # of a panel
-_CLASSES, _DETECTIONS = 12, 6  # shown at most
+WIDTH, _LOWEST, _HIGHEST = 400, 200, 560  # of a panel, which is of the picture's shape unless that is very long
+_ROOM = 1.7  # what is shown around the RoI, for its own length
+_DETECTIONS = 6  # shown at most
 # From nothing to much. It grows lighter all the way, so that it can be read without colours too.
 _COLOURS = np.array([(30, 10, 70), (60, 80, 140), (30, 150, 140), (120, 210, 80), (253, 231, 37)]) / 255
 
 
 class Window:
-    """A square part of an image, enlarged or shrunk to a panel of ``SIDE`` pixels.
+    """A part of an image, enlarged or shrunk to a panel.
 
     Args:
-        x, y: its upper left corner, pixels of the image; may lie outside.
-        side: its length, pixels of the image.
+        corner: upper left, x and y in pixels of the image; may lie outside.
+        zoom: pixels of the panel for one of the image.
+        panel: its width and height.
     """
 
-    def __init__(self, x: float, y: float, side: float) -> None:
-        self.corner, self.zoom = torch.tensor([x, y]), SIDE / side
+    def __init__(self, corner: Tensor, zoom: float, panel: Tensor) -> None:
+        self.corner, self.zoom, self.panel = corner, zoom, panel
+
+    @classmethod
+    def of_all(cls, image: Tensor) -> Window:
+        """Shows an image ``[C, h, w]`` whole, in the upper left of the panel."""
+        height, width = image.shape[1:]
+        zoom = min(WIDTH / width, _HIGHEST / height)
+        return cls(torch.zeros(2), zoom, torch.tensor([WIDTH, max(_LOWEST, round(height * zoom))]))
+
+    def around(self, box: Tensor) -> Window:
+        """Returns a closer look at a box ``[4]``, with as little as can be of what lies outside of this window."""
+        zoom = float((self.panel / (box[2:] - box[:2])).min()) / _ROOM
+        corner = (box[:2] + box[2:] - self.panel / zoom) / 2
+        last = self.corner + self.panel / self.zoom - self.panel / zoom
+        return Window(corner.maximum(self.corner).minimum(last.maximum(self.corner)), zoom, self.panel)
 
     def show(self, values: Tensor, across: float = 1.0, down: float = 1.0) -> Tensor:
         """Samples values ``[C, h, w]``, whose cells are ``across x down`` pixels of the image.
 
         Returns:
-            ``[C, SIDE, SIDE]``, white outside of the values.
+            ``[C, height, width]`` of the panel, white outside of the values.
         """
-        centres = (torch.arange(SIDE) + 0.5) / self.zoom
-        column = ((centres + self.corner[0]) / across).floor().long()
-        row = ((centres + self.corner[1]) / down).floor().long()
+        column, row = (
+            (((torch.arange(pixels) + 0.5) / self.zoom + start) / cell).floor().long()
+            for pixels, start, cell in zip(self.panel.tolist(), self.corner.tolist(), (across, down), strict=True)
+        )
         height, width = values.shape[1:]
         inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))
         return torch.where(inside, values[:, row.clamp(0, height - 1)][:, :, column.clamp(0, width - 1)], 1.0)
@@ -60,7 +77,7 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
     specs, names = walked.model.backbone.feature_specs, ("background", *classes)
     height, width = walked.tensor.shape[1:]
     image = walked.model.transform.pictures(ImageBatch(walked.tensor[None], [(height, width)]))[0].cpu()
-    whole = Window(0, 0, max(image.shape[1:]))
+    whole = Window.of_all(image)
     roi, shown = whole.place(walked.roi[None]), whole.show(image)
     panels = {"input, and a RoI": draw_boxes(shown, roi)}
     for task in TASKS:
@@ -68,10 +85,10 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
         same = " (the same: no split)" if task == "loc" and walked.model.backbone.shared else ""
         panels[f"{task} map, stride {specs[task].stride}{same}"] = draw_boxes(cells, roi)
     for task in TASKS:
-        panels[f"the RoI's bins (red) on cells of the {task} map"] = _bins(walked, task, image)
+        panels[f"the RoI's bins (red) on cells of the {task} map"] = _bins(walked, task, image, whole)
     attended = next(iter(walked.attention), None)
     if attended is None:
-        panels["context: none in this model"] = Image.new("RGB", (SIDE, SIDE), "#dddddd")
+        panels["context: none in this model"] = Image.new("RGB", tuple(whole.panel.tolist()), "#dddddd")
     else:
         looked = walked.looked_at(attended).cpu()
         cells = whole.show(
@@ -81,7 +98,7 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
         panels[f"where it looks for context (eq. 1): 0 to {most:.2f} times even"] = draw_boxes(
             0.4 * shown + 0.6 * cells, roi
         )
-    panels["its scores, by the cls branch"] = _bars(walked.scores, names)
+    panels["its scores, by the cls branch"] = _bars(walked.scores, names, whole.panel)
     moved = whole.place(torch.stack([walked.box, walked.roi]))
     panels["its box, by the loc branch: from grey to red"] = draw_boxes(shown, moved, color=[VERMILION, GREY])
     panels["detections"] = _detections(walked, names)
@@ -91,7 +108,7 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
         classes,
         titles=[f"{number} {title}" for number, title in enumerate(panels, start=1)],
         columns=3,
-        width=SIDE,
+        width=WIDTH,
     )
 
 
@@ -110,7 +127,7 @@ def _energy(feature: Tensor) -> Tensor:
     return _coloured(length / length.max().clamp(min=1e-12))
 
 
-def _bins(walked: Walk, task: str, image: Tensor) -> Image.Image:
+def _bins(walked: Walk, task: str, image: Tensor, whole: Window) -> Image.Image:
     """Draws the surroundings of the RoI: the map's energy over the image, its cells white, the RoI's bins red."""
     pool, stride = walked.model.roi_heads.pools[task], walked.model.backbone.feature_specs[task].stride
     assert isinstance(pool, RoIPool)
@@ -118,15 +135,15 @@ def _bins(walked: Walk, task: str, image: Tensor) -> Image.Image:
     if pool.op == "pool":  # RoIPool rounds to cells, the last one included
         cells = (roi / stride).round()
         roi = torch.cat([cells[:2], cells[2:] + 1]) * stride
-    side = 1.7 * float((roi[2:] - roi[:2]).max())
-    x, y = ((roi[:2] + roi[2:] - side) / 2).tolist()
-    window = Window(x, y, side)
+    window = whole.around(roi)
     panel = 0.5 * window.show(image) + 0.5 * window.show(_energy(walked.features[task]), stride, stride)
     picture = draw_boxes(panel, torch.zeros(0, 4))
     canvas = ImageDraw.Draw(picture)
-    for start, kind in ((x, 0), (y, 1)):
-        for cell in range(int(start // stride) + 1, int((start + side) // stride) + 1):
-            _line(canvas, (cell * stride - start) * window.zoom, kind, (0, SIDE), "white", 1)
+    for kind in (0, 1):
+        start, pixels = float(window.corner[kind]), int(window.panel[kind])
+        for cell in range(int(start // stride) + 1, int((start + pixels / window.zoom) // stride) + 1):
+            end = int(window.panel[1 - kind])
+            _line(canvas, (cell * stride - start) * window.zoom, kind, (0, end), "white", 1)
     x1, y1, x2, y2 = window.place(roi[None])[0].tolist()
     for first, last, kind, ends in ((x1, x2, 0, (y1, y2)), (y1, y2, 1, (x1, x2))):
         for at in np.linspace(first, last, pool.size + 1):
@@ -140,21 +157,27 @@ def _line(canvas: ImageDraw.ImageDraw, at: float, kind: int, ends: tuple[float, 
     canvas.line(points, fill=color, width=width)
 
 
-def _bars(scores: Tensor, names: Sequence[str]) -> Image.Image:
-    """Draws the best scores as bars."""
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
+def _bars(scores: Tensor, names: Sequence[str], panel: Tensor) -> Image.Image:
+    """Draws the best scores as bars, as many as the panel holds."""
+    width, height = panel.tolist()
+    picture = Image.new("RGB", (width, height), "white")
     canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for rank, k in enumerate(scores.argsort(descending=True)[:_CLASSES].tolist()):
-        top, score = 8 + 32 * rank, float(scores[k])
-        canvas.rectangle((130, top, 130 + 220 * score, top + 20), fill=VERMILION if rank == 0 else GREY)
-        canvas.text((6, top + 2), names[k][:18], fill="black", font=font)
-        canvas.text((136 + 220 * score, top + 2), f"{score:.2f}", fill="black", font=font)
+    left, step = 3 * width // 10, 28
+    longest = width - left - 46
+    for rank, k in enumerate(scores.argsort(descending=True)[: height // step].tolist()):
+        top, score = 4 + step * rank, float(scores[k])
+        canvas.rectangle((left, top, left + longest * score, top + 18), fill=VERMILION if rank == 0 else GREY)
+        name = names[k]
+        while font.getlength(name) > left - 12:
+            name = name[:-1]
+        canvas.text((6, top + 1), name, fill="black", font=font)
+        canvas.text((left + 6 + longest * score, top + 1), f"{score:.2f}", fill="black", font=font)
     return picture
 
 
 def _detections(walked: Walk, names: Sequence[str]) -> Image.Image:
     picture, found = walked.picture.cpu(), walked.detections
-    window = Window(0, 0, max(picture.shape[1:]))
+    window = Window.of_all(picture)
     shown = picture if picture.is_floating_point() else picture.float() / 255
     labels, scores = found["labels"][:_DETECTIONS].tolist(), found["scores"][:_DETECTIONS].tolist()
     captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]

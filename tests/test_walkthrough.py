@@ -18,7 +18,7 @@ from grcn.engine import checkpoint
 from grcn.errors import DataError
 from grcn.models.context import ContextAttention
 from grcn.walkthrough import as_text, walk
-from grcn.walkthrough_picture import SIDE, draw
+from grcn.walkthrough_picture import WIDTH, Window, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("sun", "moon", "lark", "owl")
@@ -65,7 +65,28 @@ def test_a_walk_is_the_detectors_own_way(name):
     assert ("none in this model" in text) == (not MODELS[name].get("context"))
     assert ("No split" in text) == ("split" not in MODELS[name])
     assert f"{list(walked.features['loc'].shape)}, stride {model.backbone.feature_specs['loc'].stride}" in text
-    assert draw(walked, NAMES).size[0] >= 3 * SIDE
+    assert draw(walked, NAMES).size[0] >= 3 * WIDTH
+
+
+@pytest.mark.parametrize("size,panel", [((90, 60), 267), ((60, 90), 560), ((60, 6), 200)])
+def test_panels_have_the_shape_of_the_picture(size, panel):
+    model = small_detector()
+    walked = walk(model, torch.full((3, size[1], size[0]), 0.5))
+    sheet = draw(walked, NAMES)
+    assert sheet.size == (3 * WIDTH + 24, 3 * (panel + 20) + 24)
+
+
+def test_a_closer_look_stays_within_the_picture_where_it_can():
+    whole = Window.of_all(torch.zeros(3, 60, 90))
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 10.0], [75.0, 40.0, 90.0, 60.0], [30.0, 20.0, 50.0, 40.0]])
+    for box in boxes:
+        window = whole.around(box)
+        x, y = window.corner.tolist()
+        width, height = (window.panel / window.zoom).tolist()
+        assert x >= 0 and y >= 0 and x + width <= 90.1 and y + height <= 60.1
+        assert window.place(box[None]).min() >= 0 and (window.place(box[None])[0, 2:] <= window.panel + 1e-3).all()
+    # All of a high box is more than the picture has room for.
+    assert whole.around(torch.tensor([40.0, 0.0, 50.0, 60.0])).zoom < whole.zoom
 
 
 def test_a_picture_without_proposals_is_told():
@@ -97,7 +118,7 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
 def test_the_tool_walks_and_tells_mistakes(tmp_path):
     done = programs.call("tools/walkthrough.py", folder=tmp_path)
     assert done.code == 0 and "stride 16" in done.stdout and "stride 8" in done.stdout, done.stderr
-    assert min(Image.open(tmp_path / "walkthrough.png").size) >= 3 * SIDE
+    assert min(Image.open(tmp_path / "walkthrough.png").size) >= 3 * WIDTH
 
     weights = save("faster_rcnn_tiny", tmp_path)
     Image.new("RGB", (60, 50), "#804020").save(tmp_path / "photo.jpg")
