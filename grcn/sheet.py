@@ -1,6 +1,7 @@
 """Draws what a training step is fed: inputs, anchors and RoIs of each image, beside each other.
 
-Every object has a colour of its own, the same in all pictures of its image, and so has whatever belongs to it.
+Every object has a colour, the same in all pictures of its image, and so has whatever belongs to it. Where there are
+more objects than colours, those of the same colour lie far apart.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEGEND: dict[Panel, str] = {
 }
 
 _LIGHT_GREY = "#C0C0C0"  # on dark images
-_SIDE, _CROWDED_SIDE, _CROWDED = 640, 1000, 10  # longest side of an image, and of one with more objects than that
+_SIDE, _CROWDED_SIDE, _CROWDED = 640, 1000, 10  # longest side of images; where one has more objects than that
 _NARROWEST = 400  # a panel, for its text
 _ROW = 4  # panels beside each other
 _LETTERS = 7  # pixels
@@ -53,8 +54,10 @@ def draw_sheet(
         panels: what to show, in this order.
         heading: lines of text.
     """
+    crowded = any(len(sample.target["boxes"]) > _CROWDED for sample in samples)
+    side = _CROWDED_SIDE if crowded else _SIDE
     cells = [
-        grid([_panel(sample, title, classes, panel) for panel in panels], len(panels), margin=0)
+        grid([_panel(sample, title, classes, panel, side) for panel in panels], len(panels), margin=0)
         for sample, title in zip(samples, titles, strict=True)
     ]
     sheet = grid(cells, max(1, _ROW // len(panels)), gap=12)
@@ -66,25 +69,26 @@ def draw_sheet(
     return grid([text, sheet], 1, gap=0, margin=0)
 
 
-def _panel(sample: Sample, title: str, classes: Sequence[str], panel: Panel) -> Image.Image:
-    """Draws one picture of a sample under two lines of text."""
+def _panel(sample: Sample, title: str, classes: Sequence[str], panel: Panel, side: int) -> Image.Image:
+    """Draws one picture of a sample, as long as ``side``, under two lines of text."""
     objects, names = sample.target["boxes"], [classes[label - 1] for label in sample.target["labels"].tolist()]
+    colors = object_colors(objects)
     if panel == "inputs":
         lines = [title, _sizes(sample)]
-        picture = _drawn(sample.image, objects, names, [])
+        picture = _drawn(sample.image, side, objects, names, colors, [])
     elif panel == "anchors":
         assert sample.anchors is not None
         lines, captions = _anchor_text(sample.anchors)
-        thin = [(box, _color(owner)) for box, owner in _rows(sample.anchors.boxes, sample.anchors.owner)]
-        picture = _drawn(sample.image, objects, captions, thin)
+        thin = [(box, colors[owner]) for box, owner in _rows(sample.anchors.boxes, sample.anchors.owner)]
+        picture = _drawn(sample.image, side, objects, captions, colors, thin)
     else:
         assert sample.rois is not None
         lines, counts = _roi_text(sample.rois, len(objects))
         grey = GREY if sample.image.mean() > 0.5 else _LIGHT_GREY
         thin = [(box, grey) for box in sample.rois.background.tolist()]
-        thin += [(box, _color(owner)) for box, owner in _rows(sample.rois.boxes, sample.rois.owner)]
+        thin += [(box, colors[owner]) for box, owner in _rows(sample.rois.boxes, sample.rois.owner)]
         captions = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
-        picture = _drawn(sample.image, objects, captions, thin)
+        picture = _drawn(sample.image, side, objects, captions, colors, thin)
     picture = _widened(picture, _NARROWEST)
     for line in reversed(lines):
         picture = titled(picture, line)
@@ -136,15 +140,32 @@ def overlap_text(rois: Sequence[RoIs]) -> str:
     return f"{mean}, {others} without {count} ground-truth box{'es' * (count > 1)}" if count else mean
 
 
+def object_colors(objects: Tensor) -> list[str]:
+    """Gives each object ``[n, 4]`` the colour whose nearest bearer so far is the farthest."""
+    middles = (objects[:, :2] + objects[:, 2:]) / 2
+    chosen: list[int] = []
+    for index in range(len(objects)):
+        away = torch.full((len(COLORS),), torch.inf)
+        for other, color in enumerate(chosen):
+            away[color] = away[color].minimum((middles[index] - middles[other]).norm())
+        chosen.append(int(away.argmax()))
+    return [COLORS[color] for color in chosen]
+
+
 def _drawn(
-    image: Tensor, objects: Tensor, captions: Sequence[str], thin: Sequence[tuple[list[float], str]]
+    image: Tensor,
+    side: int,
+    objects: Tensor,
+    captions: Sequence[str],
+    colors: Sequence[str],
+    thin: Sequence[tuple[list[float], str]],
 ) -> Image.Image:
     """Draws thin boxes on an image, and objects with captions above them; all in pixels of the image ``[3, h, w]``."""
-    longer, longest = max(image.shape[1:]), _CROWDED_SIDE if len(objects) > _CROWDED else _SIDE
-    times = max(1, longest // longer)
+    longer = max(image.shape[1:])
+    times = max(1, side // longer)
     # Whole pixels, so that it shows how few the network sees.
     enlarged = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
-    scale = min(1.0, longest / longer)
+    scale = min(1.0, side / longer)
     picture = draw_boxes(enlarged, torch.zeros(0, 4), scale=scale)
     scale *= times
     canvas = ImageDraw.Draw(picture)
@@ -152,7 +173,6 @@ def _drawn(
         x1, y1, x2, y2 = (round(value * scale) for value in corners)
         line = 1 if color in (GREY, _LIGHT_GREY) else 2
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
-    colors = [_color(index) for index in range(len(objects))]
     return draw_boxes(as_tensor(picture), objects * scale, captions, colors)
 
 
@@ -167,7 +187,3 @@ def _widened(picture: Image.Image, width: int) -> Image.Image:
 
 def _rows(boxes: Tensor, owner: Tensor) -> list[tuple[list[float], int]]:
     return list(zip(boxes.tolist(), owner.tolist(), strict=True))
-
-
-def _color(owner: int) -> str:
-    return COLORS[owner % len(COLORS)]

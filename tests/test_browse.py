@@ -24,7 +24,7 @@ from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.transform import DetectionTransform, Normalisation
 from grcn.samples import Anchors, RoIs, Sample, samples_of
-from grcn.sheet import COLORS, draw_sheet
+from grcn.sheet import COLORS, draw_sheet, object_colors
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -178,6 +178,25 @@ def test_boxes_lie_on_their_pixels_in_the_colour_of_their_object():
     assert extent(pictures["inputs"], COLORS[1])[2:] == (560, 360), "there is the object alone"
     assert extent(pictures["rois"], COLORS[0]) == scaled["roi"]
     assert extent(pictures["rois"], "#C0C0C0") == scaled["background"]
+
+
+def test_no_two_neighbours_share_a_colour():
+    middles = torch.cartesian_prod(torch.arange(6.0), torch.arange(5.0)) * 20
+    objects = torch.cat([middles, middles + 15], 1)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+    colors = object_colors(objects)
+    assert len(set(colors)) == len(set(colors[: len(COLORS)])) == len(COLORS)
+    alike = torch.tensor([[a == b for b in colors] for a in colors]).fill_diagonal_(False)
+    assert torch.cdist(objects, objects)[alike].min() > 1.4 * 20, "beside each other"
+    assert object_colors(torch.zeros(0, 4)) == []
+
+
+def test_images_are_as_large_as_the_one_with_most_objects_needs():
+    few, many = (made([[10.0, 10.0, 40.0, 40.0]] * count, None, None) for count in (1, 11))
+    height = {
+        name: draw_sheet(samples, ["a"] * len(samples), ("cat",), ["inputs"]).height
+        for name, samples in (("few", [few]), ("many", [many]), ("both", [few, many]))
+    }
+    assert height["few"] < height["many"] == height["both"]
 
 
 def test_figures_sum_up_what_is_drawn():
