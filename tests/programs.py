@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ def _become(
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
     os.environ.update(variables or {})
     os.chdir(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests themselves run under nohup
     if patch is not None:
         patch()
     sys.argv = [tool, *args]
