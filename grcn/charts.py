@@ -32,13 +32,14 @@ def error_curves(
     from matplotlib.ticker import LogLocator
 
     bars, line, cloud = figure.subplots(1, 3)
-    gains = {name: figures["gains"][name] or 0.0 for name in figures["counts"]}
+    gains = {name: 100 * (figures["gains"][name] or 0.0) for name in figures["counts"]}
     drawn = bars.bar(list(gains), list(gains.values()), color=LINE_COLORS[1])
-    bars.bar_label(drawn, [f"{gain:.3f}\n{figures['counts'][name]:,} ×" for name, gain in gains.items()])
-    bars.set(title="AP50 gained if one error is mended", ylabel="AP50", ylim=(0, 1.25 * max(*gains.values(), 0.01)))
-    known = {float(iou): ap for iou, ap in figures["ap_by_iou"].items() if ap is not None}
+    bars.bar_label(drawn, [f"{gain:.1f}\n{figures['counts'][name]:,} ×" for name, gain in gains.items()])
+    highest = 1.25 * max(*gains.values(), 1.0)
+    bars.set(title="AP50 gained if one error is mended", ylabel="AP50, percent", ylim=(0, highest))
+    known = {float(iou): 100 * ap for iou, ap in figures["ap_by_iou"].items() if ap is not None}
     line.plot(list(known), list(known.values()), ".-", color=LINE_COLORS[1])
-    line.set(title="AP at each IoU", xlabel="IoU", ylabel="AP", xlim=(0.48, 0.97), ylim=(0, 1))
+    line.set(title="AP at each IoU", xlabel="IoU", ylabel="AP, percent", xlim=(0.48, 0.97), ylim=(0, 100))
     extent = (min([0.0, *scores]), max([1.0, *scores]), 0.0, 1.0)
     agreement = {name: figures["agreement"][name] for name in ("spearman", "pearson")}
     told = ", ".join(f"{name.title()} {'undefined' if r is None else f'{r:.2f}'}" for name, r in agreement.items())

@@ -96,9 +96,11 @@ def errors_as_text(figures: Mapping[str, Any]) -> str:
         lines.append(f"{name:<7}{_MEANINGS[name]:<24}{counts:<36}{_percent(gain):>12}")
     agreement, oracles = figures["agreement"], figures["oracles"]
     lines += [
+        "AP50 gain: were all errors of this kind mended, and no others (TIDE)",
         "",
         f"score and IoU of {agreement['detections']:,} detections: Spearman {_number(agreement['spearman'])}, "
-        f"Pearson {_number(agreement['pearson'])}",
+        f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores say "
+        "nothing of boxes)",
         "AP at IoU " + "  ".join(f"{iou} {_percent(ap)}" for iou, ap in figures["ap_by_iou"].items()),
         "",
         f"{'COCO AP':<22}{'AP':>7}{'gain':>9}",
@@ -108,6 +110,7 @@ def errors_as_text(figures: Mapping[str, Any]) -> str:
         lines.append(
             f"{name.replace('_', ' '):<22}{_percent(ap):>7}{'' if name == 'measured' else _percent(gain, '+'):>9}"
         )
+    lines.append("right: each detection has the class or box of the object it lies on, the best-scored of each counts")
     return "\n".join(lines)
 
 

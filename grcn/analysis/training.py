@@ -31,6 +31,8 @@ logger = logging.getLogger("grcn")
 
 Layers = dict[str, dict[str, Conflict]]
 
+_FEW = 8  # batches, whose standard error is itself off by a quarter
+
 
 def gradients_over_training(
     cfg: Config,
@@ -98,9 +100,10 @@ def as_text(found: dict[str, Any]) -> str:
     """Lays out the last step of what :func:`gradients_over_training` returns as a table."""
     last, settings = found["steps"][-1], found["settings"]
     width = max(map(len, last["layers"]))
+    few = "; few: take more --images" if settings["batches"] < _FEW else ""
     lines = [
         f"{settings['run']}, step {last['step']}: cosine between the gradients of classification and localization",
-        f"mean of {settings['batches']} batches, {settings['images']} images, ± standard error",
+        f"mean of {settings['batches']} batches, {settings['images']} images, ± standard error{few}",
         "",
         f"{'':{width}}  second stage      < 0  |cls|/|loc|  first stage       both stages",
     ]
@@ -110,6 +113,10 @@ def as_text(found: dict[str, Any]) -> str:
         ratio = "" if second["ratio"] is None else f"{second['ratio']:.3g}"
         row = f"{_cosine(second):16}  {negative:>4}  {ratio:>11}  {_cosine(first):16}  {_cosine(both)}"
         lines.append(f"{name:{width}}  {row}".rstrip())
+    lines += [
+        "+1: what helps one task helps the other; 0: they do not touch; -1: one undoes the other's step",
+        "< 0: batches with a cosine below zero. |cls|/|loc|: how many times longer the gradient of classification is",
+    ]
     return "\n".join(lines)
 
 
