@@ -180,7 +180,12 @@ def test_a_config_is_trained_once_and_analysed_at_all_its_checkpoints(tmp_path):
     written = log.stat().st_mtime_ns
     checkpoints = sorted((tmp_path / "run/checkpoints").iterdir())
     again = call(tmp_path, *config, "--points", 4, *SMALL, patch=without_matplotlib)
-    assert again.stdout == as_text(found) + "\n" and "conv5_1" in again.stdout and "cls only" in again.stdout
+    assert (
+        again.stdout == as_text(found) + "\n"
+        and "conv5_1" in again.stdout
+        and "cls only" in again.stdout
+        and "few: take more" in again.stdout
+    )
     assert sorted((tmp_path / "run/checkpoints").iterdir()) == checkpoints and log.stat().st_mtime_ns == written
 
     checkpoints[0].write_bytes(b"damaged")
