@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from . import build
 from .compat import check_classes, check_model
@@ -21,12 +20,13 @@ from .data.table import Table
 from .draw import contact_sheet, title_of
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images, move_targets
-from .engine.log import bar_seconds, start_logging
+from .engine.log import start_logging
 from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
 from .models.weights import load_weights
 from .picture_file import check_output, write_picture
+from .progress import progress_bar
 from .samples import Sample, inputs_of, samples_of
 from .sheet import Panel, draw_sheet, overlap_text
 
@@ -181,7 +181,7 @@ def _fed(
     share = cfg.train.batch // cfg.train.accumulate
     batches = itertools.islice(_batches(cfg, data, first, cfg.train.accumulate), -(-count // share))
     samples: list[Sample] = []
-    for images, targets in tqdm(batches, "browse", -(-count // share), leave=False, mininterval=bar_seconds()):
+    for images, targets in progress_bar(batches, "browse", -(-count // share), leave=False):
         fed = move_images(images, device), move_targets(targets, device)
         if panels == ["inputs"]:
             samples += inputs_of(model.transform, *fed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from . import build
 from .anchor_fit import Anchors, fit, objects_of
@@ -27,6 +25,7 @@ from .data.table import Table
 from .data.transforms import read_image
 from .draw import contact_sheet, draw_boxes
 from .errors import DataError, named, one_line
+from .progress import progress_bar
 
 SEVERITIES = ("error", "warning", "note")
 PER_KIND, MOST_PICTURES = 4, 40  # pictures on the page
@@ -179,8 +178,7 @@ def _check_files(cfg: Config, train: _Read, test: _Read, fast: bool) -> list[Fin
             found += check_headers(read.table, side, rows)
             continue
         facts = inspect(read.table, rows, cfg.run.workers, cfg.run.timeout)
-        often = 0.2 if sys.stderr.isatty() else 60.0
-        read.facts = list(tqdm(facts, side, len(rows), leave=False, dynamic_ncols=True, mininterval=often))
+        read.facts = list(progress_bar(facts, side, len(rows), leave=False))
         found += check_facts(read.table, side, read.facts)
     if train.table is not None and test.table is not None:
         found += check_leaks(train.table, train.facts, test.table, test.facts)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from .engine.durable import write_durably
 from .engine.lock import run_lock
 from .engine.signals import StopSignals
 from .errors import ConfigError, DataError
+from .progress import progress_bar
 
 logger = logging.getLogger("grcn")
 
@@ -228,19 +229,16 @@ class _Bar:
     def __init__(self, name: str, stop: StopSignals) -> None:
         self._name, self._stop = name, stop
         self._stage = ""
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: tqdm | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._stop.check()
         if self._bar is None or stage != self._stage:
-            from .engine.log import bar_seconds
-
             self.close()
             self._stage = stage
-            self._bar = tqdm(
-                total=total, initial=done, desc=f"{stage} {self._name}", unit="B", unit_scale=True, leave=False,
-                dynamic_ncols=True, mininterval=bar_seconds(),
-            )  # fmt: skip
+            self._bar = progress_bar(
+                desc=f"{stage} {self._name}", total=total, initial=done, unit="B", unit_scale=True, leave=False
+            )
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

@@ -66,8 +66,9 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
 
     from grcn.draw import draw_boxes  # these import torch, for seconds
     from grcn.engine.durable import write_durably
-    from grcn.engine.log import bar_seconds, start_logging
+    from grcn.engine.log import start_logging
     from grcn.predict import as_record, as_tensor, load
+    from grcn.progress import progress_bar
 
     start_logging()
     predictor = load(args.checkpoint, args.device)
@@ -76,7 +77,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pictures = None if args.no_pictures else targets(files, args.output_dir)
     try:
-        for start in tqdm(range(0, len(files), args.batch), "predict", dynamic_ncols=True, mininterval=bar_seconds()):
+        for start in progress_bar(range(0, len(files), args.batch), "predict"):
             stop.check()
             batch = []
             for file, _ in files[start : start + args.batch]:

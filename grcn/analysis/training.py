@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import build, run
 from ..charts import cosine_curves
@@ -19,12 +18,13 @@ from ..config import Config
 from ..data.loading import train_batches
 from ..engine import checkpoint, distributed, durable
 from ..engine.environment import read_environment
-from ..engine.log import bar_seconds, start_logging
+from ..engine.log import start_logging
 from ..engine.memory import keep_freed_memory
 from ..engine.signals import StopSignals
 from ..errors import CheckpointError, ConfigError, EnvironmentFault, named
 from ..models.detector import Detector, to_device
 from ..models.weights import load_weights
+from ..progress import progress_bar
 from .gradients import Conflict, conflict
 
 logger = logging.getLogger("grcn")
@@ -147,15 +147,7 @@ def _batches(cfg: Config, data: build.Split, steps: int, step: int, stop: StopSi
         accumulate=cfg.train.accumulate, workers=cfg.run.workers, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty,
         timeout=cfg.run.timeout,
     )  # fmt: skip
-    bar = tqdm(
-        batches,
-        f"step {step}",
-        steps * cfg.train.accumulate,
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=bar_seconds(),
-    )
-    for batch in bar:
+    for batch in progress_bar(batches, f"step {step}", steps * cfg.train.accumulate, leave=False):
         stop.check()
         yield batch
 

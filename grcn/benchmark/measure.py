@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import build
 from ..config import Config, Train
 from ..describe import image_size
 from ..models.detector import Detector, to_device
+from ..progress import progress_bar
 from ..twin import baseline_of, torchvision_twin
 from .counts import count, saved_bytes
 from .data import data_wait_ms
@@ -185,7 +185,7 @@ def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
 def interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    with tqdm(total=repeats * len(variants), desc="benchmark", leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(desc="benchmark", total=repeats * len(variants), leave=False) as bar:
         for _ in range(repeats):
             for name, variant in variants.items():
                 wait(device)

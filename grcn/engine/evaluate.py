@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import NonFiniteError
+from ..progress import progress_bar
 from . import distributed
-from .log import bar_seconds
 from .signals import StopSignals
 
 
@@ -51,7 +50,7 @@ def detect(
     rows: list[int] = []
     outputs: list[dict[str, Tensor]] = []
     show = progress and distributed.is_main()
-    bar = tqdm(batches, "evaluate", total, disable=not show, leave=False, dynamic_ncols=True, mininterval=bar_seconds())
+    bar = progress_bar(batches, "evaluate", total, disable=not show, leave=False)
     with torch.no_grad(), bar:
         for batch_rows, images in bar:
             with torch.autocast(device.type, amp, enabled=amp is not None):

@@ -63,11 +63,6 @@ def start_logging() -> None:
     logger.propagate = False
 
 
-def bar_seconds() -> float:
-    """Returns how often a progress bar is redrawn: often in a terminal, once a minute into a file."""
-    return 0.2 if sys.stderr.isatty() else 60.0
-
-
 class MetricsLog:
     """``metrics.jsonl``: a JSON object per line, without clock, so that it can be reproduced.
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from tqdm import tqdm
 
 from .. import rng
 from ..errors import CheckpointError
+from ..progress import progress_bar
 from . import checkpoint, distributed
 from .evaluate import move_images, move_targets
-from .log import bar_seconds, logger
+from .log import logger
 from .recorder import Metrics, Recorder
 from .signals import Stopped, StopSignals
 
@@ -116,9 +116,7 @@ def train(
         return metrics
 
     show = progress and distributed.is_main()
-    bar = tqdm(
-        total=steps, desc="train", initial=start, disable=not show, dynamic_ncols=True, mininterval=bar_seconds()
-    )
+    bar = progress_bar(desc="train", total=steps, initial=start, disable=not show)
     with recorder, bar:
         if 0 < start < steps and is_evaluated(start):
             evaluation(start)  # an interrupted run may have got this far

@@ -22,9 +22,9 @@ from ..data import coco as coco_files
 from ..data.table import Table as Images
 from ..engine.durable import write_durably
 from ..engine.environment import read_environment
-from ..engine.log import bar_seconds
 from ..errors import ConfigError, EnvironmentFault
 from ..evaluation import bootstrap, coco, voc
+from ..progress import progress_bar
 from .checks import read_json
 from .page import page
 from .rows import METRICS, Measured, Table
@@ -54,13 +54,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
     """
     finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
     drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
-    with tqdm(
-        total=len(finished) * draws,
-        desc="bootstrap",
-        unit="draw",
-        dynamic_ncols=True,
-        mininterval=bar_seconds(),
-    ) as bar:
+    with progress_bar(desc="bootstrap", total=len(finished) * draws, unit="draw") as bar:
         resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):

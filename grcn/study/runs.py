@@ -12,13 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..config import Config
 from ..configfile import load_config
-from ..engine.log import bar_seconds, last_entry
+from ..engine.log import last_entry
 from ..engine.signals import Stopped, StopSignals
 from ..errors import PREFIX, NonFiniteError
+from ..progress import progress_bar
 from .checks import check_runs
 from .rows import Row
 
@@ -111,9 +110,7 @@ def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSi
     active: dict[int, tuple[subprocess.Popen[bytes], Run, int]] = {}
     total = sum(run.settings.train.steps for run in runs)
     done = sum(run.steps_done() for run in runs)
-    with tqdm(
-        total=total, initial=done, desc=f"{len(runs)} runs", unit="step", dynamic_ncols=True, mininterval=bar_seconds()
-    ) as bar:
+    with progress_bar(desc=f"{len(runs)} runs", total=total, initial=done, unit="step") as bar:
         while active or (waiting and not broken and not stop.code):
             while waiting and slots and not broken and not stop.code:
                 slot, run = min(slots), waiting.pop(0)
