@@ -9,6 +9,7 @@ import documented
 import pytest
 import stand_ins
 import torch
+import yaml
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,12 @@ BLOCKS = [
     for section in page.read_text().split("\n## ")
     for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 ]
+# The settings beside a block.
+SETTINGS = {
+    heading: yaml.safe_load(found[1])
+    for heading, _, text in (s.partition("\n") for s in (ROOT / "docs/own_detector.md").read_text().split("\n## "))
+    if (found := re.search(r"```yaml\n(.*?)```", text, re.DOTALL))
+}
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation) and test_walkthrough.py.
 TESTED = {"README.md": 1, "evaluation.md": 1, "own_detector.md": 7, "the_split.md": 1}
 
@@ -75,8 +82,8 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,
-        "Our backbone in detectron2": lambda: stand_ins.run_in_detectron2(names) is None,
-        "Our backbone in mmdetection": lambda: stand_ins.run_in_mmdetection(names) is None,
+        "Our backbone in detectron2": lambda: stand_ins.run_in_detectron2(names, SETTINGS[heading]) is None,
+        "Our backbone in mmdetection": lambda: stand_ins.run_in_mmdetection(names, SETTINGS[heading]) is None,
         "Torchvision's trained detector on COCO": lambda: (
             {2, 3} >= set(names["found"]["labels"].tolist()) > set()
             and len(names["found"]["boxes"]) == len(names["found"]["labels"])
