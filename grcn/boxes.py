@@ -33,11 +33,15 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
     Equals ``torchvision.ops.box_iou`` on each pair of lists. Two empty boxes give NaN, as there.
     """
-    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
-    return intersection / (areas(first)[..., :, None] + areas(second)[..., None, :] - intersection)
+    one, other = first[..., :, None, :], second[..., None, :, :]
+
+    def common(axis: int) -> Tensor:
+        ends = torch.minimum(one[..., axis + 2], other[..., axis + 2])
+        return ends.sub_(torch.maximum(one[..., axis], other[..., axis])).clamp_(min=0)
+
+    # In place: the matrices of all anchors and objects of a crowded batch are gigabytes.
+    intersection = common(0).mul_(common(1))
+    return intersection.div_((areas(first)[..., :, None] + areas(second)[..., None, :]).sub_(intersection))
 
 
 def encode(objects: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:

@@ -54,6 +54,8 @@ def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table:
     if state["data_fingerprint"] != table.fingerprint():
         changes.append("data: the annotations are not those it was trained on")
     _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
+    if state["step"] < cfg.train.steps:
+        _refuse([line for line in _changes(state, path, cfg) if line.startswith(MEASURED)], "", True)
 
 
 def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
@@ -66,9 +68,15 @@ def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
 
 
 def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to report a finished run under another evaluation: it has metrics of its own only."""
-    changes = [line for line in _changes(state, folder, cfg) if line.startswith(MEASURED)]
-    _refuse(changes, f"{folder}: finished, and evaluated otherwise; use tools/eval.py with its checkpoint", False)
+    """Refuses to report a finished run under another evaluation or model: it has metrics of its own only."""
+    changes = [
+        line
+        for line in _changes(state, folder, cfg)
+        if line.startswith(MEASURED) or line.startswith("model.") and not line.startswith(TRAINING_ONLY)
+    ]
+    _refuse(
+        changes, f"{folder}: finished, and evaluated under other settings; use tools/eval.py with its checkpoint", False
+    )
 
 
 def check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes: bool) -> None:

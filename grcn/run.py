@@ -25,7 +25,7 @@ from .engine import checkpoint, distributed, durable
 from .engine.environment import write_environment
 from .engine.events import check_tensorboard
 from .engine.lock import run_lock
-from .engine.log import start_logging
+from .engine.log import last_entry, start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
@@ -115,8 +115,9 @@ def train(
             return try_steps(model, optimizer, cfg, data.table, test, first, device)
         batches = _batches(cfg, data, device, 0 if state is None else state["step"], cfg.run.workers)
         if state is not None and state["step"] == cfg.train.steps:
-            check_same_evaluation(cfg, state, folder)
-            logger.info("%s: finished; its recorded metrics follow", folder)
+            if distributed.on_main(lambda: "metrics" in last_entry(folder / "metrics.jsonl")):
+                check_same_evaluation(cfg, state, folder)
+                logger.info("%s: finished; its recorded metrics follow", folder)
         else:
             distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
             if state is None and cfg.eval.pictures:

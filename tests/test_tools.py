@@ -101,7 +101,28 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "train.lr=0.5", code=2)
     assert "train.lr: 0.06 -> 0.5" in stderr and "--allow-changes" in stderr
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "eval.limit=2", code=2)
-    assert "evaluated otherwise; use tools/eval.py" in stderr and "eval.limit: null -> 2" in stderr
+    assert "evaluated under other settings; use tools/eval.py" in stderr and "eval.limit: null -> 2" in stderr
+    other = [*args, "--resume", "--allow-changes", "model.roi.nms=0.9"]
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *other, code=2)
+    assert "evaluated under other settings" in stderr and "model.roi.nms: 0.3 -> 0.9" in stderr
+
+
+def test_a_run_that_lacks_its_evaluation_only_is_evaluated_as_it_is_told(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+    args = ["--config", folder / "config.yaml", "--resume", "--allow-changes", "eval.limit=2", "model.roi.nms=0.4"]
+    done = programs.call("tools/train.py", *args, folder=tmp_path)
+    stderr = done.stderr
+    assert (
+        done.code == 0 and "finished" not in stderr and "going on under a change: model.roi.nms: 0.3 -> 0.4" in stderr
+    )
+    assert json.loads((folder / "eval/step_4/results.json").read_text())["images"] == 2
+    args = ["--config", folder / "config.yaml", "--resume", "--allow-changes", "train.steps=5", "eval.limit=3"]
+    done = programs.call("tools/train.py", *args, folder=tmp_path)
+    assert done.code == 0 and "going on under a change: eval.limit: " in done.stderr, (
+        "what is the best, is chosen among all evaluations"
+    )
 
 
 def test_the_written_config_trains_the_same_bytes(finished, tmp_path):

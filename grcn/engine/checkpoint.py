@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,25 +132,39 @@ def _usable(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, dict[str, A
         raise CheckpointError(f"{folder}: no usable checkpoint among {len(paths)}; restore one or use a new folder")
 
 
-def keep_best(folder: Path, step: int) -> None:
-    """Makes the checkpoint of a step ``best-<start of its SHA-256>.pt`` beside ``folder``, and removes the one before.
+def keep_best(folder: Path, ranked: Sequence[int]) -> None:
+    """Keeps the checkpoint of the best step that has one as ``best-<its name>`` beside ``folder``, and no other.
 
     Args:
-        folder: of the checkpoints; nothing happens if it has none of this step that is whole, as when it was pruned
-            long after it became the best.
+        folder: of the checkpoints.
+        ranked: steps, the best first. Those after the first are for a folder that a checkpoint was removed from, or
+            that a run was continued into from elsewhere.
+    """
+    best = next((found for step in ranked if (found := _as_best(folder, step))), None)
+    if best is not None:
+        for other in folder.parent.glob("best-step_*.pt"):
+            if other != best:
+                other.unlink()
+
+
+def _as_best(folder: Path, step: int) -> Path | None:
+    """Returns the file of a step that is kept as the best, made from its checkpoint if need be; None if there is none.
+
+    The checkpoint comes first: what is there may be of a time before the run went over this step again.
     """
     for path in _checkpoints(folder):
-        best = folder.parent / f"best-{path.stem.partition('-')[2]}.pt"
-        if _step(path) != step or best.exists() and best.samefile(path):
+        best = folder.parent / f"best-{path.name}"
+        if _step(path) != step:
             continue
+        if best.exists() and best.samefile(path):
+            return best
         contents = path.read_bytes()
         if path.stem.endswith(_digest(contents)):
             for torn in folder.parent.glob(".tmp-best-*"):
                 torn.unlink()
             _link(path, best, contents)
-            for other in folder.parent.glob("best-*.pt"):
-                if other != best:
-                    other.unlink()
+            return best
+    return next(folder.parent.glob(f"best-step_{step:08d}-*.pt"), None)
 
 
 def _link(path: Path, other: Path, contents: bytes) -> None:
@@ -202,6 +216,18 @@ def restore(
         if fault := _optimizer_fault(state["optimizer"], optimizer):
             raise CheckpointError(f"{where}: another optimizer ({fault}); use the config it was trained with")
         optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        _lay_out_as_weights(optimizer)
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Gives momenta the strides of their weights: the fused update goes through both in the order of memory.
+
+    Those of a file are of the device that wrote it; on a GPU weights are channels_last.
+    """
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
@@ -270,7 +296,7 @@ def _problem(state: Any, name: str) -> str | None:
         return f"not a checkpoint of grcn (no {', '.join(wrong)} in it); use one of grcn"
     if state["format"] != FORMAT:
         return f"written in another format (got {state['format']}, need {FORMAT}); update grcn"
-    if (match := _NAME.fullmatch(name)) and int(match[1]) != state["step"]:
+    if (match := _NAME.fullmatch(name.removeprefix("best-"))) and int(match[1]) != state["step"]:
         return f"damaged or renamed (got step {state['step']}); give it its name back, or use another"
     fault = unusable(state["model"])
     return f"{fault}; use an earlier checkpoint" if fault else None

@@ -90,13 +90,14 @@ class MetricsLog:
         if not self.path.exists():
             return
         old = self.path.read_bytes()
-        new = b""
+        kept = []
         for line in old.splitlines(keepends=True):
             entry = _entry(line)
             if entry is None:
                 break  # torn by a crash: beyond all that a checkpoint counts on
             if entry["step"] <= step:
-                new += line
+                kept.append(line)
+        new = b"".join(kept)
         if new != old:
             write_durably(self.path, new)
 

@@ -97,12 +97,11 @@ class Recorder:
         return result
 
     def _keep_best(self) -> None:
-        """Keeps the best so far, the first of equals, as long as it is among the checkpoints."""
+        """Keeps the best so far, the first of equals."""
         # An evaluation may be on record from before the metric was another.
         scores = {step: metrics.get(str(self._best)) for step, metrics in self._log.evaluations().items()}
         known = {step: score for step, score in scores.items() if score is not None}
-        if known:
-            checkpoint.keep_best(self._checkpoints, max(known, key=lambda step: (known[step], -step)))
+        checkpoint.keep_best(self._checkpoints, sorted(known, key=lambda step: (-known[step], step)))
 
     def __enter__(self) -> Recorder:
         return self

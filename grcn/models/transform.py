@@ -123,8 +123,10 @@ class DetectionTransform(nn.Module):
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"expected images [3, h, w] (got {list(image.shape)}); make grey ones RGB")
-        if not image.is_floating_point():
-            image = image.to(self.mean.dtype) / 255
+        floating = image.is_floating_point()
+        image = image.to(self.mean.dtype)
+        if not floating:
+            image = image / 255
         if image.shape[-2:] != size:
             image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
         if self.normalisation.bgr:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import logging
@@ -258,10 +259,35 @@ def test_optimizer_keeps_its_own_settings() -> None:
     assert len(ours.state) == 2
 
 
+@pytest.mark.parametrize("order", [("saved", "restored"), ("restored", "saved")])
+def test_momentum_follows_the_layout_of_the_weights(order: tuple[str, str]) -> None:
+    """On a GPU weights are channels_last, on a CPU they are not; the fused update pairs them by place in memory."""
+    torch.manual_seed(0)
+    layers = {name: nn.Conv2d(3, 4, 3) for name in order}
+    layers["saved"].load_state_dict(layers["restored"].state_dict())
+    layers[order[0]].to(memory_format=torch.channels_last)
+    optimizers = {
+        name: torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True) for name, layer in layers.items()
+    }
+    images = torch.randn(2, 3, 8, 8)
+
+    def step(name: str) -> None:
+        optimizers[name].zero_grad()
+        layers[name](images).square().mean().backward()
+        optimizers[name].step()
+
+    step("saved")
+    state = {"step": 1, "model": layers["saved"].state_dict(), "optimizer": optimizers["saved"].state_dict()}
+    checkpoint.restore(copy.deepcopy(state), layers["restored"], optimizers["restored"])
+    step("saved")
+    step("restored")
+    torch.testing.assert_close(layers["restored"].weight, layers["saved"].weight)
+
+
 def test_the_best_outlives_its_name_and_may_be_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoints"
     first = checkpoint.save(folder, state_of(1), keep=1)
-    checkpoint.keep_best(folder, 1)
+    checkpoint.keep_best(folder, [1])
     (best,) = tmp_path.glob("best-*.pt")
     assert best.samefile(first), "no room taken as long as both are there"
     checkpoint.save(folder, state_of(2), keep=1)
@@ -271,22 +297,40 @@ def test_the_best_outlives_its_name_and_may_be_a_copy(tmp_path: Path, monkeypatc
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", unknown)
-    checkpoint.keep_best(folder, 2)
+    checkpoint.keep_best(folder, [2, 1])
     (copy,) = tmp_path.glob("best-*.pt")
     assert checkpoint.load(copy)["step"] == 2 and not best.exists()
+
+
+def test_the_next_best_stands_in_for_one_that_is_gone(tmp_path: Path) -> None:
+    """As when checkpoints were removed by hand, or the run was continued in another folder."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        checkpoint.save(folder, state_of(step), keep=2)
+    for name in ("best-step_00000009-0123456789abcdef.pt", "best-step_00000008-0123456789abcdef.pt"):
+        (tmp_path / name).touch()  # of a branch that is gone, and left by a crash
+    checkpoint.keep_best(folder, [1, 3, 2])
+    (best,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(best)["step"] == 3
+    (folder / best.name.removeprefix("best-")).unlink()
+    checkpoint.keep_best(folder, [1, 3, 2])
+    assert list(tmp_path.glob("best-*.pt")) == [best]
+    best.rename(tmp_path / best.name.replace("3-", "7-"))
+    with pytest.raises(CheckpointError, match=r"damaged or renamed \(got step 3\)"):
+        checkpoint.load(next(tmp_path.glob("best-*.pt")))
 
 
 def test_a_damaged_best_is_replaced(tmp_path: Path) -> None:
     """Both names are one file, so damage reaches both; then training goes over the step again."""
     path = checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=1)
-    checkpoint.keep_best(path.parent, 1)
+    checkpoint.keep_best(path.parent, [1])
     (best,) = tmp_path.glob("best-*.pt")
     (tmp_path / ".tmp-best-0123.pt").touch()  # of a crash while it was copied
     with path.open("r+b") as file:
         file.write(b"damage")
     assert path.read_bytes() == best.read_bytes()
     checkpoint.save(path.parent, state_of(1), keep=1)
-    checkpoint.keep_best(path.parent, 1)
+    checkpoint.keep_best(path.parent, [1])
     assert checkpoint.load(best)["step"] == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == [best.name, "checkpoints"]
 
@@ -294,7 +338,7 @@ def test_a_damaged_best_is_replaced(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_does_not_become_the_best(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=1)
     path.write_bytes(path.read_bytes()[:-1])
-    checkpoint.keep_best(path.parent, 1)
+    checkpoint.keep_best(path.parent, [1])
     assert not list(tmp_path.glob("best-*.pt"))
 
 
@@ -304,6 +348,8 @@ def test_a_path_that_is_no_checkpoint_names_one_that_is(tmp_path: Path) -> None:
     for wrong in (tmp_path, saved.parent, saved.parent / "step_00000002-….pt"):
         with pytest.raises(CheckpointError, match=f"; pass an existing checkpoint, as {saved}$"):
             checkpoint.load(wrong)
-    checkpoint.keep_best(saved.parent, 1)
-    with pytest.raises(CheckpointError, match=r"a folder; pass an existing checkpoint, as .*/best-[0-9a-f]{16}\.pt$"):
+    checkpoint.keep_best(saved.parent, [1, 2])
+    with pytest.raises(
+        CheckpointError, match=r"a folder; pass an existing checkpoint, as .*/best-step_00000001-[0-9a-f]{16}\.pt$"
+    ):
         checkpoint.load(tmp_path)

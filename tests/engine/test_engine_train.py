@@ -324,9 +324,9 @@ def test_the_best_after_an_interruption(tmp_path: Path, monkeypatch: pytest.Monk
     class Killed(BaseException):
         pass
 
-    def killed(folder: Path, step: int) -> None:
-        keep_best(folder, step) if step < until else None
-        if step == until:
+    def killed(folder: Path, ranked: list[int]) -> None:
+        keep_best(folder, ranked) if ranked[0] < until else None
+        if ranked[0] == until:
             raise Killed
 
     options: dict[str, Any] = {"steps": 4, "best": "ap", "evaluate": lambda step: {"ap": step / 10}, "eval_every": 2}
@@ -351,6 +351,12 @@ def test_the_best_by_another_metric(tmp_path: Path) -> None:
     fit(toy(), batches(2), tmp_path, state=state, best="ap50", evaluate=lambda step: {"ap50": 0.5}, **options)
     (best,) = tmp_path.glob("best-*.pt")
     assert best != old and checkpoint.load(best)["step"] == 4
+    _, state = checkpoint.newest(tmp_path / "checkpoints") or pytest.fail("no checkpoint")
+    options = {"steps": 6, "eval_every": 2, "evaluate": lambda step: {"ap": 0.5}}
+    fit(toy(), batches(4), tmp_path, state=state, best="ap", **options)
+    (best,) = tmp_path.glob("best-*.pt")
+    assert checkpoint.load(best)["step"] == 2, "it is on record and among the checkpoints"
+    options = {"steps": 4, "eval_every": 2}
     with pytest.raises(ValueError, match="best: an evaluation has no app"):
         fit(toy(), batches(), tmp_path / "new", best="app", evaluate=lambda step: {"ap": 1.0}, **options)
 
