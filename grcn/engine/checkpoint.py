@@ -222,12 +222,18 @@ def restore(
 def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
     """Gives momenta the strides of their weights: the fused update goes through both in the order of memory.
 
-    Those of a file are of the device that wrote it; on a GPU weights are channels_last.
+    Those of a file are of the device that wrote it; on a GPU weights are channels_last. Others stay what they are:
+    strides of dimensions of one element say nothing, but are among the bytes of a checkpoint.
     """
     for weight, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
+            if isinstance(value, Tensor) and value.shape == weight.shape and _order(value) != _order(weight):
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """Returns the strides that matter."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:

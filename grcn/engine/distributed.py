@@ -141,9 +141,7 @@ def wrap(model: nn.Module) -> nn.Module:
         return model
     # It is told of 1x1 convolutions, whose gradients have other strides of the same order, and is none of the user's.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    # The buffers of all other layers are constants.
-    counting = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=counting)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def mean(values: Tensor) -> Tensor:
