@@ -52,7 +52,7 @@ def load(
         report: is told of every record that is wrong, where otherwise the first one is an error; they are left out.
 
     Raises:
-        DataError: a file is missing or broken, or the splits disagree about categories.
+        DataError: a file is missing or broken, or the splits disagree about categories or share ids of images.
     """
     tables: list[Table] = []
     for split in splits:
@@ -87,7 +87,7 @@ def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
 
 
 def write_detections(file: str | Path, table: Table, detections: Mapping[str, np.ndarray]) -> None:
-    """Writes packed detections as COCO's result file; images of VOC go by their stem.
+    """Writes packed detections as COCO's result file; images of VOC go by their names.
 
     Numbers are written in full, so that reading them back gives the same boxes and scores.
     """

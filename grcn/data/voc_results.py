@@ -24,8 +24,8 @@ def to_devkit(boxes: np.ndarray) -> np.ndarray:
 def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
     """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
 
-    Every line is ``image score xmin ymin xmax ymax``. A class without a file has no detections,
-    which is said in a warning.
+    Every line is ``image score xmin ymin xmax ymax``; the image's folder may have spaces in its name. A class without a
+    file has no detections, which is said in a warning.
 
     Returns:
         packed detections of the images of ``table``: rows, boxes, scores, labels.
@@ -43,7 +43,7 @@ def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
         for line, text in enumerate(lines_of(path), start=1):
             if not text.strip():
                 continue
-            image, *values = text.split()
+            image, *values = text.strip().rsplit(maxsplit=5)
             if image not in row_of:
                 raise fault(f"{path}:{line}", "image is not in {} (got {}); remove it", table.name, image)
             try:

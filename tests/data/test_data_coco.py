@@ -132,7 +132,7 @@ def test_splits_are_joined_and_repeated_images_refused(tmp_path):
     assert table.files[3] == b"more/c.jpg"
     assert table.offsets.tolist() == [0, 2, 3, 3, 5, 6, 6]
     write(tmp_path, document(), "more")
-    with pytest.raises(DataError, match="listed twice"):
+    with pytest.raises(DataError, match=r"train\+more: an image id is listed twice \(got 10\); remove .* or number"):
         coco.load(tmp_path, ["train", "more"])
 
 

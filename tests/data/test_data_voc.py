@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grcn.data import voc, voc_results
+from grcn.data import coco, voc, voc_results
 from grcn.errors import DataError
 
 OBJECT = """
@@ -100,12 +100,20 @@ def test_lists_per_class_have_a_second_column(root):
     assert voc.load(root, ["VOC2007/dog_train"]).image_ids.tolist() == [b"a", b"b", b"c"]
 
 
-def test_images_of_one_stem_in_two_folders(root):
-    (root / "VOC2008").symlink_to("VOC2007")
-    table = voc.load(root, ["VOC2007/trainval", "VOC2008/trainval"])
-    assert len(table) == 4
-    with pytest.raises(DataError, match="listed twice"):
-        table.result_ids()
+def test_images_of_two_folders_that_share_names(root, tmp_path):
+    (root / "my set").symlink_to("VOC2007")
+    table = voc.load(root, ["VOC2007/trainval", "my set/trainval"])
+    ids = ["VOC2007/a", "VOC2007/b", "my set/a", "my set/b"]
+    assert table.result_ids() == ids and table.first(1).result_ids() == ids[:1]
+    written = detections(300, np.float64, images=4)
+    coco.write_detections(tmp_path / "d.json", table, written)
+    read = coco.read_detections(tmp_path / "d.json", table)
+    assert all(np.array_equal(read[key], written[key]) for key in ("rows", "labels", "scores"))
+    voc_results.write_detections(tmp_path / "devkit", "trainval", table, written)
+    read = voc_results.read_detections(tmp_path / "devkit", table)
+    assert np.array_equal(read["rows"], written["rows"][np.argsort(written["labels"], kind="stable")])
+    with pytest.raises(DataError, match=r"an image is listed twice \(got 'my set/a'\); remove one"):
+        voc.load(root, ["VOC2007/trainval", "my set/trainval", "my set/test"])
 
 
 @pytest.mark.parametrize(
@@ -207,11 +215,11 @@ def test_coordinate_functions_are_inverse_and_keep_the_devkits_areas():
     assert np.array_equal(sides, devkit[:, 2:] - devkit[:, :2] + 1)
 
 
-def detections(count: int, dtype: type) -> dict[str, np.ndarray]:
+def detections(count: int, dtype: type, images: int = 2) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     corner, side = random.uniform(0, 20, (2, count, 2))
     return {
-        "rows": random.integers(0, 2, count),
+        "rows": random.integers(0, images, count),
         "boxes": np.concatenate([corner, corner + side], 1).astype(dtype),
         "scores": random.uniform(0, 1, count).astype(dtype),
         "labels": random.integers(1, 21, count),

@@ -167,7 +167,7 @@ BOXES = [
     bad("a pipe for a file", replaced(JSON, os.mkfifo), f"{ANNOTATIONS}: not a file"),
     bad("another class in the test split", second_split(lambda text: text.replace("dog", "cow")),
         "data/annotations/instances_val.json: unknown class (got 'cow')", settings=["data.test=[val]"]),
-    bad("an image in two splits", second_split(), "train+val: an image is listed twice",
+    bad("an image in two splits", second_split(), "train+val: an image id is listed twice",
         settings=["data.train=[train, val]"]),
 ]  # fmt: skip
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bad_data
 import numpy as np
 import programs
 import pytest
@@ -183,6 +185,24 @@ def test_bad_devkit_files_are_one_line(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- what is odd and has a score
+
+
+def test_folders_that_share_names_of_images_are_trained_and_scored(tmp_path: Path) -> None:
+    bad_data.write(tmp_path / "data", "voc")
+    (tmp_path / "data/VOC2007").rename(tmp_path / "data/A")
+    shutil.copytree(tmp_path / "data/A", tmp_path / "data/B")
+    (tmp_path / "c.yaml").write_text(bad_data.CONFIG.format("voc", "A/train, B/train"))
+    args = ("--config", "c.yaml", "model.roi.score_thresh=0.01", "--output-dir")
+    trained = programs.call("tools/train.py", *args, "run", folder=tmp_path)
+    metrics = figures(trained)
+    written = json.loads((tmp_path / "run/eval/step_2/detections.json").read_text())
+    assert {one["image_id"] for one in written} == {f"{folder}/{name}" for folder in "AB" for name in range(4)}
+    (weights,) = (tmp_path / "run/checkpoints").glob("step_*2-*.pt")
+    args = (*args, "out")
+    assert figures(programs.call("tools/eval.py", *args, "--checkpoint", weights, folder=tmp_path)) == metrics
+    for name in ("detections.json", "devkit"):
+        read = programs.call("tools/eval.py", *args[:-1], name, "--detections", f"out/{name}", folder=tmp_path)
+        assert figures(read) == pytest.approx(metrics, abs=1e-6)
 
 
 def test_perfect_detections_and_none_at_all(folder: Path) -> None:
