@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from grcn.data.table import Table
 from grcn.data.voc import lines_of, to_continuous
 
 logger = logging.getLogger("grcn")
+
+_LONGEST_NAME = 255  # bytes, of the usual file systems
 
 
 def to_devkit(boxes: np.ndarray) -> np.ndarray:
@@ -68,10 +71,14 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
     Args:
         folder: made when it does not exist.
         split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
+
+    Raises:
+        DataError: a class cannot be in a file name; nothing is written.
     """
     folder = Path(folder)
     for name in table.classes:
-        if not is_contained(name) or "/" in name:
+        too_long = len(os.fsencode(_file_name(split, name))) > _LONGEST_NAME
+        if not is_contained(name) or "/" in name or too_long:
             raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
     folder.mkdir(parents=True, exist_ok=True)
     images = [str(image) for image in table.result_ids()]
@@ -83,8 +90,11 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
             " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
             for k in np.flatnonzero(detections["labels"] == label)
         ]
-        path = folder / f"comp4_det_{split}_{name}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
+        (folder / _file_name(split, name)).write_text("".join(lines), encoding="utf-8")
+
+
+def _file_name(split: str, class_name: str) -> str:
+    return f"comp4_det_{split}_{class_name}.txt"
 
 
 def _result_files(folder: Path, table: Table) -> dict[int, Path]:

@@ -231,6 +231,19 @@ def test_annotations_without_anything_to_find(folder: Path) -> None:
     assert set(figures(result).values()) == {None} and "AP is undefined" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["nut/bolt", 99 * "犬"], ids=["slash", "long"])
+def test_classes_that_no_file_can_be_called_are_scored(folder: Path, name: str) -> None:
+    document = truth()
+    document["categories"][0]["name"] = name
+    put_truth(folder, document)
+    result = score(folder, perfect())
+    assert figures(result)["coco_ap"] == 1.0
+    assert result.stderr.count("no devkit files") == 1 and "class cannot be in a file name" in result.stderr
+    left = {path.name for path in (folder / "out").iterdir()}
+    assert {"detections.json", "results.json", "per_class.csv"} <= left and "devkit" not in left
+    assert figures(score(folder, name="out/detections.json"))["coco_ap"] == 1.0
+
+
 def test_ids_of_annotations_may_begin_at_0_and_not_repeat(folder: Path) -> None:
     """pycocotools takes an object of id 0 for none, and one of two with the same id for the other."""
     document = truth()
