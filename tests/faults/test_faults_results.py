@@ -244,6 +244,20 @@ def test_classes_that_no_file_can_be_called_are_scored(folder: Path, name: str) 
     assert figures(score(folder, name="out/detections.json"))["coco_ap"] == 1.0
 
 
+def test_a_run_without_anything_to_find_is_refused_at_its_start(folder: Path) -> None:
+    (folder / "data/train").symlink_to("val")
+    (folder / "data/annotations/instances_train.json").write_text(json.dumps(truth()))
+    args = ("--config", "c.yaml", "--output-dir", "run", "data.train=[train]")
+    document = truth()
+    put_truth(folder, document | {"annotations": [one | {"iscrowd": 1} for one in document["annotations"]]})
+    crowds = programs.call("tools/train.py", *args, folder=folder)
+    assert not told(crowds, "val: nothing to evaluate", "0 objects to find in 3 images, 5 crowd or difficult")
+    put_truth(folder, document | {"annotations": document["annotations"][2:]})
+    limited = programs.call("tools/train.py", *args, "eval.limit=1", folder=folder)
+    assert not told(limited, "val: nothing to evaluate", "0 objects to find in 1 images", "eval.limit")
+    assert {path.name for path in (folder / "run").iterdir()} == {".lock"}
+
+
 def test_ids_of_annotations_may_begin_at_0_and_not_repeat(folder: Path) -> None:
     """pycocotools takes an object of id 0 for none, and one of two with the same id for the other."""
     document = truth()
