@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from grcn.data.faults import fault, is_contained
-from grcn.data.packing import pack_detections
+from grcn.data.packing import PART, pack_detections
 from grcn.data.table import Table
 from grcn.data.voc import lines_of, to_continuous
 
@@ -82,15 +82,15 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
             raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
     folder.mkdir(parents=True, exist_ok=True)
     images = [str(image) for image in table.result_ids()]
-    boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
-    scores = np.asarray(detections["scores"], np.float64).tolist()
-    rows = detections["rows"].tolist()
     for label, name in enumerate(table.classes, start=1):
-        lines = [
-            " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
-            for k in np.flatnonzero(detections["labels"] == label)
-        ]
-        (folder / _file_name(split, name)).write_text("".join(lines), encoding="utf-8")
+        own = np.flatnonzero(detections["labels"] == label)
+        with open(folder / _file_name(split, name), "w", encoding="utf-8") as file:
+            for start in range(0, len(own), PART):
+                part = own[start : start + PART]
+                boxes = to_devkit(np.asarray(detections["boxes"][part], np.float64))
+                numbers = np.column_stack([np.asarray(detections["scores"][part], np.float64), boxes]).tolist()
+                for row, values in zip(detections["rows"][part].tolist(), numbers, strict=True):
+                    file.write(" ".join([images[row], *map(repr, values)]) + "\n")
 
 
 def _file_name(split: str, class_name: str) -> str:

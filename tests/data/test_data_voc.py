@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,26 @@ def test_result_files_survive_a_round_trip(root, tmp_path, dtype):
     assert np.abs(read["boxes"] - written["boxes"][order]).max() < 1e-14
     if dtype == np.float32:
         assert np.array_equal(read["boxes"].astype(dtype), written["boxes"][order])
+
+
+@pytest.mark.parametrize("module", [coco, voc_results])
+def test_result_files_are_written_part_by_part(root, tmp_path, monkeypatch, module):
+    table = voc.load(root, ["VOC2007/trainval"])
+    many = detections(20_000, np.float32)
+    args = (tmp_path / "whole", "trainval")[: 1 + (module is voc_results)]
+    module.write_detections(*args, table, many)
+    monkeypatch.setattr(module, "PART", 999, raising=False)
+    tracemalloc.start()
+    try:
+        module.write_detections(tmp_path / "parts", *args[1:], table, many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6, "all detections as Python's numbers take 5 MB"
+    whole, parts = ([tmp_path / name, *sorted((tmp_path / name).glob("*"))] for name in ("whole", "parts"))
+    files = [(a, b) for a, b in zip(whole, parts, strict=True) if a.is_file()]
+    assert len(files) == (20 if module is voc_results else 1)
+    assert all(a.read_bytes() == b.read_bytes() for a, b in files)
 
 
 def test_result_files_are_the_devkits(root, tmp_path):
