@@ -20,7 +20,7 @@ from .data.table import Table
 from .draw import detection_grid
 from .engine.durable import sync, write_durably
 from .engine.signals import StopSignals
-from .errors import EnvironmentFault, named
+from .errors import DataError, EnvironmentFault, named
 from .evaluation import coco, voc
 from .evaluation.diagnosis import diagnose
 
@@ -38,6 +38,9 @@ def score(
 ) -> dict[str, float | None]:
     """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``.
 
+    Args:
+        devkit: write VOC's devkit files too, unless classes have names that no file can have, which is said.
+
     Raises:
         Stopped: a signal came, which is looked at before each protocol and before pictures are drawn.
     """
@@ -46,7 +49,7 @@ def score(
         folder.mkdir(parents=True, exist_ok=True)
         coco_files.write_detections(folder / "detections.json", table, found)
         if devkit:
-            voc_files.write_detections(folder / "devkit", table.name.split("+")[0].rpartition("/")[2], table, found)
+            _write_devkit(folder / "devkit", table, found)
         metrics: dict[str, float | None] = {}
         per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
         results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
@@ -74,6 +77,13 @@ def score(
         figure = "without objects" if main is None else f"{100 * main:.1f} %"
         logger.info("%s: %s %s; results, detections and pictures in it", folder, cfg.eval.best_metric, figure)
         return metrics
+
+
+def _write_devkit(folder: Path, table: Table, found: Mapping[str, np.ndarray]) -> None:
+    try:
+        voc_files.write_detections(folder, table.name.split("+")[0].rpartition("/")[2], table, found)
+    except DataError as error:  # a name of a class; the JSON has all that they would hold
+        logger.warning("no devkit files: %s", error)
 
 
 def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from grcn.data import elsewhere
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
 from grcn.data.faults import Report, fault, read_bytes, tell
-from grcn.data.packing import pack, pack_detections
+from grcn.data.packing import PART, pack, pack_detections
 from grcn.data.table import Table, concatenate
 from grcn.errors import DataError, one_line
 
@@ -52,7 +53,7 @@ def load(
         report: is told of every record that is wrong, where otherwise the first one is an error; they are left out.
 
     Raises:
-        DataError: a file is missing or broken, or the splits disagree about categories.
+        DataError: a file is missing or broken, or the splits disagree about categories or share ids of images.
     """
     tables: list[Table] = []
     for split in splits:
@@ -87,26 +88,33 @@ def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
 
 
 def write_detections(file: str | Path, table: Table, detections: Mapping[str, np.ndarray]) -> None:
-    """Writes packed detections as COCO's result file; images of VOC go by their stem.
+    """Writes packed detections as COCO's result file; images of VOC go by their names.
 
     Numbers are written in full, so that reading them back gives the same boxes and scores.
     """
-    keys = table.result_ids()
-    boxes = np.asarray(detections["boxes"], np.float64)
-    fields = zip(
-        detections["rows"].tolist(),
-        table.category_ids[detections["labels"] - 1].tolist(),
-        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist(),
-        np.asarray(detections["scores"], np.float64).tolist(),
-        strict=True,
-    )
+    encode = json.JSONEncoder(allow_nan=False).encode
     with open(file, "w", encoding="utf-8") as out:
         separator = "[\n"
-        for row, category, box, score in fields:
-            record = {"image_id": keys[row], "category_id": category, "bbox": box, "score": score}
-            out.write(separator + json.dumps(record, allow_nan=False))
+        for record in _result_records(table, detections):
+            out.write(separator + encode(record))
             separator = ",\n"
         out.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+def _result_records(table: Table, detections: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    keys = table.result_ids()
+    for start in range(0, len(detections["rows"]), PART):
+        part = slice(start, start + PART)
+        boxes = np.asarray(detections["boxes"][part], np.float64)
+        fields = zip(
+            detections["rows"][part].tolist(),
+            table.category_ids[detections["labels"][part] - 1].tolist(),
+            np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist(),
+            np.asarray(detections["scores"][part], np.float64).tolist(),
+            strict=True,
+        )
+        for row, category, box, score in fields:
+            yield {"image_id": keys[row], "category_id": category, "bbox": box, "score": score}
 
 
 def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Table:

@@ -153,8 +153,10 @@ class Records:
         position = {value: index for index, value in reversed(list(enumerate(known)))}
         values = self.column(key, *{type(value) for value in known}, default=default)
         found = np.array([position.get(value, -1) for value in values], np.int64)
-        for number in np.flatnonzero(found < 0).tolist():
-            self._refuse(number, key, "unknown (got {}, the file has {})", values[number], sorted(known))
+        unknown = np.flatnonzero(found < 0).tolist()
+        listed = sorted(known) if unknown else known
+        for number in unknown:
+            self._refuse(number, key, "unknown (got {}, the file has {})", values[number], listed)
         return np.maximum(found, 0)
 
     def boxes(self) -> np.ndarray:

@@ -18,6 +18,8 @@ logger = logging.getLogger("grcn")
 ROUNDING = 0.5
 # Sides below this are none: as float32, in which targets are computed, they may come out as zero.
 THINNEST = 0.01
+# Detections that writers turn into Python's numbers at a time: all of COCO's test images at once would take 1.5 GB.
+PART = 2**16
 
 
 def pack(

@@ -25,7 +25,7 @@ class Table:
     Attributes:
         name: what messages call the data set, for example ``VOC2007/test``.
         classes: the C class names; label k in 1..C is ``classes[k - 1]``.
-        image_ids: [N] int64 (COCO's ids) or fixed-width bytes (VOC's file stems).
+        image_ids: [N] int64 (COCO's ids) or fixed-width bytes (VOC's names of images), each once.
         files: [N] fixed-width bytes, paths relative to ``root``; empty where images are no files.
         root: folder of the data set.
         sizes: [N, 2] int32, (height, width) of the image as displayed (EXIF orientation applied).
@@ -62,7 +62,7 @@ class Table:
 
     @property
     def has_ids(self) -> bool:
-        """Tells whether images are called by numbers, COCO's ids, and not by the stems of their files."""
+        """Tells whether images are called by numbers, COCO's ids, and not by names."""
         return bool(self.image_ids.dtype.kind == "i")
 
     def objects(self, row: int) -> slice:
@@ -91,15 +91,10 @@ class Table:
         )
 
     def result_ids(self) -> list[int] | list[str]:
-        """Returns what result files call the images: COCO's id, or VOC's stem.
-
-        Raises:
-            DataError: two folders hold images of the same stem, so it does not tell which.
-        """
+        """Returns what result files call the images: COCO's ids, or VOC's names."""
         if self.has_ids:
             return self.image_ids.tolist()
-        check_unique(self.name, self.image_ids)
-        return [os.fsdecode(stem) for stem in self.image_ids.tolist()]
+        return [os.fsdecode(name) for name in self.image_ids.tolist()]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the contents in hex; name and root do not count."""
@@ -118,7 +113,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     """Joins tables of the same classes and root into one; images and objects keep their order.
 
     Raises:
-        DataError: the classes or category ids differ, or an image is in two of the tables.
+        DataError: the classes or category ids differ, or an image id is in two of the tables.
     """
     first = tables[0]
     if len(tables) == 1:
@@ -134,16 +129,15 @@ def concatenate(tables: Sequence[Table]) -> Table:
         return np.concatenate([getattr(table, field) for table in tables])
 
     name = "+".join(table.name for table in tables)
-    ids, files = joined("image_ids"), joined("files")
-    # VOC's stems may repeat in two folders, its files may not; COCO's ids may not either.
-    check_unique(name, ids if first.has_ids else files)
+    ids = joined("image_ids")
+    check_unique(name, ids)
     starts = np.cumsum([0] + [len(table.boxes) for table in tables])
     offsets = [table.offsets[:-1] + start for table, start in zip(tables, starts, strict=False)]
     return Table(
         name=name,
         classes=first.classes,
         image_ids=ids,
-        files=files,
+        files=joined("files"),
         root=first.root,
         sizes=joined("sizes"),
         offsets=np.concatenate([*offsets, starts[-1:]]),
@@ -156,8 +150,11 @@ def concatenate(tables: Sequence[Table]) -> Table:
     )
 
 
-def check_unique(name: str, keys: np.ndarray) -> None:
-    """Raises a DataError if one of the keys ``[N]`` of images is there twice."""
-    values, counts = np.unique(keys, return_counts=True)
+def check_unique(name: str, ids: np.ndarray) -> None:
+    """Raises a DataError if one of the ids ``[N]`` of images is there twice."""
+    what = "an image is listed twice (got {}); remove one"
+    if ids.dtype.kind == "i":  # it may be two images that were numbered apart
+        what = "an image id is listed twice (got {}); remove one of the images, or number one split anew"
+    values, counts = np.unique(ids, return_counts=True)
     for value in values[counts > 1][:1]:
-        raise fault(name, "an image is listed twice (got {}); remove one", value)
+        raise fault(name, what, value)

@@ -45,7 +45,7 @@ class _Split:
     """What one split's files say; the lists of the second group have one entry per object."""
 
     name: str
-    stems: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -61,7 +61,8 @@ def load(
 ) -> Table:
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
-    Objects marked ``difficult`` are kept and flagged. Images need not exist yet.
+    Objects marked ``difficult`` are kept and flagged. Images need not exist yet. Their ids are the names in the lists;
+    where two folders share one, those of all images get the folder in front, as ``VOC2007/000001``.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the 20 of VOC if
@@ -71,9 +72,14 @@ def load(
             they are left out.
 
     Raises:
-        DataError: a list or annotation is missing or broken, or an object's class is not listed.
+        DataError: a list or annotation is missing or broken, an object's class is not listed, or an image is in two of
+            the splits.
     """
     read = [_read_split(Path(root), split, report) for split in splits]
+    names = [name for split in read for name in split.ids]
+    if len(set(names)) < len(names):
+        for split in read:
+            split.ids = [str(PurePosixPath(split.name).parent / name) for name in split.ids]
     if classes is None:
         found = {name for split in read for name in split.names}
         classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
@@ -103,7 +109,7 @@ def _read_split(root: Path, name: str, report: Report | None) -> _Split:
             found.image = file
             tell(report, found)
             continue
-        split.stems.append(stem)
+        split.ids.append(stem)
         split.files.append(file)
         split.sizes.append((int(height), int(width)))
         for number, element in enumerate(annotation.findall("object"), start=1):
@@ -121,7 +127,7 @@ def _read_object(split: _Split, element: ElementTree.Element, place: str) -> Non
     name = _text(element, "name", place)
     check_class_name(f"{place}: <name>", name)
     difficult = _difficult(element, place)
-    split.rows.append(len(split.stems) - 1)
+    split.rows.append(len(split.ids) - 1)
     split.boxes.append(box)
     split.names.append(name)
     split.difficult.append(difficult)
@@ -229,7 +235,7 @@ def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report
     return pack(
         split.name,
         classes,
-        image_ids=split.stems,
+        image_ids=split.ids,
         files=split.files,
         root=root,
         sizes=split.sizes,

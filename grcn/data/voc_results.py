@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from grcn.data.faults import fault, is_contained
-from grcn.data.packing import pack_detections
+from grcn.data.packing import PART, pack_detections
 from grcn.data.table import Table
 from grcn.data.voc import lines_of, to_continuous
 
 logger = logging.getLogger("grcn")
+
+_LONGEST_NAME = 255  # bytes, of the usual file systems
 
 
 def to_devkit(boxes: np.ndarray) -> np.ndarray:
@@ -24,8 +27,8 @@ def to_devkit(boxes: np.ndarray) -> np.ndarray:
 def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
     """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
 
-    Every line is ``image score xmin ymin xmax ymax``. A class without a file has no detections,
-    which is said in a warning.
+    Every line is ``image score xmin ymin xmax ymax``; the image's folder may have spaces in its name. A class without a
+    file has no detections, which is said in a warning.
 
     Returns:
         packed detections of the images of ``table``: rows, boxes, scores, labels.
@@ -43,7 +46,7 @@ def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
         for line, text in enumerate(lines_of(path), start=1):
             if not text.strip():
                 continue
-            image, *values = text.split()
+            image, *values = text.strip().rsplit(maxsplit=5)
             if image not in row_of:
                 raise fault(f"{path}:{line}", "image is not in {} (got {}); remove it", table.name, image)
             try:
@@ -68,23 +71,30 @@ def write_detections(folder: str | Path, split: str, table: Table, detections: M
     Args:
         folder: made when it does not exist.
         split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
+
+    Raises:
+        DataError: a class cannot be in a file name; nothing is written.
     """
     folder = Path(folder)
     for name in table.classes:
-        if not is_contained(name) or "/" in name:
+        too_long = len(os.fsencode(_file_name(split, name))) > _LONGEST_NAME
+        if not is_contained(name) or "/" in name or too_long:
             raise fault(folder, "class cannot be in a file name (got {}); rename it", name)
     folder.mkdir(parents=True, exist_ok=True)
     images = [str(image) for image in table.result_ids()]
-    boxes = to_devkit(np.asarray(detections["boxes"], np.float64)).tolist()
-    scores = np.asarray(detections["scores"], np.float64).tolist()
-    rows = detections["rows"].tolist()
     for label, name in enumerate(table.classes, start=1):
-        lines = [
-            " ".join([images[rows[k]], *map(repr, [scores[k], *boxes[k]])]) + "\n"
-            for k in np.flatnonzero(detections["labels"] == label)
-        ]
-        path = folder / f"comp4_det_{split}_{name}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
+        own = np.flatnonzero(detections["labels"] == label)
+        with open(folder / _file_name(split, name), "w", encoding="utf-8") as file:
+            for start in range(0, len(own), PART):
+                part = own[start : start + PART]
+                boxes = to_devkit(np.asarray(detections["boxes"][part], np.float64))
+                numbers = np.column_stack([np.asarray(detections["scores"][part], np.float64), boxes]).tolist()
+                for row, values in zip(detections["rows"][part].tolist(), numbers, strict=True):
+                    file.write(" ".join([images[row], *map(repr, values)]) + "\n")
+
+
+def _file_name(split: str, class_name: str) -> str:
+    return f"comp4_det_{split}_{class_name}.txt"
 
 
 def _result_files(folder: Path, table: Table) -> dict[int, Path]:

@@ -41,7 +41,10 @@ def detect(
         ``[K]``, ``labels`` int64 ``[K]``, ordered by row and within one as the model returned them.
 
     Raises:
-        NonFiniteError: weights, boxes or scores are not finite: metrics would be meaningless.
+        NonFiniteError: the weights are not finite, or boxes or scores that the model returns: metrics
+            would be meaningless. Weights that are finite, but so large that scores are NaN, are not
+            found out where the model leaves such scores out, as ours does: no NaN passes its
+            threshold, and there are no detections.
         Stopped: a signal came to one of the processes.
     """
     model.eval()

@@ -44,11 +44,13 @@ def check(table: Table, detections: Mapping[str, Any]) -> Detections:
         detections: packed detections, numpy arrays of any real type; length 0 is fine.
 
     Raises:
-        DataError: the table holds no object; or a detection has a row or label that the table
-            lacks, a box or score that is not finite, or a reversed box. Names the image.
+        DataError: the table holds no object (where all are crowd or difficult, AP is None); or a
+            detection has a row or label that the table lacks, a box or score that is not finite,
+            or a reversed box. Names the image.
         ValueError: the arrays disagree in length.
     """
-    check_objects(table)
+    if not len(table.boxes):
+        check_objects(table)
     rows = np.asarray(detections["rows"], dtype=np.int64).reshape(-1)
     boxes = np.asarray(detections["boxes"], dtype=np.float64).reshape(-1, 4)
     scores = np.asarray(detections["scores"], dtype=np.float64).reshape(-1)
@@ -79,11 +81,11 @@ def check(table: Table, detections: Mapping[str, Any]) -> Detections:
 
 
 def check_objects(table: Table) -> None:
-    """Raises a DataError for a table without objects, which nothing can be scored against."""
-    if not len(table.boxes):
+    """Raises a DataError for a table without objects to find: AP would be undefined, whatever is detected."""
+    if (table.iscrowd | table.difficult).all():
         raise DataError(
-            f"{table.name}: nothing to evaluate (got 0 objects in {len(table)} images); "
-            "check the annotations and the split"
+            f"{table.name}: nothing to evaluate (got 0 objects to find in {len(table)} images, {len(table.boxes)} "
+            "crowd or difficult); check the annotations, the split and eval.limit"
         )
 
 

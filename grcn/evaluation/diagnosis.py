@@ -44,7 +44,8 @@ def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, 
         return None
     if not len(found.rows):
         return (
-            "AP is 0: there are no detections; the model is untrained, or the score threshold is above all its scores"
+            "AP is 0: there are no detections; the model is untrained, the score threshold is above all its scores, or "
+            "it has diverged so far that its scores are not finite"
         )
     cause = _wrong_frame(table, found) or _wrong_classes(table, found) or _weak(table, found)
     return f"AP is about 0: {cause}"

@@ -33,6 +33,7 @@ import numpy as np
 from grcn.data.table import Table
 from grcn.evaluation.detections import Detections
 from grcn.evaluation.overlaps import Pairs, ignored_objects, match, most_overlapped, ranked
+from grcn.evaluation.voc import interpolated_ap
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
@@ -147,9 +148,5 @@ def _ap50(labels: np.ndarray, hits: np.ndarray, totals: np.ndarray) -> np.ndarra
     """
     values = np.zeros(len(totals))
     for k in np.flatnonzero(totals):
-        own = hits[labels == k + 1]
-        precision = np.cumsum(own) / np.arange(1, len(own) + 1)
-        best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        reached = np.searchsorted(np.cumsum(own) / totals[k], np.linspace(0, 1, 101))
-        values[k] = best_from_here[reached].mean()
+        values[k] = interpolated_ap(hits[labels == k + 1], totals[k], np.linspace(0, 1, 101))
     return values

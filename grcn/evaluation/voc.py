@@ -120,7 +120,12 @@ def eleven_point_ap(hits: np.ndarray, count: int) -> float:
         hits: bool ``[D]``, whether each detection is a true positive, best score first.
         count: number of objects to find, at least 1.
     """
-    reached = np.searchsorted(np.cumsum(hits) / count, np.arange(11) * 0.1)
+    return interpolated_ap(hits, count, np.arange(11) * 0.1)
+
+
+def interpolated_ap(hits: np.ndarray, count: int, levels: np.ndarray) -> float:
+    """Averages interpolated precision at ``levels`` of recall, 0 at those not reached; see :func:`eleven_point_ap`."""
+    reached = np.searchsorted(np.cumsum(hits) / count, levels)
     return float(np.append(_interpolated(hits), 0.0)[reached].mean())
 
 

@@ -230,6 +230,23 @@ def test_every_fault_is_found_and_nothing_else(tmp_path, monkeypatch, case):
     assert found["text"] in as_text(report)
 
 
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_an_image_of_two_splits_is_found(tmp_path, monkeypatch, layout):
+    if layout == "voc":
+        write_voc(tmp_path / "data")
+        (tmp_path / "data/VOC2007/ImageSets/Main/more.txt").write_text("3\n")
+    else:
+        write_coco(tmp_path / "data")
+        lists = tmp_path / "data/annotations"
+        (lists / "instances_more.json").write_bytes((lists / "instances_train.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    train = {"voc": "[VOC2007/train, VOC2007/more]", "coco": "[train, more]"}[layout]
+    report = check_data(load_config(config(tmp_path, layout), [f"data.train={train}"]), tmp_path / "out", fast=True)
+    errors = [one for one in report["findings"] if one["severity"] == "error"]
+    assert [(one["kind"], one["split"]) for one in errors] == [("annotation", "train")]
+    assert "listed twice" in errors[0]["examples"][0]["place"]
+
+
 def change(**lists):
     """Changes the JSON of the training split: each list by a function."""
 

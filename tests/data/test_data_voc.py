@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from grcn.data import voc, voc_results
+from grcn.data import coco, voc, voc_results
 from grcn.errors import DataError
 
 OBJECT = """
@@ -100,12 +101,20 @@ def test_lists_per_class_have_a_second_column(root):
     assert voc.load(root, ["VOC2007/dog_train"]).image_ids.tolist() == [b"a", b"b", b"c"]
 
 
-def test_images_of_one_stem_in_two_folders(root):
-    (root / "VOC2008").symlink_to("VOC2007")
-    table = voc.load(root, ["VOC2007/trainval", "VOC2008/trainval"])
-    assert len(table) == 4
-    with pytest.raises(DataError, match="listed twice"):
-        table.result_ids()
+def test_images_of_two_folders_that_share_names(root, tmp_path):
+    (root / "my set").symlink_to("VOC2007")
+    table = voc.load(root, ["VOC2007/trainval", "my set/trainval"])
+    ids = ["VOC2007/a", "VOC2007/b", "my set/a", "my set/b"]
+    assert table.result_ids() == ids and table.first(1).result_ids() == ids[:1]
+    written = detections(300, np.float64, images=4)
+    coco.write_detections(tmp_path / "d.json", table, written)
+    read = coco.read_detections(tmp_path / "d.json", table)
+    assert all(np.array_equal(read[key], written[key]) for key in ("rows", "labels", "scores"))
+    voc_results.write_detections(tmp_path / "devkit", "trainval", table, written)
+    read = voc_results.read_detections(tmp_path / "devkit", table)
+    assert np.array_equal(read["rows"], written["rows"][np.argsort(written["labels"], kind="stable")])
+    with pytest.raises(DataError, match=r"an image is listed twice \(got 'my set/a'\); remove one"):
+        voc.load(root, ["VOC2007/trainval", "my set/trainval", "my set/test"])
 
 
 @pytest.mark.parametrize(
@@ -207,11 +216,11 @@ def test_coordinate_functions_are_inverse_and_keep_the_devkits_areas():
     assert np.array_equal(sides, devkit[:, 2:] - devkit[:, :2] + 1)
 
 
-def detections(count: int, dtype: type) -> dict[str, np.ndarray]:
+def detections(count: int, dtype: type, images: int = 2) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     corner, side = random.uniform(0, 20, (2, count, 2))
     return {
-        "rows": random.integers(0, 2, count),
+        "rows": random.integers(0, images, count),
         "boxes": np.concatenate([corner, corner + side], 1).astype(dtype),
         "scores": random.uniform(0, 1, count).astype(dtype),
         "labels": random.integers(1, 21, count),
@@ -230,6 +239,26 @@ def test_result_files_survive_a_round_trip(root, tmp_path, dtype):
     assert np.abs(read["boxes"] - written["boxes"][order]).max() < 1e-14
     if dtype == np.float32:
         assert np.array_equal(read["boxes"].astype(dtype), written["boxes"][order])
+
+
+@pytest.mark.parametrize("module", [coco, voc_results])
+def test_result_files_are_written_part_by_part(root, tmp_path, monkeypatch, module):
+    table = voc.load(root, ["VOC2007/trainval"])
+    many = detections(20_000, np.float32)
+    args = (tmp_path / "whole", "trainval")[: 1 + (module is voc_results)]
+    module.write_detections(*args, table, many)
+    monkeypatch.setattr(module, "PART", 999, raising=False)
+    tracemalloc.start()
+    try:
+        module.write_detections(tmp_path / "parts", *args[1:], table, many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6, "all detections as Python's numbers take 5 MB"
+    whole, parts = ([tmp_path / name, *sorted((tmp_path / name).glob("*"))] for name in ("whole", "parts"))
+    files = [(a, b) for a, b in zip(whole, parts, strict=True) if a.is_file()]
+    assert len(files) == (20 if module is voc_results else 1)
+    assert all(a.read_bytes() == b.read_bytes() for a, b in files)
 
 
 def test_result_files_are_the_devkits(root, tmp_path):

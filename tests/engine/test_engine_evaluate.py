@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from support import small_detector
 from torch import Tensor
 from toy_run import IMAGES, ToyDetector, evaluation_batches, tiny_faster_rcnn
 
@@ -65,6 +66,15 @@ def test_weights_or_scores_that_are_not_finite() -> None:
     image[0, 0, 0] = 1 / 255
     with pytest.raises(NonFiniteError, match="scores"):
         detect(ToyDetector(), [([0], [image])], CPU, progress=False)
+
+
+def test_finite_weights_whose_scores_are_nan_detect_nothing() -> None:
+    model = small_detector()
+    assert len(detect(model, evaluation_batches(), CPU, progress=False)["rows"])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1e20)
+    assert not len(detect(model, evaluation_batches(), CPU, progress=False)["rows"])
 
 
 def test_stops_between_images() -> None:

@@ -126,7 +126,7 @@ BOXES = [
     good("one crowd", put("annotations", 1, "iscrowd", to=1)),
     good("flags of other formats", every_annotation(ignore=1, difficult=1, score=0.5)),
     good("image without boxes", put("annotations", 1, "image_id", to=0), settings=["data.drop_empty=false"]),
-    bad("crowds only", every_annotation(iscrowd=1), "train: no object to train on", "4 objects"),
+    bad("crowds only", every_annotation(iscrowd=1), "train: nothing to evaluate", "4 crowd or difficult"),
     bad("dropped boxes only", every_annotation(bbox=[5, 6, 0, 0]), "train: nothing to evaluate"),
     bad("no boxes", put("annotations", to=[]), "train: nothing to evaluate", settings=["data.drop_empty=false"]),
     good("relative coordinates", every_annotation(bbox=[0.1, 0.1, 0.5, 0.5]), "are the coordinates relative?"),
@@ -167,7 +167,7 @@ BOXES = [
     bad("a pipe for a file", replaced(JSON, os.mkfifo), f"{ANNOTATIONS}: not a file"),
     bad("another class in the test split", second_split(lambda text: text.replace("dog", "cow")),
         "data/annotations/instances_val.json: unknown class (got 'cow')", settings=["data.test=[val]"]),
-    bad("an image in two splits", second_split(), "train+val: an image is listed twice",
+    bad("an image in two splits", second_split(), "train+val: an image id is listed twice",
         settings=["data.train=[train, val]"]),
 ]  # fmt: skip
 
@@ -203,7 +203,8 @@ VOC = [
         for value in ("0", "-64", "64.5", "nan", "inf", "1e300", "2147483648", "x", "")
     ),
     bad("difficult 2", xml("<difficult>0", "<difficult>2"), OBJECT + "<difficult> is neither 0 nor 1 (got '2')"),
-    bad("difficult objects only", in_all_annotations("<difficult>0", "<difficult>1"), "VOC2007/train: no object"),
+    bad("difficult objects only", in_all_annotations("<difficult>0", "<difficult>1"), "VOC2007/train: nothing",
+        "0 objects to find in 4 images, 4 crowd or difficult"),
     bad("no objects", in_all_annotations("object>", "thing>"), "VOC2007/train: nothing to evaluate"),
     good("boxes of parts", xml("</object>", PART)),
     *(

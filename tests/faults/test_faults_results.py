@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bad_data
 import numpy as np
 import programs
 import pytest
@@ -185,6 +187,24 @@ def test_bad_devkit_files_are_one_line(folder: Path) -> None:
 # ---------------------------------------------------------------- what is odd and has a score
 
 
+def test_folders_that_share_names_of_images_are_trained_and_scored(tmp_path: Path) -> None:
+    bad_data.write(tmp_path / "data", "voc")
+    (tmp_path / "data/VOC2007").rename(tmp_path / "data/A")
+    shutil.copytree(tmp_path / "data/A", tmp_path / "data/B")
+    (tmp_path / "c.yaml").write_text(bad_data.CONFIG.format("voc", "A/train, B/train"))
+    args = ("--config", "c.yaml", "model.roi.score_thresh=0.01", "--output-dir")
+    trained = programs.call("tools/train.py", *args, "run", folder=tmp_path)
+    metrics = figures(trained)
+    written = json.loads((tmp_path / "run/eval/step_2/detections.json").read_text())
+    assert {one["image_id"] for one in written} == {f"{folder}/{name}" for folder in "AB" for name in range(4)}
+    (weights,) = (tmp_path / "run/checkpoints").glob("step_*2-*.pt")
+    args = (*args, "out")
+    assert figures(programs.call("tools/eval.py", *args, "--checkpoint", weights, folder=tmp_path)) == metrics
+    for name in ("detections.json", "devkit"):
+        read = programs.call("tools/eval.py", *args[:-1], name, "--detections", f"out/{name}", folder=tmp_path)
+        assert figures(read) == pytest.approx(metrics, abs=1e-6)
+
+
 def test_perfect_detections_and_none_at_all(folder: Path) -> None:
     found = figures(score(folder, perfect()))
     assert {value for name, value in found.items() if "_ap" in name and value is not None} == {1.0}
@@ -209,6 +229,33 @@ def test_annotations_without_anything_to_find(folder: Path) -> None:
     put_truth(folder, document | {"annotations": [one | {"iscrowd": 1} for one in document["annotations"]]})
     result = score(folder, perfect())
     assert set(figures(result).values()) == {None} and "AP is undefined" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["nut/bolt", 99 * "犬"], ids=["slash", "long"])
+def test_classes_that_no_file_can_be_called_are_scored(folder: Path, name: str) -> None:
+    document = truth()
+    document["categories"][0]["name"] = name
+    put_truth(folder, document)
+    result = score(folder, perfect())
+    assert figures(result)["coco_ap"] == 1.0
+    assert result.stderr.count("no devkit files") == 1 and "class cannot be in a file name" in result.stderr
+    left = {path.name for path in (folder / "out").iterdir()}
+    assert {"detections.json", "results.json", "per_class.csv"} <= left and "devkit" not in left
+    assert figures(score(folder, name="out/detections.json"))["coco_ap"] == 1.0
+
+
+def test_a_run_without_anything_to_find_is_refused_at_its_start(folder: Path) -> None:
+    (folder / "data/train").symlink_to("val")
+    (folder / "data/annotations/instances_train.json").write_text(json.dumps(truth()))
+    args = ("--config", "c.yaml", "--output-dir", "run", "data.train=[train]")
+    document = truth()
+    put_truth(folder, document | {"annotations": [one | {"iscrowd": 1} for one in document["annotations"]]})
+    crowds = programs.call("tools/train.py", *args, folder=folder)
+    assert not told(crowds, "val: nothing to evaluate", "0 objects to find in 3 images, 5 crowd or difficult")
+    put_truth(folder, document | {"annotations": document["annotations"][2:]})
+    limited = programs.call("tools/train.py", *args, "eval.limit=1", folder=folder)
+    assert not told(limited, "val: nothing to evaluate", "0 objects to find in 1 images", "eval.limit")
+    assert {path.name for path in (folder / "run").iterdir()} == {".lock"}
 
 
 def test_ids_of_annotations_may_begin_at_0_and_not_repeat(folder: Path) -> None:
