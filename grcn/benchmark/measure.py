@@ -42,8 +42,8 @@ def measure(
     as the config's get; their number is ``images``, whatever ``train.batch`` says.
 
     Args:
-        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.benchmark.twin`) too, and of
-            a model whose tasks are parted its baseline (:func:`grcn.benchmark.twin.baseline_of`).
+        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.twin`) too, and of a model
+            whose tasks are parted its baseline (:func:`grcn.twin.baseline_of`).
 
     Returns:
         ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
