@@ -182,8 +182,20 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     assert "grcn_vgg16.yaml:" in stdout and "_base/voc.yaml:" in stdout
     stdout, stderr = train(ROOT / "configs/shapes/grcn_tiny.yaml", tmp_path / "run", "--dry-run", *SMALL)
     assert "detected in 2 test images" in stderr and "a checkpoint takes 1 MB" in stderr
+    assert "without effect" not in stderr
     assert set(json.loads(stdout)) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_without_effect_are_told_in_one_line(tmp_path, monkeypatch, capfd):
+    config = ROOT / "configs/shapes/grcn_tiny.yaml"
+    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", *SMALL)
+    told = call_here(
+        monkeypatch, capfd, "tools/train.py", *arguments, "train.gamma=0.5", "model.head={kind: conv, dropout: 0.5}",
+        code=0,
+    )  # fmt: skip
+    found = "model.head.dropout (model.head.kind is conv), train.gamma (train.schedule is cosine)"
+    assert told.splitlines().count(f"grcn: without effect here: {found}") == 1 == told.count("without effect")
 
 
 XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
