@@ -52,9 +52,10 @@ def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
         for name, value in plain.state_dict().items():
             value.copy_(named[layer_name(name)].reshape(value.shape))
     trunk, head = _layers(cfg, plain)
+    trunk.out_channels = plain.backbone.feature_specs["cls"].channels  # type: ignore[assignment]
     heads = plain.roi_heads.heads
     twin = FasterRCNN(
-        _Backbone(trunk, plain.backbone.feature_specs["cls"].channels),
+        trunk,
         min_size=cfg.image.short,
         max_size=cfg.image.max,
         image_mean=plain.transform.normalisation.mean,
@@ -93,18 +94,6 @@ class _RoIPool(nn.Module):
 
     def forward(self, x: dict[str, Tensor], rois: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         return roi_pool(x["0"], rois, self.size, self.scale)
-
-
-class _Backbone(nn.Module):
-    """Layers in a row, as torchvision's detectors want them: with ``out_channels``."""
-
-    def __init__(self, body: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
 
 
 class _Conv5(nn.Module):
