@@ -396,15 +396,23 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
 
 def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch, capfd):
     config = ROOT / "configs/shapes/faster_rcnn_tiny.yaml"
-    stdout, _ = train(config, tmp_path / "run", "--torchvision", *SMALL)
+    stdout, stderr = train(config, tmp_path / "run", "--torchvision", *SMALL)
     assert json.loads(stdout.splitlines()[-1])["coco_ap"] is not None
-    state = load(next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt")))
+    assert stderr.count("torchvision's detector keeps to its own model.rpn.straddling true (not false)") == 1
+    path = next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt"))
+    state = load(path)
     assert "rpn.head.cls_logits.weight" in state["model"] and "roi_heads.box_head.fc6.weight" in state["model"]
     told = call_here(
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", "--resume", *SMALL,
         "train.steps=5", "--allow-changes", code=4,
     )  # fmt: skip
     assert "another model" in told
+    told = call_here(
+        monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "none", "--torchvision",
+        *SMALL, "model.roi.add_gt=false", code=2,
+    )  # fmt: skip
+    assert_one_line(told, "model.roi.add_gt: torchvision's detector has true (got false); set that")
+    assert not (tmp_path / "none").exists()
     parted = ROOT / "configs/shapes/detect_f_tiny.yaml"
     told = call_here(monkeypatch, capfd, "tools/train.py", "--config", parted, "--torchvision", *SMALL, code=2)
     assert "use a config of Faster R-CNN" in told

@@ -50,7 +50,10 @@ def main() -> None:
         from grcn import run  # imports torch, for seconds
         from grcn.engine.distributed import is_main
         from grcn.engine.log import start_logging
+        from grcn.twin import check_twin
 
+        if args.torchvision:
+            check_twin(cfg.model)
         start_logging()
         if in_vain := set_in_vain(cfg, sources, args.config):
             logger.warning("without effect here: %s", ", ".join(in_vain))
