@@ -1,4 +1,4 @@
-"""Settings of a model that are legal one by one and cannot stand together."""
+"""Settings that are legal one by one and cannot stand together, and those that do nothing beside others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .config import Config
     from .modelconfig import Model
 
 # Weights that torchvision publishes; they carry their own normalisation.
@@ -44,6 +45,48 @@ def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
             f"must divide the {channels} channels of the map (got {model.context.heads}); choose a divisor",
         )
     yield from _wrong_weights(model)
+
+
+def without_effect(cfg: Config) -> dict[str, str]:
+    """Returns the settings that do nothing beside the others, as dotted keys, and the reason of each.
+
+    An empty list and a switch that is off ask for nothing.
+    """
+    train = cfg.train
+    idle = {f"model.{key}": f"model.{reason}" for key, reason in idle_in_model(cfg.model).items()}
+    if train.schedule == "cosine":
+        keys = ("train.lr_steps", "train.gamma") if train.lr_steps else ("train.gamma",)
+        idle |= dict.fromkeys(keys, "train.schedule is cosine")
+    elif not train.lr_steps:
+        idle["train.gamma"] = "train.lr_steps is []"
+    elif train.lr_steps[0] >= train.steps:
+        idle |= dict.fromkeys(("train.lr_steps", "train.gamma"), f"train.steps is {train.steps}")
+    if not train.warmup:
+        idle["train.warmup_factor"] = "train.warmup is 0"
+    if train.bias_decay and not train.weight_decay:
+        idle["train.bias_decay"] = "train.weight_decay is 0"
+    if "voc" not in cfg.eval.protocols:
+        idle["eval.voc_iou"] = "eval.protocols has no voc"
+    if cfg.run.tf32 and cfg.run.device == "cpu":
+        idle["run.tf32"] = "run.device is cpu"
+    return idle
+
+
+def idle_in_model(model: Model) -> dict[str, str]:
+    """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
+    idle = {}
+    if model.split == "none" and model.cls.stride == model.loc.stride:
+        idle["rpn.reads"] = "split is none"
+    if model.context.on == "none":
+        keys = (f"context.{key}" for key in type(model.context).model_fields if key != "on")
+        idle |= dict.fromkeys(keys, "context.on is none")
+    if model.roi.op == "pool":
+        idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
+    if model.head.kind == "conv5":
+        idle["head.dim"] = "head.kind is conv5"
+    if model.head.kind != "fc":
+        idle["head.dropout"] = f"head.kind is {model.head.kind}"
+    return idle
 
 
 def _tiny(model: Model) -> bool:

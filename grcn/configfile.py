@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from grcn.config import Config
+from grcn.configchecks import without_effect
 from grcn.configerrors import clip, explain, show
 from grcn.configtypes import Section
 from grcn.errors import ConfigError, one_line
@@ -75,6 +76,22 @@ def load_config_with_sources(
     return config, sources
 
 
+def set_in_vain(config: Config, sources: Mapping[str, str], path: str | os.PathLike[str]) -> list[str]:
+    """Returns the settings that were made and have no effect beside the others, each with the reason.
+
+    What a base sets is for other files too, so only the command line and the file itself count.
+
+    Args:
+        config, sources: of :func:`load_config_with_sources`.
+        path: the file.
+    """
+    own = ["command line"]
+    # The config.yaml of a run has every setting, wanted or not.
+    if "default" in sources.values():
+        own.append(f"{os.fspath(path)}:")
+    return [f"{key} ({why})" for key, why in without_effect(config).items() if sources[key].startswith(tuple(own))]
+
+
 def parse_config(text: str, name: str) -> Config:
     """Reads a config from what :func:`dump_config` wrote; such a text has no ``base``.
 
@@ -119,9 +136,10 @@ def dump_config(config: Config) -> str:
 
 
 def print_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> str:
-    """Writes every setting of a config file as YAML, each with a comment where it comes from."""
+    """Writes every setting of a config file as YAML, each with a comment where it comes from and whether it is idle."""
     config, sources = load_config_with_sources(path, overrides)
-    return "".join(f"{line:<44}  # {sources[key]}\n" if key else f"{line}\n" for line, key in _lines(config))
+    notes = sources | {key: f"{sources[key]}; without effect: {why}" for key, why in without_effect(config).items()}
+    return "".join(f"{line:<44}  # {notes[key]}\n" if key else f"{line}\n" for line, key in _lines(config))
 
 
 def schema() -> str:

@@ -6,6 +6,11 @@ A model whose tasks are parted has no counterpart there: its twin is the Faster 
 from __future__ import annotations
 
 import copy
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -17,15 +22,32 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
 from .build import build_model
+from .configchecks import idle_in_model
+from .configerrors import show
+from .configfile import leaves
+from .errors import CheckpointError, ConfigError
 from .modelconfig import Branch, Context, Model
 from .models import box_heads
 from .models.detector import Detector
 from .models.rpn import RegionProposalNetwork
-from .models.weights import layer_name, torchvision_names
+from .models.weights import layer_name, normalisation_of, torchvision_names
+
+logger = logging.getLogger("grcn")
 
 _TORCHVISION = ("vgg16", "resnet50", "resnet101")
 # What a FrozenBatchNorm2d adds to the variance.
 _EPS = 1e-5
+# Settings of ours that torchvision's detector has no argument for, and what it has in their place.
+_ITS_OWN = {
+    "rpn.straddling": True,
+    "rpn.min_size": 1e-3,
+    "rpn.smooth_l1_beta": 1 / 9,
+    "roi.aligned": False,
+    "roi.bg_iou_low": 0.0,
+    "roi.add_gt": True,
+    "roi.smooth_l1_beta": 1 / 9,
+    "head.dropout": 0.0,
+}
 
 
 def baseline_of(cfg: Model) -> Model:
@@ -34,17 +56,77 @@ def baseline_of(cfg: Model) -> Model:
     return plain.model_copy(update={"head": cfg.head.model_copy(update={"tasks": "shared"})})
 
 
+def torchvision_lacks(cfg: Model) -> list[str]:
+    """Returns a line for each setting of a model that keeps its baseline from having a twin.
+
+    A default that torchvision does not share is its own affair, and so is ``rpn.min_size``, which suits the images and
+    counts pixels of their originals, where torchvision's counts those of the resized images.
+    """
+    lines = []
+    if normalisation_of(cfg.weights).bgr:
+        lines.append(
+            "model.weights: torchvision's detector takes RGB, and strides ResNets in their 3x3 convolutions "
+            f"(got {cfg.weights}); set IMAGENET1K_V1 or torchvision:FILE"
+        )
+    usual = leaves(Model())
+    for key, (ours, theirs) in _differences(cfg).items():
+        if key != "rpn.min_size" and ours != usual[key]:
+            lines.append(f"model.{key}: torchvision's detector has {show(theirs)} (got {show(ours)}); set that")
+    return lines
+
+
+def check_twin(cfg: Model) -> None:
+    """Makes sure that the baseline of a model has a twin.
+
+    Raises:
+        ConfigError: settings that torchvision's detector cannot have.
+    """
+    if lines := torchvision_lacks(cfg):
+        raise ConfigError("\n".join(lines))
+
+
+def refuse_twin(state: Mapping[str, Any], path: Path) -> None:
+    """Refuses the checkpoint of a twin, whose weights no detector of ours takes.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if "roi_heads.box_predictor.cls_score.weight" in state["model"]:
+        raise CheckpointError(
+            f"{path}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours, or score the "
+            "detections.json in its run's eval/ by tools/eval.py --detections"
+        )
+
+
+def _differences(cfg: Model) -> dict[str, tuple[float, float]]:
+    """Returns the settings that torchvision's detector has otherwise, with both values."""
+    ours, idle = leaves(cfg), idle_in_model(cfg)
+    return {
+        key: (ours[key], theirs)
+        for key, theirs in _ITS_OWN.items()
+        if key not in idle and not math.isclose(ours[key], theirs, rel_tol=1e-3)  # 1/9 has no end in YAML
+    }
+
+
 def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
     """Builds the twin of a model, or of its baseline, in evaluation mode.
 
     VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
-    layers are ours and the detector torchvision's. Its settings are torchvision's defaults where ours are not a
-    matter of arithmetic: memory formats, padding to multiples of 32, sampling with waits.
+    layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
+    others are logged. What is no setting is torchvision's: memory formats, padding to multiples of 32, sampling with
+    waits.
 
     Args:
         cfg: the ``model`` section.
         model: built from it; its weights are copied, by layer.
+
+    Raises:
+        ConfigError: as :func:`check_twin` raises.
     """
+    check_twin(cfg)
+    if unlike := _differences(cfg):
+        told = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
+        logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
     num_classes = model.roi_heads.heads.cls_score.out_features
     plain = build_model(baseline_of(cfg), num_classes)
     named = {layer_name(name): value for name, value in model.state_dict().items()}
@@ -52,9 +134,10 @@ def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
         for name, value in plain.state_dict().items():
             value.copy_(named[layer_name(name)].reshape(value.shape))
     trunk, head = _layers(cfg, plain)
+    trunk.out_channels = plain.backbone.feature_specs["cls"].channels  # type: ignore[assignment]
     heads = plain.roi_heads.heads
     twin = FasterRCNN(
-        _Backbone(trunk, plain.backbone.feature_specs["cls"].channels),
+        trunk,
         min_size=cfg.image.short,
         max_size=cfg.image.max,
         image_mean=plain.transform.normalisation.mean,
@@ -66,16 +149,21 @@ def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
         rpn_pre_nms_top_n_test=cfg.rpn.pre_nms_test,
         rpn_post_nms_top_n_test=cfg.rpn.post_nms_test,
         rpn_nms_thresh=cfg.rpn.nms,
+        rpn_fg_iou_thresh=cfg.rpn.fg_iou,
+        rpn_bg_iou_thresh=cfg.rpn.bg_iou,
         rpn_batch_size_per_image=cfg.rpn.batch,
         rpn_positive_fraction=cfg.rpn.fg_fraction,
         box_roi_pool=MultiScaleRoIAlign(["0"], cfg.roi.size, cfg.roi.sampling_ratio),
         box_head=head,
         box_predictor=FastRCNNPredictor(heads.cls_score.in_features, num_classes),
+        box_fg_iou_thresh=cfg.roi.fg_iou,
+        box_bg_iou_thresh=cfg.roi.fg_iou,  # all others are background
         box_batch_size_per_image=cfg.roi.batch,
         box_positive_fraction=cfg.roi.fg_fraction,
         box_score_thresh=cfg.roi.score_thresh,
         box_nms_thresh=cfg.roi.nms,
         box_detections_per_img=cfg.roi.detections,
+        bbox_reg_weights=cfg.roi.box_weights,
     )
     twin.roi_heads.box_predictor.cls_score.load_state_dict(heads.cls_score.state_dict())
     twin.roi_heads.box_predictor.bbox_pred.load_state_dict(heads.bbox_pred.state_dict())
@@ -93,18 +181,6 @@ class _RoIPool(nn.Module):
 
     def forward(self, x: dict[str, Tensor], rois: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         return roi_pool(x["0"], rois, self.size, self.scale)
-
-
-class _Backbone(nn.Module):
-    """Layers in a row, as torchvision's detectors want them: with ``out_channels``."""
-
-    def __init__(self, body: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
 
 
 class _Conv5(nn.Module):

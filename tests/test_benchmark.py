@@ -8,6 +8,7 @@ import torch
 
 from grcn.benchmark.measure import measure
 from grcn.benchmark.scene import make_scene
+from grcn.benchmark.text import times_as_text
 from grcn.configfile import load_config
 from grcn.models.box_heads import TaskHeads
 
@@ -39,6 +40,25 @@ def test_a_measurement_is_complete_and_finite(row):
     assert counts["step"]["waits"] == 2 < counts["torchvision"]["waits"]
     assert counts["infer"]["waits"] == 4 < counts["infer_torchvision"]["waits"]
     assert counts["step"]["uploads"] < counts["torchvision"]["uploads"]
+
+
+def test_without_a_twin_torchvision_is_left_out_and_the_reason_told():
+    """ResNets with weights of Caffe's layout are strided elsewhere, at another cost."""
+    small = [
+        *SMALL,
+        "model.weights=caffe:none.npz",
+        "model.roi.batch=4",
+        "model.rpn.post_nms_test=4",
+        "model.rpn.channels=8",
+    ]
+    cfg = load_config(CONFIGS / "voc/faster_rcnn_resnet50.yaml", small)
+    found = measure(cfg, CPU, repeats=1)
+    assert found["times_ms"].keys() == {"step", "infer"} | both("floor")
+    found |= {"reference_cpu_ms": None, "loader_img_s": 1, "loader_cpu_ms": 1}
+    found["evaluation"] = {"images": 1, "coco_s": 1, "voc_s": 1, "backend": "x"}
+    text = times_as_text(found)
+    assert "not compared with torchvision: model.weights: torchvision's detector takes RGB" in text
+    assert text.count("torchvision") == 3  # all in that line
 
 
 def test_a_measurement_does_the_work_of_both_passes_and_of_a_step(monkeypatch):

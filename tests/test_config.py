@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from grcn.build import build_test_split, build_train_split
+from grcn.benchmark.scene import make_scene
+from grcn.build import build_model, build_test_split, build_train_split
 from grcn.config import Config, FilesData, ShapesData, Train
+from grcn.configchecks import idle_in_model, without_effect
 from grcn.configtypes import Section
 from grcn.modelconfig import Model
 from grcn.reference import reference
@@ -241,6 +244,63 @@ def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
 
 def test_lr_steps_past_the_end_are_legal() -> None:
     assert Train(steps=10, lr_steps=(100,)).lr_steps == (100,)
+
+
+CONTEXT = {f"model.context.{key}" for key in ("dim", "heads", "value", "size", "init")}
+POOL = {"model.roi.sampling_ratio", "model.roi.aligned"}
+SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op": "align"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "idle"),
+    [
+        ("model", {}, set()),
+        ("model", {"context": {"on": "none"}}, CONTEXT),
+        ("model", {"roi": {"op": "pool"}}, POOL),
+        ("model", {"split": "none"}, {"model.rpn.reads"}),
+        ("model", {"backbone": "resnet50", "split": "none", "loc": {"stride": 8}}, set()),
+        ("model", {"head": {"kind": "conv"}}, {"model.head.dropout"}),
+        ("model", {"backbone": "resnet50_det", "head": {"kind": "conv5"}}, {"model.head.dim", "model.head.dropout"}),
+        ("train", {"schedule": "cosine"}, {"train.gamma", "train.lr_steps"}),
+        ("train", {"schedule": "cosine", "lr_steps": []}, {"train.gamma"}),
+        ("train", {"lr_steps": []}, {"train.gamma"}),
+        ("train", {"lr_steps": [10]}, {"train.gamma", "train.lr_steps"}),
+        ("train", {"warmup": 0}, {"train.warmup_factor"}),
+        ("train", {"bias_decay": True}, set()),
+        ("train", {"bias_decay": True, "weight_decay": 0.0}, {"train.bias_decay"}),
+        ("eval", {"protocols": ["coco"]}, {"eval.voc_iou"}),
+        ("run", {"device": "cpu", "tf32": True}, {"run.tf32"}),
+    ],
+)
+def test_settings_without_effect_are_known(section: str, changes: dict[str, Any], idle: set[str]) -> None:
+    config = MINIMAL | {"model": SPLIT, "train": {"steps": 10, "lr_steps": [5], "warmup": 1}}
+    config[section] = config.get(section, {}) | changes
+    assert without_effect(Config.model_validate(config)).keys() == idle
+
+
+@pytest.mark.parametrize("kind", ["fc", "conv", "conv5"])
+def test_settings_without_effect_have_none(kind: str) -> None:
+    image = {"short": 64, "max": 64}
+    plain = {"backbone": "tiny_resnet", "width": 4, "image": image, "anchors": {"sizes": [16, 32]}}
+    plain["head"] = (
+        {"kind": kind} | ({} if kind == "conv5" else {"dim": 8}) | ({"dropout": 0.0} if kind == "fc" else {})
+    )
+    others: dict[str, Any] = {
+        "rpn.reads": "loc", "roi.sampling_ratio": 1, "roi.aligned": False, "head.dim": 8, "head.dropout": 0.25,
+        "context.dim": 8, "context.heads": 2, "context.value": True, "context.size": 3, "context.init": "xavier",
+    }  # fmt: skip
+    idle = idle_in_model(Model.model_validate(plain))
+    assert len(idle) == {"fc": 8, "conv": 9, "conv5": 10}[kind]
+    changed = {section: dict(values) for section, values in plain.items() if isinstance(values, dict)}
+    for key in idle:
+        section, _, name = key.partition(".")
+        changed.setdefault(section, {})[name] = others[key]
+    images, targets = make_scene((64, 64), 3, torch.device("cpu"), objects=2)
+    losses = [
+        build_model(Model.model_validate(settings), 4).train()(images, targets) for settings in (plain, plain | changed)
+    ]
+    assert losses[0].keys() == losses[1].keys()
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
 
 
 def test_the_reference_is_current_and_has_every_setting():

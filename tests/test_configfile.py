@@ -24,6 +24,7 @@ from grcn.configfile import (
     parse_config,
     print_config,
     schema,
+    set_in_vain,
 )
 from grcn.errors import LONGEST_LINE, PREFIX, ConfigError
 
@@ -325,6 +326,33 @@ def test_the_printed_config_names_every_source_and_is_a_config(write: Any) -> No
     assert "    max: 1000                                 # default" in lines
     assert '  device: "cuda:0"                            # c.yaml:3' in lines
     assert load_config(write(printed, "again.yaml")) == load_config(path, ["model.image.short=300"])
+
+
+def test_what_is_set_in_vain_is_told_of_the_file_and_the_command_line_only(write: Any) -> None:
+    write("train: {gamma: 0.5}\nmodel: {head: {dropout: 0.25}}", "base.yaml")
+    text = MINIMAL.replace("{steps: 10}", "{steps: 10, schedule: cosine, lr_steps: [5]}")
+    path = write("base: base.yaml\n" + text)
+
+    def told(path: str, *overrides: str) -> list[str]:
+        return set_in_vain(*load_config_with_sources(path, overrides), path)
+
+    assert told(path) == ["train.lr_steps (train.schedule is cosine)"]
+    assert told(path, "model.head.kind=conv", "model.head.dropout=0.5", "train.schedule=step") == [
+        "model.head.dropout (model.head.kind is conv)"
+    ]
+    # The config of a run has every setting.
+    dumped = write(dump_config(load_config(path)), "config.yaml")
+    assert told(dumped) == [] and told(dumped, "train.gamma=0.5") == ["train.gamma (train.schedule is cosine)"]
+    printed = print_config(path, ["model.head.kind=conv"])
+    assert (
+        "    dropout: 0.25                             # base.yaml:2; without effect: model.head.kind is conv\n"
+        in printed
+    )
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_shipped_config_sets_anything_in_vain(path: Path) -> None:
+    assert set_in_vain(*load_config_with_sources(path), path) == []
 
 
 def test_difference_names_what_changed(write: Any) -> None:

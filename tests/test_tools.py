@@ -203,8 +203,20 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     assert "grcn_vgg16.yaml:" in stdout and "_base/voc.yaml:" in stdout
     stdout, stderr = train(ROOT / "configs/shapes/grcn_tiny.yaml", tmp_path / "run", "--dry-run", *SMALL)
     assert "detected in 2 test images" in stderr and "a checkpoint takes 1 MB" in stderr
+    assert "without effect" not in stderr
     assert set(json.loads(stdout)) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_without_effect_are_told_in_one_line(tmp_path, monkeypatch, capfd):
+    config = ROOT / "configs/shapes/grcn_tiny.yaml"
+    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", *SMALL)
+    told = call_here(
+        monkeypatch, capfd, "tools/train.py", *arguments, "train.gamma=0.5", "model.head={kind: conv, dropout: 0.5}",
+        code=0,
+    )  # fmt: skip
+    found = "model.head.dropout (model.head.kind is conv), train.gamma (train.schedule is cosine)"
+    assert told.splitlines().count(f"grcn: without effect here: {found}") == 1 == told.count("without effect")
 
 
 XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -405,15 +417,32 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
 
 def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch, capfd):
     config = ROOT / "configs/shapes/faster_rcnn_tiny.yaml"
-    stdout, _ = train(config, tmp_path / "run", "--torchvision", *SMALL)
+    stdout, stderr = train(config, tmp_path / "run", "--torchvision", *SMALL)
     assert json.loads(stdout.splitlines()[-1])["coco_ap"] is not None
-    state = load(next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt")))
+    assert stderr.count("torchvision's detector keeps to its own model.rpn.straddling true (not false)") == 1
+    path = next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt"))
+    state = load(path)
     assert "rpn.head.cls_logits.weight" in state["model"] and "roi_heads.box_head.fc6.weight" in state["model"]
     told = call_here(
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", "--resume", *SMALL,
         "train.steps=5", "--allow-changes", code=4,
     )  # fmt: skip
     assert "another model" in told
+    for tool, *arguments in (
+        ("tools/eval.py", "--config", tmp_path / "run/config.yaml"),
+        ("tools/predict.py", tmp_path / "run/vis/inputs.png"),
+    ):
+        into = ("--output-dir", tmp_path / "none")
+        told = call_here(monkeypatch, capfd, tool, *arguments, "--checkpoint", path, *into, code=4)
+        assert_one_line(
+            told, f"{path}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours"
+        )
+    told = call_here(
+        monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "none", "--torchvision",
+        *SMALL, "model.roi.add_gt=false", code=2,
+    )  # fmt: skip
+    assert_one_line(told, "model.roi.add_gt: torchvision's detector has true (got false); set that")
+    assert not (tmp_path / "none").exists()
     parted = ROOT / "configs/shapes/detect_f_tiny.yaml"
     told = call_here(monkeypatch, capfd, "tools/train.py", "--config", parted, "--torchvision", *SMALL, code=2)
     assert "use a config of Faster R-CNN" in told

@@ -5,11 +5,14 @@ The last line on stdout is the metrics as JSON; everything else goes to stderr. 
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from grcn import errors
-from grcn.configfile import load_config, print_config
+from grcn.configfile import load_config_with_sources, print_config, set_in_vain
 from grcn.engine.signals import StopSignals
+
+logger = logging.getLogger("grcn")
 
 
 def main() -> None:
@@ -42,11 +45,18 @@ def main() -> None:
     if args.print_config:
         print(print_config(args.config, args.overrides), end="")
         return
-    cfg = load_config(args.config, args.overrides)
+    cfg, sources = load_config_with_sources(args.config, args.overrides)
     with StopSignals() as stop:
         from grcn import run  # imports torch, for seconds
         from grcn.engine.distributed import is_main
+        from grcn.engine.log import start_logging
+        from grcn.twin import check_twin
 
+        if args.torchvision:
+            check_twin(cfg.model)
+        start_logging()
+        if in_vain := set_in_vain(cfg, sources, args.config):
+            logger.warning("without effect here: %s", ", ".join(in_vain))
         metrics = run.train(
             cfg,
             args.output_dir or run.default_folder(args.config, cfg, args.torchvision),

@@ -16,7 +16,7 @@ from ..config import Config, Train
 from ..describe import image_size
 from ..models.detector import Detector, to_device
 from ..progress import progress_bar
-from ..twin import baseline_of, torchvision_twin
+from ..twin import baseline_of, torchvision_lacks, torchvision_twin
 from .counts import count, saved_bytes
 from .data import data_wait_ms
 from .floor import record_floor
@@ -42,17 +42,17 @@ def measure(
     as the config's get; their number is ``images``, whatever ``train.batch`` says.
 
     Args:
-        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.benchmark.twin`) too, and of
-            a model whose tasks are parted its baseline (:func:`grcn.benchmark.twin.baseline_of`).
+        compare: time the floor (:mod:`grcn.benchmark.floor`) and torchvision (:mod:`grcn.twin`) too, and of a model
+            whose tasks are parted its baseline (:func:`grcn.twin.baseline_of`).
 
     Returns:
         ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
         ``infer_floor_ms``, ``infer_torchvision_ms`` and ``ratio_to_floor``, ``ratio_to_torchvision``,
         ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios; the same with
-        ``baseline`` if there is one. ``times_ms`` and
-        ``ratios`` hold all of them, by the same names. ``breakdown_ms``: parts of a step. ``counts``: operators,
-        waits for a GPU and uploads to it, of a step and a detection, and of torchvision's. ``data_wait_ms``: what a
-        step waits for its images. ``saved_mb``: kept for
+        ``baseline`` if there is one. ``times_ms`` and ``ratios`` hold all of them, by the same names.
+        ``not_compared``: why there is nothing of torchvision's (:func:`grcn.twin.torchvision_lacks`), empty if there
+        is. ``breakdown_ms``: parts of a step. ``counts``: operators, waits for a GPU and uploads to it, of a step and a
+        detection, and of torchvision's. ``data_wait_ms``: what a step waits for its images. ``saved_mb``: kept for
         the backward pass. ``losses`` of the first step; ``localized_rois``, which the localization pass of a
         detection ran on; ``peak_mb``, the most memory that this model's steps and detections
         take of a GPU; on a CPU the most that the process ever took, imports included.
@@ -83,6 +83,9 @@ def measure(
         if baseline != cfg.model:
             plain = prepare(cfg.model_copy(update={"model": baseline}), device, images, objects)
             variants |= {"baseline": plain.step, "infer_baseline": plain.infer}
+        # What makes the twin another detector may make it another amount of work.
+        found["not_compared"] = torchvision_lacks(cfg.model)
+    if compare and not found["not_compared"]:
         twin = torchvision_twin(cfg.model, model).to(device)
         # What torch chooses on a GPU is counted, what it chooses on this device is timed.
         for foreach in (True, None):

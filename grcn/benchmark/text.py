@@ -40,12 +40,14 @@ def times_as_text(found: Mapping[str, Any]) -> str:
         lines.append(_row(f"grcn / {name}", *(_spread(values, 2) for values in pair)))
     if "busy_ms" in found:
         lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
+    compared = "torchvision" in times
     for name, shown in (("kernels", "kernels"), ("waits", "waits for a GPU"), ("uploads", "uploads to a GPU")):
-        ours, theirs = (
-            [counts[prefix][name] for prefix in pair]
-            for pair in (("step", "infer"), ("torchvision", "infer_torchvision"))
-        )
-        lines.append(_row(f"{shown} (torchvision)", *(f"{a} ({b})" for a, b in zip(ours, theirs, strict=True))))
+        cells = [
+            f"{counts[ours][name]}" + (f" ({counts[theirs][name]})" if compared else "")
+            for ours, theirs in (("step", "torchvision"), ("infer", "infer_torchvision"))
+        ]
+        lines.append(_row(shown + " (torchvision)" * compared, *cells))
+    lines += [f"not compared with torchvision: {line}" for line in found["not_compared"]]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in found["breakdown_ms"].items())
     reference = found["reference_cpu_ms"]
     beside = "" if reference is None else f" (torchvision's way {reference:.1f})"

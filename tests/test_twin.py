@@ -1,0 +1,115 @@
+"""Every setting of a model reaches its twin, is refused, or is known to be torchvision's own."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from grcn.build import build_model
+from grcn.configfile import leaves
+from grcn.errors import CheckpointError, ConfigError
+from grcn.modelconfig import Model
+from grcn.twin import baseline_of, check_twin, refuse_twin, torchvision_lacks, torchvision_twin
+
+SMALL: dict[str, Any] = {"backbone": "tiny", "width": 4, "head.dim": 8, "roi.op": "align"}
+PASSED_ON: dict[str, Any] = {
+    "backbone": "tiny_resnet", "width": 8, "image.short": 500, "image.max": 900, "anchors.sizes": [16, 32],
+    "anchors.ratios": [1], "rpn.channels": 16, "rpn.pre_nms_train": 9, "rpn.pre_nms_test": 9, "rpn.post_nms_train": 9,
+    "rpn.post_nms_test": 9, "rpn.nms": 0.6, "rpn.batch": 9, "rpn.fg_fraction": 0.4, "rpn.fg_iou": 0.6,
+    "rpn.bg_iou": 0.2, "roi.op": "pool", "roi.size": 5, "roi.sampling_ratio": 1, "roi.batch": 9, "roi.fg_fraction": 0.4,
+    "roi.fg_iou": 0.6, "roi.box_weights": [1, 1, 1, 1], "roi.score_thresh": 0.2, "roi.nms": 0.6, "roi.detections": 9,
+    "head.kind": "conv", "head.dim": 16,
+}  # fmt: skip
+REFUSED: dict[str, Any] = {
+    "weights": "caffe:x.npz", "rpn.smooth_l1_beta": 0.5, "roi.bg_iou_low": 0.1, "roi.add_gt": False,
+    "roi.smooth_l1_beta": 0.5, "head.dropout": 0.25,
+}  # fmt: skip
+# torchvision trains on anchors across the border, its RoIAlign is not aligned, its least size has another unit.
+ITS_OWN: dict[str, Any] = {"rpn.straddling": True, "rpn.min_size": 2, "roi.aligned": False}
+# A twin is one of the baseline, which has one map and one head.
+OF_PARTED_TASKS = {"split", "rpn.reads", "head.tasks"}
+
+
+def model_of(**changes: Any) -> Model:
+    settings: dict[str, Any] = {}
+    for key, value in (SMALL | changes).items():
+        section, _, name = key.rpartition(".")
+        (settings.setdefault(section, {}) if section else settings)[name] = value
+    return Model.model_validate(settings)
+
+
+def facts(cfg: Model) -> dict[str, str]:
+    """What a twin is made of: everything that its modules hold, and the shapes of the weights."""
+    twin = torchvision_twin(cfg, build_model(cfg, 4))
+    found = {name: str(weight.shape) for name, weight in twin.state_dict().items()}
+    for name, module in twin.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_") or attribute.endswith("_n"):
+                # The matchers, samplers and coders are plain objects.
+                plain = not isinstance(value, nn.Module) and type(value).__module__.startswith("torchvision.")
+                found[f"{name}.{attribute}"] = str(vars(value)) if plain and hasattr(value, "__dict__") else str(value)
+    return found
+
+
+def test_every_setting_is_passed_on_refused_or_known_to_differ() -> None:
+    parted = {key for key in leaves(Model()) if key.startswith(("cls.", "loc.", "context."))} | OF_PARTED_TASKS
+    assert leaves(Model()).keys() == PASSED_ON.keys() | REFUSED.keys() | ITS_OWN.keys() | parted
+
+
+@pytest.mark.parametrize("key", PASSED_ON)
+def test_a_setting_is_passed_on(key: str) -> None:
+    plain = facts(model_of())
+    assert facts(model_of()) == plain
+    assert facts(model_of(**{key: PASSED_ON[key]})) != plain
+
+
+def test_what_is_passed_on_has_its_value() -> None:
+    cfg = model_of(**PASSED_ON)
+    twin = torchvision_twin(cfg, build_model(cfg, 4))
+    matchers = [part.proposal_matcher for part in (twin.rpn, twin.roi_heads)]
+    assert [(m.high_threshold, m.low_threshold) for m in matchers] == [(0.6, 0.2), (0.6, 0.6)]
+    assert twin.roi_heads.box_coder.weights == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_torchvisions_detector_cannot_have_is_refused_in_one_line(key: str) -> None:
+    changes = {key: REFUSED[key]} | ({"backbone": "resnet50", "width": 24} if key == "weights" else {})
+    cfg = model_of(**changes)
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: torchvision's detector .* \(got .*\); set [^\n]*$"):
+        check_twin(cfg)
+    with pytest.raises(ConfigError, match=rf"model\.{key}"):
+        torchvision_twin(cfg, build_model(cfg, 4))
+
+
+def test_torchvisions_own_values_and_unused_ones_are_fine() -> None:
+    its_own = {"rpn.smooth_l1_beta": 0.1111, "roi.smooth_l1_beta": 0.1111, "head.dropout": 0.0, **ITS_OWN}
+    assert torchvision_lacks(model_of(**its_own)) == []
+    assert torchvision_lacks(model_of(**{"head.kind": "conv", "head.dropout": 0.25})) == []
+
+
+def test_what_differs_from_the_config_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("grcn"), "propagate", True)
+    with caplog.at_level(logging.INFO, "grcn"):
+        facts(model_of(**ITS_OWN))
+    assert [record.getMessage() for record in caplog.records] == [
+        "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
+        "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
+    ]
+
+
+def test_a_twins_checkpoint_is_told_from_ours() -> None:
+    cfg = model_of()
+    ours = build_model(cfg, 4)
+    refuse_twin({"model": ours.state_dict()}, Path("x.pt"))
+    with pytest.raises(CheckpointError, match=r"x\.pt: of torchvision's detector .*; pass a checkpoint of ours, or"):
+        refuse_twin({"model": torchvision_twin(cfg, ours).state_dict()}, Path("x.pt"))
+
+
+def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:
+    cfg = model_of(**{"split": "conv5", "context.on": "cls", "head.tasks": "separate", "loc.last_pool": "none"})
+    assert baseline_of(cfg) == model_of()
+    assert facts(cfg) == facts(model_of())
