@@ -20,7 +20,6 @@ from .data.transforms import read_image
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images
 from .models.detector import Detector, to_device
-from .twin import refuse_twin
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
 
@@ -102,7 +101,6 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
     """
     state = checkpoint.load(Path(path))
     check_record(state, Path(path))
-    refuse_twin(state, Path(path))
     cfg = parse_config(state["config"], str(path))
     model = build.build_model(cfg.model, len(state["classes"]) + 1)
     checkpoint.restore(state, model, path=Path(path))

@@ -25,7 +25,6 @@ from .errors import ConfigError
 from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .report import score
-from .twin import refuse_twin
 
 
 def folder_beside(given: Path, kind: str) -> Path:
@@ -99,7 +98,6 @@ def detect_all(
 def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
     state = checkpoint.load(weights)
     check_model(cfg, state, weights, allow_changes)
-    refuse_twin(state, weights)
     classes = tuple(state["classes"])
     test = build.build_test_split(cfg.data, classes)
     model = build.build_model(cfg.model, len(classes) + 1)

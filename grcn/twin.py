@@ -8,9 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -25,7 +22,7 @@ from .build import build_model
 from .configchecks import idle_in_model
 from .configerrors import show
 from .configfile import leaves
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .modelconfig import Branch, Context, Model
 from .models import box_heads
 from .models.detector import Detector
@@ -83,19 +80,6 @@ def check_twin(cfg: Model) -> None:
     """
     if lines := torchvision_lacks(cfg):
         raise ConfigError("\n".join(lines))
-
-
-def refuse_twin(state: Mapping[str, Any], path: Path) -> None:
-    """Refuses the checkpoint of a twin, whose weights no detector of ours takes.
-
-    Raises:
-        CheckpointError: it is one.
-    """
-    if "roi_heads.box_predictor.cls_score.weight" in state["model"]:
-        raise CheckpointError(
-            f"{path}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours, or score the "
-            "detections.json in its run's eval/ by tools/eval.py --detections"
-        )
 
 
 def _differences(cfg: Model) -> dict[str, tuple[float, float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import grcn
 
 ROOT = Path(grcn.__file__).parent
-EVERYBODY = {"errors", "rng"}
+EVERYBODY = {"errors", "progress", "rng"}
 ALLOWED = {
     "report": {"build", "config", "curves", "data", "draw", "engine", "evaluation"},
     "run": {
@@ -46,16 +46,16 @@ ALLOWED = {
     "dryrun": {"benchmark", "build", "config", "data", "engine", "models"},
     "compat": {"config", "configfile", "data.table"},
     "catalogue": {"config", "configfile", "describe"},
-    "twin": {"build", "config", "modelconfig", "models"},
+    "twin": {"build", "config", "configchecks", "configerrors", "configfile", "modelconfig", "models"},
     "benchmark": {"twin", "benchmark", "boxes", "build", "config", "data", "describe", "evaluation", "models"},
     "describe": {"build", "config", "modelconfig", "models"},
     "build": {"config", "data", "modelconfig", "models"},
     "reference": {"configfile"},
-    "configfile": {"config", "configerrors", "configtypes", "yamlfile"},
+    "configfile": {"config", "configchecks", "configerrors", "configtypes", "yamlfile"},
     "configerrors": {"config", "configtypes", "yamlfile"},
     "config": {"configtypes", "modelconfig"},
     "modelconfig": {"configchecks", "configtypes"},
-    "configchecks": {"modelconfig"},  # for the types only
+    "configchecks": {"config", "modelconfig"},  # for the types only
     "configtypes": set(),
     "yamlfile": set(),
     "archive": set(),
@@ -70,6 +70,7 @@ ALLOWED = {
     "charts": {"curves"},
     "engine": {"archive", "engine"},
     "errors": set(),
+    "progress": set(),
     "rng": set(),
     "predict": {"build", "compat", "configfile", "data", "engine", "models"},
     "walkthrough": {"boxes", "models"},

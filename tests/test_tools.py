@@ -427,16 +427,15 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", "--resume", *SMALL,
         "train.steps=5", "--allow-changes", code=4,
     )  # fmt: skip
-    assert "another model" in told
+    assert "of torchvision's detector (a run with --torchvision)" in told
     for tool, *arguments in (
         ("tools/eval.py", "--config", tmp_path / "run/config.yaml"),
         ("tools/predict.py", tmp_path / "run/vis/inputs.png"),
     ):
         into = ("--output-dir", tmp_path / "none")
         told = call_here(monkeypatch, capfd, tool, *arguments, "--checkpoint", path, *into, code=4)
-        assert_one_line(
-            told, f"{path}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours"
-        )
+        named = f"{path}: checkpoint of step 4: of torchvision's detector (a run with --torchvision); pass a "
+        assert_one_line(told, named)
     told = call_here(
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "none", "--torchvision",
         *SMALL, "model.roi.add_gt=false", code=2,

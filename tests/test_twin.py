@@ -1,7 +1,6 @@
 """Every setting of a model reaches its twin, is refused, or is known to be torchvision's own."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +8,9 @@ from torch import nn
 
 from grcn.build import build_model
 from grcn.configfile import leaves
-from grcn.errors import CheckpointError, ConfigError
+from grcn.errors import ConfigError
 from grcn.modelconfig import Model
-from grcn.twin import baseline_of, check_twin, refuse_twin, torchvision_lacks, torchvision_twin
+from grcn.twin import baseline_of, check_twin, torchvision_lacks, torchvision_twin
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "width": 4, "head.dim": 8, "roi.op": "align"}
 PASSED_ON: dict[str, Any] = {
@@ -99,14 +98,6 @@ def test_what_differs_from_the_config_is_told(
         "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
         "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
     ]
-
-
-def test_a_twins_checkpoint_is_told_from_ours() -> None:
-    cfg = model_of()
-    ours = build_model(cfg, 4)
-    refuse_twin({"model": ours.state_dict()}, Path("x.pt"))
-    with pytest.raises(CheckpointError, match=r"x\.pt: of torchvision's detector .*; pass a checkpoint of ours, or"):
-        refuse_twin({"model": torchvision_twin(cfg, ours).state_dict()}, Path("x.pt"))
 
 
 def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:

@@ -30,6 +30,8 @@ FORMAT = 1
 logger = logging.getLogger("grcn")
 
 _NAME = re.compile(r"step_(\d{8,})-[0-9a-f]{16}\.pt")
+# A weight that torchvision's detectors of two stages have, and ours have not.
+_OF_TORCHVISION = "roi_heads.box_predictor.cls_score.weight"
 _REQUIRED = {"format": int, "step": int, "model": dict, "optimizer": dict, "losses": list}
 
 
@@ -196,6 +198,11 @@ def restore(
     """
     where = f"{path}: " * (path is not None) + f"checkpoint of step {state['step']}"
     theirs, ours = state["model"], model.state_dict()
+    if _OF_TORCHVISION in theirs.keys() - ours.keys():
+        raise CheckpointError(
+            f"{where}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours, or score the "
+            "detections.json in its run's eval/ by tools/eval.py --detections"
+        )
     missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     for kind, names in (("missing", missing), ("unexpected", unexpected)):
         if names:

@@ -10,7 +10,7 @@ from ..compat import HARMLESS, MEASURED
 from ..configfile import difference, leaves, load_config
 from ..engine.environment import read_environment
 from ..errors import ConfigError, DataError
-from ..twin import baseline_of
+from ..twin import baseline_of, check_twin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,8 @@ def check_runs(runs: Sequence[Run]) -> None:
                 f"--torchvision: {run.row.config} parts the tasks, which torchvision's detector cannot; begin with a "
                 "config of Faster R-CNN"
             )
+        if run.row.torchvision:
+            check_twin(run.settings.model)
         _check_same_test(runs[0], run)
         _check_folder(run)
 

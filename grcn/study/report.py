@@ -36,9 +36,9 @@ logger = logging.getLogger("grcn")
 # What of a run's env.json is told of it.
 _FACTS = ("device", "threads", "torch", "torchvision", "revision")
 _TWIN = (
-    "torchvision's FasterRCNN has the same network, head, anchors, RoIs, initial values, data and loop, and its own "
-    "losses (smooth L1 with beta 1/9 for boxes), proposals (no least size) and anchors (those across the border "
-    "count), and no dropout."
+    "torchvision's FasterRCNN has the same network, head, anchors, initial values, data and loop, and its own losses "
+    "(smooth L1 with beta 1/9 for boxes), proposals (no least size), anchors (those across the border count) and "
+    "RoIAlign (half a pixel off), and no dropout."
 )
 
 # Where a figure lies among the ten overlaps of COCO's AP; those of objects of one size are not resampled.
