@@ -101,7 +101,7 @@ def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[
     classes = tuple(state["classes"])
     test = build.build_test_split(cfg.data, classes)
     model = build.build_model(cfg.model, len(classes) + 1)
-    checkpoint.restore(state, model)
+    checkpoint.restore(state, model, path=weights)
     return test, model
 
 

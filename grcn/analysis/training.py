@@ -90,7 +90,7 @@ def gradients_over_training(
             run.train(_spaced(cfg, points), folder, resume=True, allow_changes=allow_changes, stop=stop)
         for path, state in checkpoint.every(folder / "checkpoints"):
             check_continuation(cfg, state, path, data.table, allow_changes)
-            checkpoint.restore(state, model)
+            checkpoint.restore(state, model, path=path)
             compared[state["step"]] = compare(state["step"])
         settings = {"run": str(folder), "images": count * cfg.train.batch, "batches": count * cfg.train.accumulate}
         return _write(output, settings, compared)
