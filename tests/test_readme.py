@@ -1,7 +1,10 @@
 """What README and docs say is true: their commands parse, their files exist, the README's code runs."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import documented
@@ -116,3 +119,12 @@ def test_the_library_example_runs(monkeypatch):
     assert set(names["losses"]) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert set(names["detections"][0]) == {"boxes", "labels", "scores"}
     assert names["cfg"].model.loc.last_pool == "none"
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """A script that lies beside a clone, whose folder is called grcn too."""
+    if "PYTHONPATH" in os.environ:
+        pytest.skip("found by PYTHONPATH, installed or not")
+    (tmp_path / "grcn").mkdir()
+    code = "import grcn, sys; sys.exit(not callable(grcn.load))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
