@@ -94,10 +94,10 @@ def test_what_differs_from_the_config_is_told(
     monkeypatch.setattr(logging.getLogger("grcn"), "propagate", True)
     with caplog.at_level(logging.INFO, "grcn"):
         facts(model_of(**ITS_OWN))
-    assert [record.getMessage() for record in caplog.records] == [
+    assert {record.getMessage() for record in caplog.records} == {
         "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
         "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
-    ]
+    }
 
 
 def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:

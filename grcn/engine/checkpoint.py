@@ -200,8 +200,7 @@ def restore(
     theirs, ours = state["model"], model.state_dict()
     if _OF_TORCHVISION in theirs.keys() - ours.keys():
         raise CheckpointError(
-            f"{where}: of torchvision's detector (a run with --torchvision); pass a checkpoint of ours, or score the "
-            "detections.json in its run's eval/ by tools/eval.py --detections"
+            f"{where}: of torchvision's detector; pass one of ours, or the detections.json of its run to tools/eval.py"
         )
     missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     for kind, names in (("missing", missing), ("unexpected", unexpected)):
