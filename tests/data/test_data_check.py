@@ -637,6 +637,42 @@ def test_the_tool_on_clean_folders(tmp_path):
     assert call(folder, "coco", "model.backbone=none").code == 2
 
 
+def every_file(pattern, change):
+    """Changes every text that the pattern finds."""
+    return lambda root: [path.write_text(change(path.read_text())) for path in root.glob(pattern)]
+
+
+NOTHING_TO_READ = {
+    "every annotation broken": (
+        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("<size>.*</size>", "", xml)), "size/height"
+    ),
+    "suffixes in the lists": (
+        "voc", every_file(VOC + "ImageSets/Main/*.txt", lambda lines: lines.replace("\n", ".jpg\n")), "0.jpg.xml"
+    ),
+    "an empty list": ("voc", text("ImageSets/Main/test.txt", lambda _: ""), "names no image"),
+    "every record broken": (
+        "coco", every_file("annotations/*.json", lambda record: record.replace('"width"', '"w"')), "#/images/0/width"
+    ),
+    "no record": (
+        "coco", every_file("annotations/*_test.json", lambda _: '{"images": [], "annotations": [], "categories": []}'),
+        "an empty list",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_READ)
+def test_the_tool_reports_a_split_of_which_nothing_can_be_read(tmp_path, name):
+    layout, damage, told = NOTHING_TO_READ[name]
+    {"voc": write_voc, "coco": write_coco}[layout](tmp_path / "data")
+    damage(tmp_path / "data")
+    result = call(tmp_path, layout)
+    assert result.code == 3 and told in result.stdout and "Traceback" not in result.stderr, result.stderr
+    page = (tmp_path / "out/check.html").read_text()
+    of_one_side = name in ("an empty list", "no record")
+    assert ("Objects by class" in page) == of_one_side == bool(re.search(r"^ +cup", result.stdout, re.M))
+    assert "aeroplane" not in result.stdout
+
+
 def test_the_tool_lists_all_faults_at_once(tmp_path):
     write_voc(tmp_path / "data")
     damages: list[Callable] = [
