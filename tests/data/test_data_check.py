@@ -701,3 +701,39 @@ def test_the_built_in_data_are_checked_too(tmp_path, monkeypatch):
     )
     assert not [one for one in report["findings"] if one["severity"] == "error"]
     assert sum(one["train"] for one in report["classes"]) == report["anchors"]["objects"] and len(report["classes"]) > 2
+
+
+def test_annotations_of_any_name_are_checked_trained_on_and_evaluated(tmp_path):
+    """The same images and boxes under names of their own, in one folder of images."""
+    write_coco(tmp_path / "data")
+    usual = coco.load(tmp_path / "data", ["train"])
+    (tmp_path / "data/pics/all").mkdir(parents=True)
+    (tmp_path / "data/labels").mkdir()
+    for split in SPLITS:
+        (tmp_path / f"data/annotations/instances_{split}.json").rename(tmp_path / f"data/labels/{split}_boxes.json")
+        for path in (tmp_path / "data" / split).iterdir():
+            path.rename(tmp_path / "data/pics/all" / path.name)
+    named = [f"data.{split}=[pics/all:labels/{split}_boxes.json]" for split in SPLITS]
+    table = coco.load(tmp_path / "data", ["pics/all:labels/train_boxes.json"])
+    assert table.name == "labels/train_boxes" and table.files[0] == b"pics/all/0.jpg"
+    assert np.array_equal(table.boxes, usual.boxes)
+    result = call(tmp_path, "coco", *named)
+    assert result.code == 0 and "of errors: 0, of warnings: 0" in result.stdout, result
+    args = ["--config", "c.yaml", "--output-dir", "run", "--resume", "--allow-changes", *named]
+    for steps in (2, 4):
+        result = programs.call("tools/train.py", *args, f"train.steps={steps}", folder=tmp_path)
+        assert result.code == 0, result.stderr
+    given = ["--config", "run/config.yaml", "--checkpoint", max((tmp_path / "run/checkpoints").iterdir())]
+    result = programs.call("tools/eval.py", *given, "eval.protocols=[voc]", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    devkit = {path.name for path in (tmp_path / "run/eval").glob("*/devkit/*")}
+    assert devkit == {"comp4_det_test_boxes_cup.txt", "comp4_det_test_boxes_nut.txt"}
+    assert not [path for path in (tmp_path / "run").glob("**/*") if ":" in path.name]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_folder_that_is_not_there_is_one_message(tmp_path, layout):
+    for tool in ("check_data", "train"):
+        config(tmp_path, layout)
+        result = programs.call(f"tools/{tool}.py", "--config", "c.yaml", "--output-dir", "out", folder=tmp_path)
+        programs.assert_contract(result, 3, "data.root: no such folder (got 'data'); set it to the folder of the data")
