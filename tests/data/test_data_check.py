@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -737,3 +738,37 @@ def test_a_folder_that_is_not_there_is_one_message(tmp_path, layout):
         config(tmp_path, layout)
         result = programs.call(f"tools/{tool}.py", "--config", "c.yaml", "--output-dir", "out", folder=tmp_path)
         programs.assert_contract(result, 3, "data.root: no such folder (got 'data'); set it to the folder of the data")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_checkpoint_of_other_classes_is_told_of_itself_and_bad_data_of_themselves(tmp_path, layout):
+    def evaluate(*settings):
+        args = ["--config", "c.yaml", "--checkpoint", checkpoint, "--output-dir", "scores", *settings]
+        return programs.call("tools/eval.py", *args, folder=tmp_path)
+
+    {"voc": write_voc, "coco": write_coco}[layout](tmp_path / "data")
+    config(tmp_path, layout)
+    result = programs.call("tools/train.py", "--config", "c.yaml", "--output-dir", "run", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    checkpoint = next((tmp_path / "run/checkpoints").iterdir())
+    # The data's classes in another order are those of the checkpoint all the same.
+    assert evaluate("data.classes=[nut, cup]").code == 0
+    shutil.copytree(tmp_path / "data", tmp_path / "typo")
+    annotations = VOC + "Annotations/1[2-5].xml"  # of the test split
+    kind = {"voc": annotations, "coco": "annotations/instances_test.json"}[layout]
+    every_file(kind, lambda text: text.replace("nut", "nuts"))(tmp_path / "typo")
+    programs.assert_contract(evaluate("data.root=typo"), 3, "unknown class (got 'nuts'")
+    every_file(
+        {"voc": VOC + "Annotations/*.xml", "coco": "annotations/*.json"}[layout],
+        lambda text: re.sub("nuts?", "person", text),
+    )(tmp_path / "typo")
+    told = "of other classes (got class 2 is 'nut' in it, 'person' in the data)"
+    programs.assert_contract(evaluate("data.root=typo"), 4, checkpoint.name, told)
+    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, person]"), 4, checkpoint.name, told)
+    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, nut]"), 3, "unknown class (got 'person'")
+    # Without the training split the test split itself has to say what its classes are.
+    programs.assert_contract(evaluate("data.root=typo", f"data.train=[{VOC * (layout == 'voc')}none]"), 4, told)
+    # A test split of VOC's layout need not have all classes.
+    if layout == "voc":
+        every_file(annotations, lambda text: re.sub("person", "cup", text))(tmp_path / "typo")
+        assert evaluate("data.root=typo").code == 0
