@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,9 +107,10 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
 
 
 def settings(anchors: Mapping[str, Any]) -> str:
-    """Writes anchors as settings of a command line."""
+    """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
     return " ".join(
-        f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]" for key in ("sizes", "ratios")
+        shlex.quote(f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]")
+        for key in ("sizes", "ratios")
     )
 
 

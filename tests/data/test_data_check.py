@@ -331,11 +331,11 @@ def test_unlisted_classes_of_cocos_json(tmp_path, monkeypatch):
     assert [(one["name"], one["train"]) for one in report["classes"]] == [("cup", 12)]
 
 
-def table(classes, labels, boxes=None, **flags):
-    """A table of one image of 100 x 100 with objects of these labels, in no file."""
+def table(classes, labels, boxes=None, width=100, **flags):
+    """A table of one image of height 100 with objects of these labels, in no file."""
     boxes = [(k % 90, k // 90, k % 90 + 10, k // 90 + 10) for k in range(len(labels))] if boxes is None else boxes
     rows = [0] * len(labels)
-    return pack("made", classes, image_ids=["a"], sizes=[(100, 100)], rows=rows, boxes=boxes, labels=labels, **flags)
+    return pack("made", classes, image_ids=["a"], sizes=[(100, width)], rows=rows, boxes=boxes, labels=labels, **flags)
 
 
 UNITS = {
@@ -356,6 +356,14 @@ def test_findings_of_a_table_alone(kind):
     assert [(one.split, one.count) for one in found if one.kind == kind] == [("train", count)]
     plain = check.check_tables(table(("a", "b"), [1] * 10 + [2] * 10), None, short=100, longest=100, stride=16)
     assert plain == []
+
+
+def test_the_remedy_for_small_boxes_names_every_setting_that_keeps_them_so():
+    for longest, told in ((1000, "raise model.image.short"), (400, "raise model.image.short and model.image.max, ")):
+        small = table(("a",), [1] * 10, [(k, 0, k + 5, 5) for k in range(10)], width=200)
+        (found,) = check.check_boxes(small, "train", 300, longest, 64)
+        assert found.kind == "box-small" and told in found.text
+        assert ("model.image.max" in found.text) == (longest == 400)
 
 
 def test_images_over_the_limit(tmp_path, monkeypatch):
@@ -538,10 +546,10 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     assert report["by"]["anchors", "train"]["count"] == missed > 0
     told = as_text(report)
     assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
-    assert "\nmodel.anchors.sizes=[" in told and "] model.anchors.ratios=[" in told
+    assert "\n'model.anchors.sizes=[" in told and "]' 'model.anchors.ratios=[" in told  # as a shell wants them
     source = (tmp_path / "out/check.html").read_text()
     assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
-    assert "<pre>model.anchors.sizes=[" in source and "</span> train <span" in source
+    assert "<pre>&#x27;model.anchors.sizes=[" in source and "</span> train <span" in source
 
 
 def test_objects_are_seen_at_the_networks_scale():
