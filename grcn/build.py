@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from .data.faults import Report
 from .data.shapes_layout import CLASSES
 from .data.table import Table
 from .data.transforms import FileImages
+from .errors import DataError, one_line
 from .modelconfig import Model
 from .models.anchors import AnchorGenerator
 from .models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
@@ -131,9 +133,9 @@ def class_names(cfg: Data) -> tuple[str, ...] | None:
     """Returns the classes of a model trained on this data; None where the test split itself names them all."""
     if isinstance(cfg, ShapesData) or cfg.classes is not None or cfg.format == "coco":
         return cfg.classes if isinstance(cfg, FilesData) else None
-    if voc.load(cfg.root, cfg.test).classes == voc.VOC_CLASSES:
+    if read_annotations(cfg, "test", None).classes == voc.VOC_CLASSES:
         return None
-    return voc.load(cfg.root, cfg.train).classes
+    return read_annotations(cfg, "train", None).classes
 
 
 def usual_classes(cfg: Data) -> tuple[str, ...]:
@@ -174,7 +176,12 @@ def read_annotations(
 
     Args:
         report: is told of every fault, where otherwise the first one is raised.
+
+    Raises:
+        DataError: as the readers do; or there is no folder to read in, which is no fault of its files.
     """
+    if not os.path.isdir(cfg.root):
+        raise DataError(one_line(f"data.root: no such folder (got {cfg.root!r}); set it to the folder of the data"))
     return _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report)
 
 

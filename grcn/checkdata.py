@@ -206,7 +206,7 @@ def _facts(read: _Read) -> dict[str, int]:
 
 
 def _classes(train: Table | None, test: Table | None) -> list[dict[str, Any]]:
-    """Returns the classes with their numbers of objects that count, the most frequent first."""
+    """Returns the classes with their numbers of objects that count, the most frequent first; none if all have none."""
     known = train or test
     if known is None:
         return []
@@ -214,6 +214,8 @@ def _classes(train: Table | None, test: Table | None) -> list[dict[str, Any]]:
         side: [0] * len(known.classes) if table is None else class_counts(table).tolist()
         for side, table in (("train", train), ("test", test))
     }
+    if not sum(counts["train"]) and not sum(counts["test"]):
+        return []
     rows = zip(known.classes, counts["train"], counts["test"], strict=True)
     return sorted(
         ({"name": name, "train": a, "test": b} for name, a, b in rows), key=lambda one: (-one["train"], -one["test"])
@@ -254,7 +256,7 @@ def _pictures(
 def _sheet(read: _Read) -> bytes:
     """Draws images from all over a side with their objects; nothing where none can be read."""
     table = read.table
-    if table is None:
+    if table is None or not len(table):
         return b""
     images, targets = [], []
     for row in sorted({number * (len(table) - 1) // (SAMPLES - 1) for number in range(SAMPLES)}):

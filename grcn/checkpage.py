@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def page(report: Mapping[str, Any], pictures: Pictures, sheets: Mapping[str, byt
     parts += [_finding(one, pictures.get((one["kind"], one["split"]), ())) for one in report["findings"]]
     if not report["findings"]:
         parts.append("<p>None.</p>")
-    parts.append(_classes(report["classes"]))
+    if report["classes"]:
+        parts.append(_classes(report["classes"]))
     if report["anchors"] and report["anchors"]["objects"]:
         parts.append(_anchors(report["anchors"]))
     for side, sheet in sheets.items():
@@ -66,7 +68,7 @@ def _finding(one: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> s
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
-    most = max((max(one["train"], one["test"]) for one in classes), default=0)
+    most = max(max(one["train"], one["test"]) for one in classes)
     rows = [
         [text(one["name"]), str(one["train"]), str(one["test"]), _bars((one["train"], one["test"]), most)]
         for one in classes
@@ -105,9 +107,10 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
 
 
 def settings(anchors: Mapping[str, Any]) -> str:
-    """Writes anchors as settings of a command line."""
+    """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
     return " ".join(
-        f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]" for key in ("sizes", "ratios")
+        shlex.quote(f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]")
+        for key in ("sizes", "ratios")
     )
 
 

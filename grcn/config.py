@@ -74,7 +74,9 @@ class FilesData(DataSection):
     """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/), relative to the
     current directory."""
     train: Names
-    """Splits to train on, joined in this order, as VOC2007/trainval (voc) or train2014 (coco)."""
+    """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
+    annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
+    annotation file, both below root."""
     test: Names
     """Splits to evaluate on."""
     classes: Names | None = None
@@ -85,6 +87,23 @@ class FilesData(DataSection):
             twice = repeated(getattr(self, key) or ())
             if twice:
                 yield key, f"names {twice[0]!r} twice; remove one"
+        for key in ("train", "test") if self.format == "coco" else ():
+            for split in getattr(self, key):
+                if problem := _problem_of_split(split):
+                    yield key, f"{split!r} {problem}"
+
+
+def _problem_of_split(split: str) -> str | None:
+    """Says what is wrong with the name of a split in COCO's layout, and what it should be."""
+    usual = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
+    parts = split.split(":")
+    if len(parts) == 1:
+        return f"is a file; {usual}" if split.endswith(".json") else None
+    if len(parts) > 2 or not all(parts) or not split.endswith(".json"):
+        return f"is no IMAGES:FILE.json; {usual}"
+    if any(part.startswith("/") or ".." in part.split("/") for part in parts):
+        return "leads out of data.root; give two paths below it, as IMAGES:FILE.json"
+    return None
 
 
 Data = Annotated[ShapesData | FilesData, Field(discriminator="format")]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from . import build
-from .compat import check_model
-from .config import Config
+from .compat import check_classes, check_model
+from .config import Config, Data, ShapesData
 from .data import coco as coco_files
 from .data import voc_results as voc_files
 from .data.loading import eval_batches
@@ -21,7 +22,7 @@ from .engine.evaluate import detect
 from .engine.log import start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .report import score
@@ -99,10 +100,30 @@ def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[
     state = checkpoint.load(weights)
     check_model(cfg, state, weights, allow_changes)
     classes = tuple(state["classes"])
-    test = build.build_test_split(cfg.data, classes)
+    try:
+        test = build.build_test_split(cfg.data, classes)
+    except DataError:
+        _check_own_classes(cfg.data, state, weights)
+        raise
+    check_classes(state, weights, test.table)  # the built-in data have their own, whatever the model's are
     model = build.build_model(cfg.model, len(classes) + 1)
     checkpoint.restore(state, model, path=weights)
     return test, model
+
+
+def _check_own_classes(cfg: Data, state: Mapping[str, Any], weights: Path) -> None:
+    """Refuses a checkpoint where test splits that cannot be read with its classes can be with the data's own.
+
+    Those are the training splits', as a test split need not have all; the test splits' where there is no training data.
+    """
+    if isinstance(cfg, ShapesData):
+        return
+    with suppress(DataError):  # the data are not sound by themselves, of which the first error tells
+        try:
+            own = build.read_annotations(cfg, "train", cfg.classes).classes
+        except DataError:
+            own = build.read_annotations(cfg, "test", cfg.classes).classes
+        check_classes(state, weights, build.build_test_split(cfg, own).table)
 
 
 def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:

@@ -319,3 +319,30 @@ def test_the_built_in_images_have_a_split_to_choose_settings_by():
     splits = [build_test_split(test, None), build_test_split(val, None), build_train_split(test)]
     assert [split.table.name for split in splits] == ["shapes-flat/test", "shapes-flat/val", "shapes-flat/train"]
     assert len({split.read_image(0).numpy().tobytes() for split in splits}) == 3
+
+
+OF_FILES = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
+
+
+@pytest.mark.parametrize(
+    "split,told",
+    [
+        ("labels/train_boxes.json", f"is a file; {OF_FILES}"),
+        (":labels/train.json", f"is no IMAGES:FILE.json; {OF_FILES}"),
+        ("pics:labels/train", f"is no IMAGES:FILE.json; {OF_FILES}"),
+        ("a:b:c.json", f"is no IMAGES:FILE.json; {OF_FILES}"),
+        ("pics:/labels/train.json", "leads out of data.root"),
+        ("../pics:labels/train.json", "leads out of data.root"),
+        ("pics/training:labels/train_boxes.json", None),
+        (".:train.json", None),
+        ("train2014", None),
+    ],
+)
+def test_a_split_in_cocos_layout_is_a_name_or_a_folder_and_a_file(split: str, told: str | None) -> None:
+    settings = MINIMAL | {"data": {"format": "coco", "root": "data", "train": [split], "test": ["val"]}}
+    if told is None:
+        assert Config.model_validate(settings).data.train == (split,)
+        return
+    with pytest.raises(ValidationError) as raised:
+        Config.model_validate(settings)
+    assert f"train: {split!r} {told}" in str(raised.value)

@@ -1,4 +1,4 @@
-"""The code in docs/own_detector.md runs, made short."""
+"""The code in docs/own_detector.md runs, made short, and that in docs/data.md writes what our readers read."""
 
 import json
 import re
@@ -11,6 +11,9 @@ import stand_ins
 import torch
 import yaml
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from grcn.data import coco, voc
+from grcn.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = {
@@ -32,8 +35,12 @@ SETTINGS = {
     for heading, _, text in (s.partition("\n") for s in (ROOT / "docs/own_detector.md").read_text().split("\n## "))
     if (found := re.search(r"```yaml\n(.*?)```", text, re.DOTALL))
 }
+DATA = {
+    language: code
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+}
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation) and test_walkthrough.py.
-TESTED = {"README.md": 1, "evaluation.md": 1, "own_detector.md": 7, "the_split.md": 1}
+TESTED = {"README.md": 1, "data.md": 1, "evaluation.md": 1, "own_detector.md": 7, "the_split.md": 1}
 
 
 def make_files(folder: Path) -> None:
@@ -97,3 +104,55 @@ def test_every_example_is_found():
     found = {page.name: page.read_text(encoding="utf-8").count("```python") for page in documented.PAGES}
     assert {page: count for page, count in found.items() if count} == TESTED
     assert len(BLOCKS) == TESTED["own_detector.md"]
+
+
+def load_examples(root, document, xml):
+    """Reads the JSON and the XML of docs/data.md, or what was made of them."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "annotations/instances_train.json").write_text(json.dumps(document))
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / "mine" / folder).mkdir(parents=True, exist_ok=True)
+    (root / "mine/ImageSets/Main/trainval.txt").write_text("a\n")
+    (root / "mine/Annotations/a.xml").write_text(xml)
+    return coco.load(root, ["train"]), voc.load(root, ["mine/trainval"])
+
+
+def test_the_example_files_are_one_box(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    document, xml = json.loads(DATA["json"]), DATA["xml"]
+    tables = load_examples(tmp_path, document, xml)
+    assert all(table.boxes.tolist() == [[100, 50, 300, 200]] and table.classes == ("cup",) for table in tables)
+    optional = ("area", "iscrowd")
+    for key, (record,) in document.items():
+        for field in record:
+            rest = document | {key: [{name: value for name, value in record.items() if name != field}]}
+            if field in optional:
+                assert load_examples(tmp_path, rest, xml)[0].fingerprint() == tables[0].fingerprint()
+            else:
+                with pytest.raises(DataError):
+                    load_examples(tmp_path, rest, xml)
+    for tag in set(re.findall(r"<(\w+)>\w+</", xml)):
+        rest = re.sub(f"<{tag}>.*</{tag}>", "", xml)
+        if tag == "difficult":
+            assert load_examples(tmp_path, document, rest)[1].fingerprint() == tables[1].fingerprint()
+        else:
+            with pytest.raises(DataError):
+                load_examples(tmp_path, document, rest)
+
+
+def test_boxes_of_yolo_become_cocos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / "data/mine" / folder / split).mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / f"data/mine/images/{split}/{name}.jpg").write_bytes(documented.picture(name))
+    (tmp_path / "data/mine/labels/train/a.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0.25 0.125 0.5 0.25\n")
+    (tmp_path / "data/mine/labels/val/b.txt").write_text("0 0.5 0.5 1 1\n")
+    exec(compile(DATA["python"], "data.md", "exec"), {})
+    train = coco.load("data/mine", ["images/train:train.json"])
+    assert train.classes == ("cup", "nut") and train.labels.tolist() == [2, 1] and len(train) == 2
+    assert train.boxes.tolist() == [[24, 12, 40, 36], [0, 0, 32, 12]] and train.sizes.tolist() == [[48, 64]] * 2
+    test = coco.load("data/mine", ["images/val:val.json"], train.classes)
+    assert test.boxes.tolist() == [[0, 0, 64, 48]] and Path(test.path(1)).is_file()

@@ -57,7 +57,9 @@ def test_the_config_for_own_data_loads(tmp_path):
     cfg = load_config(tmp_path / "mine.yaml")
     assert cfg.model.context.on == "cls" and cfg.data.root == "data/mine" and cfg.train.steps == 20000
     (tmp_path / "coco.yaml").write_text(coco.replace("base: ", f"base: {ROOT}/"))
-    data = load_config(tmp_path / "coco.yaml").data
+    cfg = load_config(tmp_path / "coco.yaml")
+    data = cfg.data
+    assert (cfg.model.split, cfg.model.loc.last_pool, cfg.model.context.on) == ("conv5", "none", "cls")
     assert (data.format, data.root, data.train, data.test) == ("coco", "data/mine", ("train",), ("val",))
 
 

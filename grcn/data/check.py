@@ -54,7 +54,7 @@ KINDS = {
     "image-duplicate": ("warning", "images that are copies of another one in their split", "remove them"),
     "image-leak": ("warning", "test images that are training images too", "remove them: results on them mean little"),
     "image-empty": ("note", "images without an object to train on", "see data.drop_empty"),
-    "class-unused": ("warning", "classes without any object", "let data.classes name those that occur"),
+    "class-unused": ("warning", "classes without any object", "let data.classes name those that occur in any split"),
     "class-rare": ("warning", f"classes with under {RARE} objects to train on", "add some or merge classes"),
     "class-test-only": ("warning", "classes that only the test splits have", "mend the splits: they cannot be learnt"),
     "class-similar": ("warning", "names of classes that differ in case or signs only", "make them one"),
@@ -177,7 +177,13 @@ def check_boxes(table: Table, split: str, short: int, longest: int, stride: int)
         if mask.any()
     ]
     few = len(rows) // 100  # of which nobody need be warned
-    return [replace(one, severity="note") if one.kind == "box-small" and one.count < few else one for one in found]
+    capped = longest / sizes.max(axis=1) < short / sizes.min(axis=1)
+    for number, one in enumerate(found):
+        if one.kind == "box-small":
+            cap = " and model.image.max, which caps the size" if capped[rows][masks["box-small"]].any() else ""
+            severity = "note" if one.count < few else one.severity
+            found[number] = replace(one, severity=severity, text=one.text + cap)
+    return found
 
 
 def check_images_of(table: Table, split: str) -> list[Finding]:

@@ -1,7 +1,8 @@
 """Reads data sets in the layout of COCO, and COCO's detection files.
 
 A split ``train2014`` below ``root`` has its images in ``train2014/`` and its boxes in
-``annotations/instances_train2014.json``. What was read of that file is kept in the user's cache folder.
+``annotations/instances_train2014.json``; a split ``pics/all:labels/train.json`` has them in ``pics/all/`` and
+``labels/train.json``. What was read of that file is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ COCO_CLASSES = (
 def load(
     root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
 ) -> Table:
-    """Reads splits such as ``train2014`` below ``root`` into one table.
+    """Reads splits such as ``train2014``, or ``IMAGES:FILE.json``, below ``root`` into one table.
 
     Crowd regions are kept and flagged, ``area`` is the file's. Images need not exist yet.
 
@@ -117,18 +118,29 @@ def _result_records(table: Table, detections: Mapping[str, np.ndarray]) -> Itera
             yield {"image_id": keys[row], "category_id": category, "bbox": box, "score": score}
 
 
+def _places(split: str) -> tuple[Path, Path, str]:
+    """Returns the folder of images and the annotation file of a split, below the root, and the name of its table.
+
+    Of ``IMAGES:FILE.json`` the name is ``FILE``: its last part goes into names of result files, where no colon may be.
+    """
+    images, colon, file = split.partition(":")
+    if colon:
+        return Path(images), Path(file), file.removesuffix(".json")
+    return Path(split), Path("annotations") / f"instances_{split}.json", split
+
+
 def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Table:
-    file = Path("annotations") / f"instances_{split}.json"
+    folder, file, name = _places(split)
     path = root / file
     others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
     remedy = elsewhere.remedy(root, file, split, others)
     try:
-        read = cached(path, FORMAT, remedy, partial(columns, path, f"{split}/"))
+        read = cached(path, FORMAT, remedy, partial(columns, path, f"{folder}/"))
     except DataError:
         if report is None:
             raise
-        read = columns(path, f"{split}/", read_bytes(path, remedy), report)  # all faults, of which none is kept
-    files = [f"{split}/{name}" for name in read["file_names"].tobytes().decode().split("\n")]
+        read = columns(path, f"{folder}/", read_bytes(path, remedy), report)  # all faults, of which none is kept
+    files = [f"{folder}/{image}" for image in read["file_names"].tobytes().decode().split("\n")]
     if len(set(files)) < len(files):
         repeated = len(files) - len(set(files))
         logger.warning("%s: %d files are listed again, under other ids", one_line(str(path)), repeated)
@@ -136,7 +148,7 @@ def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: R
     known = labels > 0
     ids = read["ids"][known]
     return pack(
-        split,
+        name,
         classes,
         image_ids=read["image_ids"].tolist(),
         files=files,

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -330,11 +331,11 @@ def test_unlisted_classes_of_cocos_json(tmp_path, monkeypatch):
     assert [(one["name"], one["train"]) for one in report["classes"]] == [("cup", 12)]
 
 
-def table(classes, labels, boxes=None, **flags):
-    """A table of one image of 100 x 100 with objects of these labels, in no file."""
+def table(classes, labels, boxes=None, width=100, **flags):
+    """A table of one image of height 100 with objects of these labels, in no file."""
     boxes = [(k % 90, k // 90, k % 90 + 10, k // 90 + 10) for k in range(len(labels))] if boxes is None else boxes
     rows = [0] * len(labels)
-    return pack("made", classes, image_ids=["a"], sizes=[(100, 100)], rows=rows, boxes=boxes, labels=labels, **flags)
+    return pack("made", classes, image_ids=["a"], sizes=[(100, width)], rows=rows, boxes=boxes, labels=labels, **flags)
 
 
 UNITS = {
@@ -355,6 +356,14 @@ def test_findings_of_a_table_alone(kind):
     assert [(one.split, one.count) for one in found if one.kind == kind] == [("train", count)]
     plain = check.check_tables(table(("a", "b"), [1] * 10 + [2] * 10), None, short=100, longest=100, stride=16)
     assert plain == []
+
+
+def test_the_remedy_for_small_boxes_names_every_setting_that_keeps_them_so():
+    for longest, told in ((1000, "raise model.image.short"), (400, "raise model.image.short and model.image.max, ")):
+        small = table(("a",), [1] * 10, [(k, 0, k + 5, 5) for k in range(10)], width=200)
+        (found,) = check.check_boxes(small, "train", 300, longest, 64)
+        assert found.kind == "box-small" and told in found.text
+        assert ("model.image.max" in found.text) == (longest == 400)
 
 
 def test_images_over_the_limit(tmp_path, monkeypatch):
@@ -537,10 +546,10 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     assert report["by"]["anchors", "train"]["count"] == missed > 0
     told = as_text(report)
     assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
-    assert "\nmodel.anchors.sizes=[" in told and "] model.anchors.ratios=[" in told
+    assert "\n'model.anchors.sizes=[" in told and "]' 'model.anchors.ratios=[" in told  # as a shell wants them
     source = (tmp_path / "out/check.html").read_text()
     assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
-    assert "<pre>model.anchors.sizes=[" in source and "</span> train <span" in source
+    assert "<pre>&#x27;model.anchors.sizes=[" in source and "</span> train <span" in source
 
 
 def test_objects_are_seen_at_the_networks_scale():
@@ -637,6 +646,42 @@ def test_the_tool_on_clean_folders(tmp_path):
     assert call(folder, "coco", "model.backbone=none").code == 2
 
 
+def every_file(pattern, change):
+    """Changes every text that the pattern finds."""
+    return lambda root: [path.write_text(change(path.read_text())) for path in root.glob(pattern)]
+
+
+NOTHING_TO_READ = {
+    "every annotation broken": (
+        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("<size>.*</size>", "", xml)), "size/height"
+    ),
+    "suffixes in the lists": (
+        "voc", every_file(VOC + "ImageSets/Main/*.txt", lambda lines: lines.replace("\n", ".jpg\n")), "0.jpg.xml"
+    ),
+    "an empty list": ("voc", text("ImageSets/Main/test.txt", lambda _: ""), "names no image"),
+    "every record broken": (
+        "coco", every_file("annotations/*.json", lambda record: record.replace('"width"', '"w"')), "#/images/0/width"
+    ),
+    "no record": (
+        "coco", every_file("annotations/*_test.json", lambda _: '{"images": [], "annotations": [], "categories": []}'),
+        "an empty list",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_READ)
+def test_the_tool_reports_a_split_of_which_nothing_can_be_read(tmp_path, name):
+    layout, damage, told = NOTHING_TO_READ[name]
+    {"voc": write_voc, "coco": write_coco}[layout](tmp_path / "data")
+    damage(tmp_path / "data")
+    result = call(tmp_path, layout)
+    assert result.code == 3 and told in result.stdout and "Traceback" not in result.stderr, result.stderr
+    page = (tmp_path / "out/check.html").read_text()
+    of_one_side = name in ("an empty list", "no record")
+    assert ("Objects by class" in page) == of_one_side == bool(re.search(r"^ +cup", result.stdout, re.M))
+    assert "aeroplane" not in result.stdout
+
+
 def test_the_tool_lists_all_faults_at_once(tmp_path):
     write_voc(tmp_path / "data")
     damages: list[Callable] = [
@@ -665,3 +710,73 @@ def test_the_built_in_data_are_checked_too(tmp_path, monkeypatch):
     )
     assert not [one for one in report["findings"] if one["severity"] == "error"]
     assert sum(one["train"] for one in report["classes"]) == report["anchors"]["objects"] and len(report["classes"]) > 2
+
+
+def test_annotations_of_any_name_are_checked_trained_on_and_evaluated(tmp_path):
+    """The same images and boxes under names of their own, in one folder of images."""
+    write_coco(tmp_path / "data")
+    usual = coco.load(tmp_path / "data", ["train"])
+    (tmp_path / "data/pics/all").mkdir(parents=True)
+    (tmp_path / "data/labels").mkdir()
+    for split in SPLITS:
+        (tmp_path / f"data/annotations/instances_{split}.json").rename(tmp_path / f"data/labels/{split}_boxes.json")
+        for path in (tmp_path / "data" / split).iterdir():
+            path.rename(tmp_path / "data/pics/all" / path.name)
+    named = [f"data.{split}=[pics/all:labels/{split}_boxes.json]" for split in SPLITS]
+    table = coco.load(tmp_path / "data", ["pics/all:labels/train_boxes.json"])
+    assert table.name == "labels/train_boxes" and table.files[0] == b"pics/all/0.jpg"
+    assert np.array_equal(table.boxes, usual.boxes)
+    result = call(tmp_path, "coco", *named)
+    assert result.code == 0 and "of errors: 0, of warnings: 0" in result.stdout, result
+    args = ["--config", "c.yaml", "--output-dir", "run", "--resume", "--allow-changes", *named]
+    for steps in (2, 4):
+        result = programs.call("tools/train.py", *args, f"train.steps={steps}", folder=tmp_path)
+        assert result.code == 0, result.stderr
+    given = ["--config", "run/config.yaml", "--checkpoint", max((tmp_path / "run/checkpoints").iterdir())]
+    result = programs.call("tools/eval.py", *given, "eval.protocols=[voc]", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    devkit = {path.name for path in (tmp_path / "run/eval").glob("*/devkit/*")}
+    assert devkit == {"comp4_det_test_boxes_cup.txt", "comp4_det_test_boxes_nut.txt"}
+    assert not [path for path in (tmp_path / "run").glob("**/*") if ":" in path.name]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_folder_that_is_not_there_is_one_message(tmp_path, layout):
+    for tool in ("check_data", "train"):
+        config(tmp_path, layout)
+        result = programs.call(f"tools/{tool}.py", "--config", "c.yaml", "--output-dir", "out", folder=tmp_path)
+        programs.assert_contract(result, 3, "data.root: no such folder (got 'data'); set it to the folder of the data")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_checkpoint_of_other_classes_is_told_of_itself_and_bad_data_of_themselves(tmp_path, layout):
+    def evaluate(*settings):
+        args = ["--config", "c.yaml", "--checkpoint", checkpoint, "--output-dir", "scores", *settings]
+        return programs.call("tools/eval.py", *args, folder=tmp_path)
+
+    {"voc": write_voc, "coco": write_coco}[layout](tmp_path / "data")
+    config(tmp_path, layout)
+    result = programs.call("tools/train.py", "--config", "c.yaml", "--output-dir", "run", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    checkpoint = next((tmp_path / "run/checkpoints").iterdir())
+    # The data's classes in another order are those of the checkpoint all the same.
+    assert evaluate("data.classes=[nut, cup]").code == 0
+    shutil.copytree(tmp_path / "data", tmp_path / "typo")
+    annotations = VOC + "Annotations/1[2-5].xml"  # of the test split
+    kind = {"voc": annotations, "coco": "annotations/instances_test.json"}[layout]
+    every_file(kind, lambda text: text.replace("nut", "nuts"))(tmp_path / "typo")
+    programs.assert_contract(evaluate("data.root=typo"), 3, "unknown class (got 'nuts'")
+    every_file(
+        {"voc": VOC + "Annotations/*.xml", "coco": "annotations/*.json"}[layout],
+        lambda text: re.sub("nuts?", "person", text),
+    )(tmp_path / "typo")
+    told = "of other classes (got class 2 is 'nut' in it, 'person' in the data)"
+    programs.assert_contract(evaluate("data.root=typo"), 4, checkpoint.name, told)
+    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, person]"), 4, checkpoint.name, told)
+    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, nut]"), 3, "unknown class (got 'person'")
+    # Without the training split the test split itself has to say what its classes are.
+    programs.assert_contract(evaluate("data.root=typo", f"data.train=[{VOC * (layout == 'voc')}none]"), 4, told)
+    # A test split of VOC's layout need not have all classes.
+    if layout == "voc":
+        every_file(annotations, lambda text: re.sub("person", "cup", text))(tmp_path / "typo")
+        assert evaluate("data.root=typo").code == 0
