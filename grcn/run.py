@@ -229,8 +229,9 @@ def _read(
 def _look_over(cfg: Config, train: Table, test: Table, model: Detector) -> None:
     """Warns of what is odd with the data; finds most of what would end the run later."""
     check_before_training(
-        train, build.counted(cfg.eval, test), short=cfg.model.image.short, longest=cfg.model.image.max,
+        train, test, short=cfg.model.image.short, longest=cfg.model.image.max,
         stride=model.backbone.feature_specs[cfg.model.rpn.reads].stride, drop_empty=cfg.data.drop_empty,
+        limit=cfg.eval.limit,
     )  # fmt: skip
 
 

@@ -121,18 +121,21 @@ def check_headers(table: Table, split: str, rows: np.ndarray, most: int = SAMPLE
 
 
 def check_before_training(
-    train: Table, test: Table, *, short: int, longest: int, stride: int, drop_empty: bool
+    train: Table, test: Table, *, short: int, longest: int, stride: int, drop_empty: bool, limit: int | None = None
 ) -> None:
     """Logs a few warnings about a data set that is about to be trained on; reads 400 headers, in about 0.1 seconds.
 
-    Generated data are as they should be. Arguments as of :func:`grcn.data.check.check_tables`.
+    Generated data are as they should be. Arguments as of :func:`grcn.data.check.check_tables`, and
+
+    Args:
+        limit: how many images of ``test`` will be read, None for all; which classes there are, all of them say.
 
     Raises:
         DataError: an image of the sample cannot be used, which would end training when its turn comes.
     """
     if not train.root:
         return
-    for table, rows in ((train, usable_rows(train, drop_empty)), (test, np.arange(len(test)))):
+    for table, rows in ((train, usable_rows(train, drop_empty)), (test, np.arange(len(test))[:limit])):
         for fault in _odd_images(table, rows, SAMPLE):
             raise fault
     found = check_tables(train, test, short=short, longest=longest, stride=stride)

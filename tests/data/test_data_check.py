@@ -486,6 +486,23 @@ def test_the_start_of_training_looks_at_a_spread_sample(tmp_path, monkeypatch):
     assert read == ["0", "5", "11", "0", "1"]
 
 
+def test_the_start_of_training_looks_for_classes_in_all_test_images_and_at_the_files_of_those_that_count(tmp_path):
+    write_voc(tmp_path / "data")
+    objects(12, ("cup", BOXES["cup"]), only=True)(tmp_path / "data")
+    objects(15, ("owl", BOXES["nut"]))(tmp_path / "data")
+    picture(15, noise(60, 48))(tmp_path / "data")
+    args = ["--config", config(tmp_path, "voc", ", classes: [cup, nut, owl, yak]"), "eval.limit=1"]
+    result = programs.call("tools/train.py", *args, "--output-dir", "run", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    assert "classes that only the test splits have: 1 (owl 1)" in result.stderr
+    unused = "classes without any object: 1 (yak 0); let data.classes name those that occur in any split"
+    assert unused in result.stderr
+    result = programs.call("tools/check_data.py", *args, "--fast", folder=tmp_path)
+    assert unused in result.stdout and "(owl 1)" in result.stdout
+    result = programs.call("tools/train.py", *args, "eval.limit=4", "--output-dir", "more", folder=tmp_path)
+    programs.assert_contract(result, 3, "15.jpg: image size (got 60 x 48)")
+
+
 def test_the_start_of_training_takes_under_a_second(tmp_path):
     """For as many images as VOC's 2007 and 2012 have."""
     count = 16551
