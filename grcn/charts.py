@@ -62,6 +62,8 @@ def error_curves(
 def confusion_map(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path, title: str = "") -> None:
     """Draws which class is taken for which: colours are shares of a row, numbers are counts, up to 20 classes.
 
+    Of more classes, rows and columns without an entry are left out.
+
     Args:
         matrix: ``[C + 1, C + 1]``, of :func:`grcn.evaluation.errors.confusion`.
         classes: the C names.
@@ -71,15 +73,20 @@ def confusion_map(matrix: Sequence[Sequence[int]], classes: Sequence[str], path:
         EnvironmentFault: matplotlib is not installed.
     """
     counts, many = np.asarray(matrix), len(classes) > 20
+    rows, columns = [*classes, "(background)"], [*classes, "(missed)"]
+    if many and counts.any():
+        used = [np.flatnonzero(counts.any(axis=axis)) for axis in (1, 0)]
+        rows, columns = [rows[row] for row in used[0]], [columns[column] for column in used[1]]
+        counts = counts[np.ix_(*used)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.0 + (0.17 if many else 0.5) * len(counts)
+    side = 2.0 + (0.17 if many else 0.5) * max(counts.shape)
     figure = new_figure(side, side + 1.0)
     axes = figure.subplots()
     colors = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(colors, label="share of the row", fraction=0.04, pad=0.02)
-    places, size = range(len(counts)), 6 if many else 9
-    axes.set_xticks(places, [*classes, "(missed)"], rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(places, [*classes, "(background)"], fontsize=size, parse_math=False)
+    size = 6 if many else 9
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=size, parse_math=False)
     axes.set(xlabel="detected class", ylabel="true class")
     axes.set_title(title, parse_math=False)
     if not many:

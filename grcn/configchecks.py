@@ -142,7 +142,9 @@ def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
     layout, _, file = model.weights.partition(":")
     if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
         choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
-        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose one"
+        path = file or model.weights
+        remedy = " or ".join(f"{name}:{path}" for name in WEIGHT_LAYOUTS) if "." in path else "one"
+        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose {remedy}"
     elif _tiny(model):
         yield (
             "weights",

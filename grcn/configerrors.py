@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from grcn.config import Config
 from grcn.configtypes import Section
-from grcn.yamlfile import Node, Problem
+from grcn.yamlfile import Node, Problem, is_plain_word
 
 Keys = tuple[str, ...]
 Path = tuple[str | int, ...]
@@ -61,6 +61,9 @@ def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
             continue  # its entries are wrong, and each is reported for itself
         elif node.readable:
             text = _mismatch(kind, context, item["msg"], node.plain())
+            if kind == "tuple_type" and is_plain_word(str(node.value)):
+                written = f"[{node.value}]" if node.place.line else f"'{key}=[{node.value}]'"
+                text = text.replace("write [a, b]", f"write {written}")
             yield node.place, f"{key}: {text}" if key else text
 
 
@@ -85,7 +88,9 @@ def _mismatch(kind: str, context: dict[str, Any], message: str, got: object) -> 
     numbers = {key: f"{value:g}" for key, value in context.items() if isinstance(value, float)}
     template, remedy = _EXPECTED.get(kind, ("{message}", "correct it"))
     expected = template.format_map(context | numbers | {"message": message})
-    close = difflib.get_close_matches(str(got)[:60], expected.split("'")[1::2], n=1)
+    word = str(got)[:60].lower()
+    # Names with other digits, as resnet18 and resnet101, look alike and are other things.
+    close = difflib.get_close_matches(word, expected.split("'")[1::2], n=1, cutoff=0.9 if word[-1:].isdigit() else 0.6)
     return f"expected {expected} (got {show(got)}); " + (f"did you mean {close[0]!r}?" if close else remedy)
 
 

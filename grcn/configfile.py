@@ -191,6 +191,7 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
     """Turns ``a.b=value`` into the mapping ``{a: {b: value}}``; a wrong one into an empty one."""
     place = Place(f"command line: {clip(override, 80)}")
     key, equals, text = override.partition("=")
+    end = {"[": "]", "{": "}"}.get(text[:1], "")
     names = key.split(".")
     try:
         if not equals or not all(names):
@@ -201,7 +202,11 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
             raise ConfigError("base is read from files only; pass another config instead")
         node = read_value(text, key, place, problems)
     except ConfigError as error:
-        problems.append((place, str(error).removeprefix(f"{place}: ")))
+        told = str(error).removeprefix(f"{place}: ")
+        if end and not text.rstrip().endswith(end):
+            quoted = f"'{clip(override, 60)} …{end}'"
+            told = f"the {text[0]} is not closed, as where a shell cuts at a space; put quotes around it: {quoted}"
+        problems.append((place, told))
         return Node({}, place, place)
     for name in reversed(names):
         node = Node({name: node}, place, place)

@@ -43,7 +43,11 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
         else (np.zeros(0), np.zeros(0))
         for name, (recall, precision) in curves.items()
     }
-    lines = {name if len(line[0]) else f"{name} (no correct detection)": line for name, line in lines.items()}
+    if any(len(line[0]) for line in lines.values()):
+        lines = {name if len(line[0]) else f"{name} (no correct detection)": line for name, line in lines.items()}
+    else:
+        lines = {}
+        axes.text(0.5, 0.5, "no correct detection in any class", ha="center", transform=axes.transAxes)
     _plot(axes, lines, "recall", "precision")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), title=title)
     figure.savefig(path, dpi=120, bbox_inches="tight")

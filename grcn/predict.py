@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,24 @@ class Predictor:
         self.classes = tuple(classes)
         self.device = device
 
-    def predict(self, image: Picture, score_threshold: float = 0.0) -> Prediction:
-        """Finds objects in one image; see :meth:`predict_all`."""
+    def predict(self, image: Picture, score_threshold: float | None = None) -> Prediction:
+        """Finds objects in one image; see :meth:`predict_all`.
+
+        Raises:
+            TypeError: there are several images.
+        """
+        if isinstance(image, list | tuple):
+            raise TypeError(f"predict takes one image (got {type(image).__name__}); predict_all takes several")
         return self.predict_all([image], score_threshold)[0]
 
     @torch.inference_mode()
-    def predict_all(self, images: Sequence[Picture], score_threshold: float = 0.0) -> list[Prediction]:
+    def predict_all(self, images: Sequence[Picture], score_threshold: float | None = None) -> list[Prediction]:
         """Finds objects in images, in one pass of the network.
 
         Args:
             images: each a file, a Pillow image, an RGB array uint8 ``[H, W, 3]``, or an RGB tensor ``[3, H, W]``,
                 uint8 or float in 0-1. Files are turned as their EXIF orientation says.
-            score_threshold: detections of lower score are left out. The model leaves out those below its own
+            score_threshold: detections of lower score are left out; by default those below the model's own
                 ``roi.score_thresh``.
 
         Raises:
@@ -80,7 +86,13 @@ class Predictor:
         if not images:
             return []
         tensors = move_images([as_tensor(image) for image in images], self.device)
-        return [self._prediction(found, score_threshold) for found in self.model(tensors)]
+        heads, usual = self.model.roi_heads, self.model.roi_heads.detecting
+        least = usual.score_thresh if score_threshold is None else score_threshold
+        heads.detecting = replace(usual, score_thresh=max(0.0, min(least, usual.score_thresh)))
+        try:
+            return [self._prediction(found, least) for found in self.model(tensors)]
+        finally:
+            heads.detecting = usual
 
     def _prediction(self, found: dict[str, Tensor], score_threshold: float) -> Prediction:
         fields = {key: found[key].cpu() for key in ("boxes", "labels", "scores")}

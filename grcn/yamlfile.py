@@ -6,6 +6,7 @@ keys, aliases, tags and several documents in one file are problems.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -108,11 +109,21 @@ def read_file(path: str, problems: list[Problem]) -> Node:
         if len(contents) > MAX_BYTES:
             raise ConfigError(f"{path}: too large for a config (over {MAX_BYTES >> 10} KiB); pass the config file")
         text = contents.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"{path}: no such file{where}; {_likely(path)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this file ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return read_text(text, path, problems)
+
+
+def _likely(path: str) -> str:
+    """Names the configs of a checkout that are called like a file that is not there."""
+    stem = glob.escape(Path(path).name.removesuffix(".yaml"))
+    alike = sorted(str(file) for file in Path("configs").glob(f"*/{stem}.yaml"))[:3]
+    return f"did you mean {' or '.join(alike)}?" if alike else "check the path"
 
 
 def read_text(text: str, name: str, problems: list[Problem]) -> Node:

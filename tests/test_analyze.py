@@ -74,6 +74,14 @@ def test_a_file_of_detections(detections: Path, tmp_path: Path) -> None:
         assert "no curves drawn" in result.stderr
 
 
+def test_without_detections_gains_are_not_explained_as_such(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    result = analyze(tmp_path, "errors", "--config", CONFIG, "--detections", "none.json", *SMALL, "eval.pictures=0")
+    assert result.code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "no detections: gains say nothing of them" in lines and "were all errors" not in result.stdout
+
+
 def test_json_is_all_there_is_on_stdout(detections: Path, tmp_path: Path) -> None:
     """Settings may stand before flags, and neither matplotlib nor pictures are needed."""
     rest = ["--json", "--detections", detections, "--output-dir", "out", "--score-threshold", "0.8", "eval.limit=4"]

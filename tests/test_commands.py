@@ -33,11 +33,15 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with the links and files of a user who follows the pages."""
     for name in ("configs", "grcn", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for folder in ("photos", "more"):
+    for folder in ("photos", "more", "mine"):
         (tmp_path / folder).mkdir()
+    for folder in ("photos", "more"):
         (tmp_path / folder / "a.jpg").write_bytes(documented.picture(folder))
     (tmp_path / "photo.jpg").write_bytes(documented.picture("photo"))
     (tmp_path / "mine.yaml").write_text("base: configs/_base/shapes.yaml\nmodel: {backbone: tiny, split: conv5}\n")
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"^```yaml\n# (mine/[^\n]*)\n(.*?)^```", page, re.S | re.M):
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 

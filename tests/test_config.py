@@ -170,7 +170,12 @@ def test_whole_numbers_do_for_fractions() -> None:
         (
             {"model": {"weights": "vgg.pt"}},
             "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
-            "caffe:FILE (got 'vgg.pt'); choose one",
+            "caffe:FILE (got 'vgg.pt'); choose torchvision:vgg.pt or caffe:vgg.pt",
+        ),
+        (
+            {"model": {"weights": "imagenet"}},
+            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
+            "caffe:FILE (got 'imagenet'); choose one",
         ),
         (
             {"model": {"backbone": "tiny", "weights": "IMAGENET1K_V1"}},

@@ -153,8 +153,8 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "c.yaml:19:1: unknown key 'qqq'; known: model, data, train, eval, run, paper",
         "command line: base=x: base is read from files only; pass another config instead",
         "command line: model.rpn.nms=fast: model.rpn.nms: expected a number (got 'fast'); write one, without quotes",
-        "command line: run.amp=[: not valid YAML: expected the node content, but found '<stream end>'; "
-        "correct the syntax",
+        "command line: run.amp=[: the [ is not closed, as where a shell cuts at a space; put quotes around it: "
+        "'run.amp=[ …]'",
         "command line: steps: not a setting; write key=value with a dotted key, as train.lr=0.01",
         "command line: train.lrr=1: unknown key 'train.lrr'; did you mean 'train.lr'?",
     ]
@@ -225,13 +225,50 @@ def test_a_repeated_problem_of_a_list_names_each_entry(write: Any) -> None:
     ]
 
 
+def test_what_a_shell_cut_at_a_space_is_to_be_quoted(write: Any) -> None:
+    told = problems(write(MINIMAL), *"data.test=[val, test]".split(), *"model.image={short: 64}".split())
+    cut = "the {} is not closed, as where a shell cuts at a space; put quotes around it: {}"
+    assert f"command line: data.test=[val,: {cut.format('[', repr('data.test=[val, …]'))}" in told
+    assert f"command line: model.image={{short:: {cut.format('{', repr('model.image={short: …}'))}" in told
+    assert problems("c.yaml", "data.test=[val]]") == [
+        "command line: data.test=[val]]: not valid YAML: expected '<document start>', but found ']'; correct the syntax"
+    ]
+
+
+def test_a_word_for_a_list_is_shown_as_one(write: Any) -> None:
+    data = "data: {format: coco, root: r, train: [a], test: b c}\ntrain: {steps: 1}"
+    assert problems(write(data), "data.train=training") == [
+        "c.yaml:1:49: data.test: expected a list (got 'b c'); write [a, b]",
+        "command line: data.train=training: data.train: expected a list (got 'training'); "
+        "write 'data.train=[training]'",
+    ]
+    assert problems(write(data.replace("b c", "b"))) == ["c.yaml:1:49: data.test: expected a list (got 'b'); write [b]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("resnet18", "choose one"), ("vgg19", "choose one"), ("resnt101", "did you mean 'resnet101'?"),
+     ("ResNet50", "did you mean 'resnet50'?"), ("vgg", "did you mean 'vgg16'?")],
+)  # fmt: skip
+def test_another_number_is_no_misspelling(write: Any, name: str, remedy: str) -> None:
+    (line,) = problems(write(MINIMAL), f"model.backbone={name}")
+    assert line.endswith(f"(got '{name}'); {remedy}")
+
+
 def test_problems_are_single_lines_of_limited_length(write: Any) -> None:
     lines = problems(write(f'{MINIMAL}"a\\nb": 1\nrun: {{device: {"x" * 999}}}\n'), f"data.{'k' * 999}=1")
     assert len(lines) == 3 and all(len(line) <= MAX_LINE for line in lines)
 
 
 def test_files_that_cannot_be_read(write: Any) -> None:
-    assert problems("none.yaml") == ["none.yaml: cannot read this file (No such file or directory); check the path"]
+    assert problems("none.yaml") == [f"none.yaml: no such file in {Path.cwd()}; check the path"]
+    assert problems("/none.yaml") == ["/none.yaml: no such file; check the path"]
+    write(MINIMAL, "configs/coco/tiny.yaml")
+    write(MINIMAL, "configs/voc/tiny.yaml")
+    for name in ("tiny", "tiny.yaml", "configs/tiny.yaml"):
+        assert problems(name) == [
+            f"{name}: no such file in {Path.cwd()}; did you mean configs/coco/tiny.yaml or configs/voc/tiny.yaml?"
+        ]
     os.mkdir("folder")
     assert problems("folder") == ["folder: cannot read this file (Is a directory); check the path"]
     Path("latin.yaml").write_bytes(b"# caf\xe9")

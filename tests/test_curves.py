@@ -45,6 +45,9 @@ def test_a_class_without_a_correct_detection_is_named(axes_of, tmp_path):
     (axes,) = axes_of(curves.pr_curves, {"RBC": good, "WBC": wrong, "none": nothing}, tmp_path / "pr.png")
     named = [text.get_text() for text in axes.get_legend().get_texts()]
     assert named == ["RBC", "WBC (no correct detection)", "none (no correct detection)"]
+    (axes,) = axes_of(curves.pr_curves, {"WBC": wrong, "none": nothing}, tmp_path / "none.png")
+    assert axes.get_legend() is None
+    assert [text.get_text() for text in axes.texts] == ["no correct detection in any class"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,21 @@ def test_scaling_curves(tmp_path):
     first, second = (Image.open(tmp_path / name) for name in ("one.png", "two.png"))
     assert second.height > 1.5 * first.height
     assert len(np.unique(np.asarray(first.convert("L")))) > 10
+
+
+def test_of_many_classes_those_without_an_entry_are_left_out(axes_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "new_figure", lambda *args: curves.new_figure(*args))
+    for count, rows, columns in (
+        (21, ["class 3", "(background)"], ["class 4", "(missed)"]),
+        (4, [*(f"class {k}" for k in range(4)), "(background)"], [*(f"class {k}" for k in range(4)), "(missed)"]),
+    ):
+        matrix = np.zeros((count + 1, count + 1), int)
+        matrix[3, -1] = matrix[-1, 4] = 2
+        axes, _ = axes_of(
+            charts.confusion_map, matrix.tolist(), [f"class {k}" for k in range(count)], tmp_path / "c.png"
+        )
+        assert [text.get_text() for text in axes.get_yticklabels()] == rows
+        assert [text.get_text() for text in axes.get_xticklabels()] == columns
 
 
 def test_errors_and_confusions_are_drawn(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_every_kind_of_image_gives_the_same(trained):
         found = predictor.predict_all(kinds)
     for other in found[1:]:
         assert_close((other.boxes, other.scores), (found[0].boxes, found[0].scores))
+
+
+def test_a_threshold_below_the_models_own_is_obeyed(trained):
+    checkpoint, _, images = trained
+    predictor = grcn.load(checkpoint, "cpu")
+    heads = predictor.model.roi_heads
+    scores = predictor.predict(images / "0.png").scores
+    heads.detecting = replace(heads.detecting, score_thresh=scores[9].item())
+    usual, lower = (predictor.predict(images / "0.png", least) for least in (None, scores[29].item()))
+    assert len(usual.scores) == 9 and len(lower.scores) in (29, 30)  # scores at the threshold may round either way
+    assert_close(lower.boxes[:9], usual.boxes)
+    assert heads.detecting.score_thresh == scores[9].item()
+
+
+def test_several_images_are_not_one(trained):
+    with pytest.raises(TypeError, match=r"one image \(got list\); predict_all takes several"):
+        grcn.load(trained[0], "cpu").predict([trained[2] / "0.png"] * 2)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +163,10 @@ def test_nothing_above_the_threshold_tells_the_best_score(trained, tmp_path):
     told = f"nothing from 0.99 (best: {best.names[0]} {best.scores[0]:.2g})"
     assert done.code == 0 and done.stdout == f"{images / '0.png'}: {told}\n"
     assert json.loads((tmp_path / "predictions/predictions.json").read_text())["images"][0]["detections"] == []
+    assert "predictions.json: 1 of 1 images read, 0 boxes" in done.stderr
+    lowest = programs.call("tools/predict.py", *what[:4], "--score-threshold", 0.001, images / "0.png", folder=tmp_path)
+    (image,) = json.loads((tmp_path / "predictions/predictions.json").read_text())["images"]
+    assert lowest.code == 0 and 0.001 <= image["detections"][-1]["score"] < 0.01  # which is the model's own threshold
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Everything goes to a new folder, runs/demo. The last line on stdout is ``demo: `
 import argparse
 import itertools
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,19 +34,26 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     folder = args.output_dir or next_free(Path("runs/demo"))
     start = time.monotonic()
-    found = {}
+    measured = {}
     for method, name in METHODS.items():
         print(f"{name}: training on built-in images", file=sys.stderr)
         cfg = load_config(CONFIGS / f"{method}_tiny.yaml", [*SETTINGS, *args.overrides])
         metrics = run.train(cfg, folder / method)
-        found[method] = {key: round(metrics[key] or 0.0, 4) for key in SHOWN}
-    print("Measured on built-in test images, one seed\n")
+        measured[method] = {key: metrics[key] or 0.0 for key in SHOWN}
+    print("Measured on built-in test images, one seed, percent\n")
     print("".join(f"{column:>16}" for column in ("", *SHOWN)))
     for method, name in METHODS.items():
-        print(f"{name:>16}" + "".join(f"{found[method][key]:16.3f}" for key in SHOWN))
+        print(f"{name:>16}" + "".join(f"{100 * measured[method][key]:16.1f}" for key in SHOWN))
     print("\nPictures of detections beside ground truth:")
     for picture in sorted(folder.glob("*/eval/step_*/detections.png")):
         print(f"  {picture}")
+    print("\nEach run on one page:")
+    for method in METHODS:
+        print(f"  {folder / method / 'report.html'}")
+    checkpoint = max((folder / "grcn/checkpoints").glob("step_*.pt"))
+    print("\nNext, with pictures of your own in place of photos/:")
+    print(f"  python tools/predict.py --checkpoint {shlex.quote(str(checkpoint))} photos/\n")
+    found = {method: {key: round(value, 4) for key, value in metrics.items()} for method, metrics in measured.items()}
     print("demo:", json.dumps({**found, "seconds": round(time.monotonic() - start, 1)}))
 
 

@@ -72,8 +72,10 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
 
     start_logging()
     predictor = load(args.checkpoint, args.device)
+    # What the model finds anyway tells the best score where nothing is shown.
+    least = min(args.score_threshold, predictor.model.roi_heads.detecting.score_thresh)
     records: list[dict[str, object]] = []
-    faults = 0
+    faults = boxes = 0
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pictures = None if args.no_pictures else targets(files, args.output_dir)
     try:
@@ -86,7 +88,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                 except errors.DataError as error:
                     faults += 1
                     logger.error("left out: %s", error)
-            predictions = predictor.predict_all([image for _, image in batch])
+            predictions = predictor.predict_all([image for _, image in batch], least)
             for (file, image), every in zip(batch, predictions, strict=True):
                 found = every.from_score(args.score_threshold)
                 height, width = image.shape[1:]
@@ -98,6 +100,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                     picture.save(pictures[file], quality=92)
                     record["picture"] = str(pictures[file].relative_to(args.output_dir))
                 records.append(record)
+                boxes += len(found.boxes)
                 counts = collections.Counter(found.names).most_common()
                 best = f" (best: {every.names[0]} {every.scores[0]:.2g})" if every.names else ""
                 nothing = f"nothing from {args.score_threshold:g}{best}"
@@ -111,7 +114,8 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
         }
         if records:  # else predictions of an earlier run stay
             write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
-            logger.info("%s: boxes of %d of %d images", args.output_dir / "predictions.json", len(records), len(files))
+            told = f"{len(records)} of {len(files)} images read, {boxes} box{'es' * (boxes != 1)}"
+            logger.info("%s: %s", args.output_dir / "predictions.json", told)
     if faults:
         raise errors.DataError(f"{faults} of {len(files)} images left out; mend or remove them")
 

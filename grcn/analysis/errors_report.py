@@ -96,7 +96,10 @@ def errors_as_text(figures: Mapping[str, Any]) -> str:
         lines.append(f"{name:<7}{_MEANINGS[name]:<24}{counts:<36}{_percent(gain):>12}")
     agreement, oracles = figures["agreement"], figures["oracles"]
     lines += [
-        "AP50 gain: were all errors of this kind mended, and no others (TIDE)",
+        # TIDE mends a miss by leaving its object out; where nothing is detected AP stays 0 all the same.
+        "AP50 gain: were all errors of this kind mended, and no others (TIDE)"
+        if figures["detections"]
+        else "no detections: gains say nothing of them",
         "",
         f"score and IoU of {agreement['detections']:,} detections: Spearman {_number(agreement['spearman'])}, "
         f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores say "

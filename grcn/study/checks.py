@@ -71,7 +71,10 @@ def _check_folder(run: Run) -> None:
     relevant = ("data.root", *MEASURED)
     changes = [line for line in lines if line.startswith(relevant) or not line.startswith(HARMLESS)]
     if changes:
-        told = f"{run.folder}: holds a run under other settings (its -> these); {remedy}"
+        told = (
+            f"{run.folder}: holds a run under other settings (its -> these); {remedy}, or give the same settings, as "
+            "key=value or in the YAML file, and it is the same run"
+        )
         raise ConfigError("\n".join([told, *changes]))
     words = read_environment(run.folder).get("command", [])
     if foreign := [flag for flag in _FOREIGN if flag in words]:

@@ -53,7 +53,8 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     assert runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, "run.workers=1"])  # which changes no result
     for other in ("train.lr=0.5", "data.test_images=7", "data.test=val", "data.seed=1"):
         with pytest.raises(
-            ConfigError, match=f"(?s)seed0: holds a run under other settings.*{other.partition('=')[0]}"
+            ConfigError,
+            match=f"(?s)seed0: holds a run under other settings.* or give the same settings.*{other.partition('=')[0]}",
         ):
             runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, other])
 
