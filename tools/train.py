@@ -57,6 +57,10 @@ def main() -> None:
         start_logging()
         if in_vain := set_in_vain(cfg, sources, args.config):
             logger.warning("without effect here: %s", ", ".join(in_vain))
+        if cfg.train.warmup >= cfg.train.steps:
+            logger.warning(
+                "train.lr is never reached (train.warmup is %d, train.steps %d)", cfg.train.warmup, cfg.train.steps
+            )
         metrics = run.train(
             cfg,
             args.output_dir or run.default_folder(args.config, cfg, args.torchvision),
