@@ -217,6 +217,8 @@ def test_settings_without_effect_are_told_in_one_line(tmp_path, monkeypatch, cap
     )  # fmt: skip
     found = "model.head.dropout (model.head.kind is conv), train.gamma (train.schedule is cosine)"
     assert told.splitlines().count(f"grcn: without effect here: {found}") == 1 == told.count("without effect")
+    told = call_here(monkeypatch, capfd, "tools/train.py", *arguments, "train.warmup=50", code=0)
+    assert "grcn: train.lr is never reached (train.warmup is 50, train.steps 4)" in told.splitlines()
 
 
 XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
