@@ -203,7 +203,7 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
         node = read_value(text, key, place, problems)
     except ConfigError as error:
         told = str(error).removeprefix(f"{place}: ")
-        if end and not text.rstrip().endswith(end):
+        if end and "<stream end>" in told:
             quoted = f"'{clip(override, 60)} …{end}'"
             told = f"the {text[0]} is not closed, as where a shell cuts at a space; put quotes around it: {quoted}"
         problems.append((place, told))

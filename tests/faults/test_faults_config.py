@@ -29,7 +29,7 @@ CANARY = "run: {seed: !!python/object/apply:os.system ['touch canary']}\n"
 
 # What c.yaml holds (None: there is none), further arguments, and what the error must name.
 FILES: dict[str, tuple[str | bytes | None, tuple[str, ...]]] = {
-    "missing": (None, ("c.yaml", "No such file")),
+    "missing": (None, ("c.yaml", "no such file")),
     "empty": ("", ("missing 'data'", "missing 'train'")),
     "null": ("null", ("c.yaml:1:1",)),
     "a list": ("- 1\n", ("c.yaml:1:1",)),
