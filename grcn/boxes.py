@@ -28,8 +28,8 @@ def areas(boxes: Tensor) -> Tensor:
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Computes the overlap ``[..., G, A]`` of boxes ``[..., G, 4]`` with boxes ``[..., A, 4]``; leading dimensions
-    broadcast.
+    """Computes the overlap ``[..., G, A]`` of boxes ``[..., G, 4]`` with boxes ``[..., A, 4]``, both of floating point;
+    leading dimensions broadcast.
 
     Equals ``torchvision.ops.box_iou`` on each pair of lists. Two empty boxes give NaN, as there.
     """

@@ -180,9 +180,15 @@ def read_annotations(
     Raises:
         DataError: as the readers do; or there is no folder to read in, which is no fault of its files.
     """
-    if not os.path.isdir(cfg.root):
-        raise DataError(one_line(f"data.root: no such folder (got {cfg.root!r}); set it to the folder of the data"))
-    return _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report)
+    exists = os.path.isdir(cfg.root)
+    try:
+        return _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report if exists else None)
+    except DataError as error:
+        if exists or "set data.root=" in str(error):  # where the data are instead
+            raise
+        raise DataError(
+            one_line(f"data.root: no such folder (got {cfg.root!r}); set it to the folder of the data")
+        ) from error
 
 
 def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:

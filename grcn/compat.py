@@ -11,7 +11,7 @@ from typing import Any
 from .config import Config
 from .configfile import difference, parse_config
 from .data.table import Table
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, named
 
 logger = logging.getLogger("grcn")
 
@@ -54,8 +54,6 @@ def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table:
     if state["data_fingerprint"] != table.fingerprint():
         changes.append("data: the annotations are not those it was trained on")
     _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
-    if state["step"] < cfg.train.steps:
-        _refuse([line for line in _changes(state, path, cfg) if line.startswith(MEASURED)], "", True)
 
 
 def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
@@ -67,11 +65,25 @@ def check_classes(state: Mapping[str, Any], path: Path, table: Table) -> None:
             raise CheckpointError(f"{path}: of other classes (got {got}); use its data, or set data.classes to its")
 
 
-def check_same_evaluation(cfg: Config, state: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to report a finished run under another evaluation or model: it has metrics of its own only."""
+def tell_other_evaluation(cfg: Config, state: Mapping[str, Any], path: Path) -> None:
+    """Says how the next evaluations differ from those before the checkpoint, with which they compete for the best."""
+    for line in _changes(state, path, cfg):
+        if line.startswith(MEASURED):
+            logger.warning("going on under a change: %s", line)
+
+
+def check_same_evaluation(cfg: Config, folder: Path) -> None:
+    """Refuses to report a finished run under another evaluation or model: it has metrics of its own only.
+
+    Raises:
+        ConfigError: ``config.yaml`` in its folder, which was written for its last evaluation, is another.
+    """
+    path = folder / "config.yaml"
+    with named(path):
+        its = parse_config(path.read_text(encoding="utf-8"), str(path))
     changes = [
         line
-        for line in _changes(state, folder, cfg)
+        for line in difference(its, cfg)
         if line.startswith(MEASURED) or line.startswith("model.") and not line.startswith(TRAINING_ONLY)
     ]
     _refuse(

@@ -86,6 +86,7 @@ class Predictor:
         if not images:
             return []
         tensors = move_images([as_tensor(image) for image in images], self.device)
+        # In the model for the time of this call, which is why two threads need two predictors.
         heads, usual = self.model.roi_heads, self.model.roi_heads.detecting
         least = usual.score_thresh if score_threshold is None else score_threshold
         heads.detecting = replace(usual, score_thresh=max(0.0, min(least, usual.score_thresh)))

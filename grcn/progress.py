@@ -13,14 +13,16 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go, {rat
 
 
 class _Lines:
-    """A stream on which each state of a bar is a line of its own."""
+    """A stream on which each state of a bar is a line of its own, once."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._last = stream, ""
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        line = text.strip()
+        if line and line != self._last:
             self._stream.write(f"{line}\n")
+            self._last = line
 
     def flush(self) -> None:
         self._stream.flush()
@@ -29,7 +31,7 @@ class _Lines:
 def progress_bar(
     iterable: Iterable[Any] | None = None, desc: str = "", total: int | None = None, **options: Any
 ) -> tqdm:
-    """Returns a progress bar. What is done within a minute writes no line into a file.
+    """Returns a progress bar. Of less than a minute a file gets the end only, or nothing with ``leave=False``.
 
     Args:
         iterable: what to go through; None for a bar that is updated by hand.

@@ -14,7 +14,7 @@ from torch import nn
 
 from . import build
 from .browse import write_inputs
-from .compat import check_continuation, check_same_evaluation
+from .compat import check_continuation, check_same_evaluation, tell_other_evaluation
 from .config import Config
 from .configfile import dump_config
 from .data.check_images import check_before_training
@@ -25,7 +25,7 @@ from .engine import checkpoint, distributed, durable
 from .engine.environment import write_environment
 from .engine.events import check_tensorboard
 from .engine.lock import run_lock
-from .engine.log import last_entry, start_logging
+from .engine.log import is_evaluated, start_logging
 from .engine.recorder import Metrics
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
@@ -114,11 +114,13 @@ def train(
             first = next(_batches(cfg, data, device, 0, workers=0))
             return try_steps(model, optimizer, cfg, data.table, test, first, device)
         batches = _batches(cfg, data, device, 0 if state is None else state["step"], cfg.run.workers)
-        if state is not None and state["step"] == cfg.train.steps:
-            if distributed.on_main(lambda: "metrics" in last_entry(folder / "metrics.jsonl")):
-                check_same_evaluation(cfg, state, folder)
-                logger.info("%s: finished; its recorded metrics follow", folder)
+        finished = state is not None and state["step"] == cfg.train.steps
+        if finished and distributed.on_main(lambda: is_evaluated(folder / "metrics.jsonl", cfg.train.steps)):
+            distributed.on_main(lambda: check_same_evaluation(cfg, folder))
+            logger.info("%s: finished; its recorded metrics follow", folder)
         else:
+            if found is not None:
+                tell_other_evaluation(cfg, found[1], found[0])
             distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
             if state is None and cfg.eval.pictures:
                 distributed.on_main(lambda: _draw_inputs(folder, cfg, data, model))
@@ -169,7 +171,7 @@ def _draw_inputs(folder: Path, cfg: Config, data: build.Split, model: Detector) 
 def _report(folder: Path, cfg: Config) -> None:
     with _dispensable(folder, "report.html"):
         write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
-        best = "".join(f", the best checkpoint {path}" for path in folder.glob("best-*.pt"))
+        best = "".join(f", the best checkpoint {path}" for path in folder.glob("best-step_*.pt"))
         logger.info("the report is %s%s", folder / "report.html", best)
 
 

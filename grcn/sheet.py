@@ -6,6 +6,7 @@ more objects than colours, those of the same colour lie far apart.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Literal
@@ -144,11 +145,11 @@ def object_colors(objects: Tensor) -> list[str]:
     """Gives each object ``[n, 4]`` the colour whose nearest bearer so far is the farthest."""
     middles = (objects[:, :2] + objects[:, 2:]) / 2
     chosen: list[int] = []
-    for index in range(len(objects)):
-        away = torch.full((len(COLORS),), torch.inf)
-        for other, color in enumerate(chosen):
-            away[color] = away[color].minimum((middles[index] - middles[other]).norm())
-        chosen.append(int(away.argmax()))
+    for row in torch.cdist(middles, middles).tolist():
+        away = [math.inf] * len(COLORS)
+        for color, distance in zip(chosen, row, strict=False):
+            away[color] = min(away[color], distance)
+        chosen.append(away.index(max(away)))
     return [COLORS[color] for color in chosen]
 
 

@@ -44,7 +44,7 @@ class Window:
 
     def around(self, box: Tensor) -> Window:
         """Returns a closer look at a box ``[4]``, with as little as can be of what lies outside of this window."""
-        zoom = float((self.panel / (box[2:] - box[:2])).min()) / _ROOM
+        zoom = float((self.panel / (box[2:] - box[:2]).clamp(min=1)).min()) / _ROOM
         corner = (box[:2] + box[2:] - self.panel / zoom) / 2
         last = self.corner + self.panel / self.zoom - self.panel / zoom
         return Window(corner.maximum(self.corner).minimum(last.maximum(self.corner)), zoom, self.panel)

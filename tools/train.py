@@ -57,7 +57,7 @@ def main() -> None:
         start_logging()
         if in_vain := set_in_vain(cfg, sources, args.config):
             logger.warning("without effect here: %s", ", ".join(in_vain))
-        if cfg.train.warmup >= cfg.train.steps:
+        if cfg.train.warmup >= cfg.train.steps and cfg.train.warmup_factor < 1:
             logger.warning(
                 "train.lr is never reached (train.warmup is %d, train.steps %d)", cfg.train.warmup, cfg.train.steps
             )

@@ -134,13 +134,14 @@ def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: R
     path = root / file
     others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
     remedy = elsewhere.remedy(root, file, split, others)
+    prefix = "" if folder == Path() else f"{folder}/"
     try:
-        read = cached(path, FORMAT, remedy, partial(columns, path, f"{folder}/"))
+        read = cached(path, FORMAT, remedy, partial(columns, path, prefix))
     except DataError:
         if report is None:
             raise
-        read = columns(path, f"{folder}/", read_bytes(path, remedy), report)  # all faults, of which none is kept
-    files = [f"{folder}/{image}" for image in read["file_names"].tobytes().decode().split("\n")]
+        read = columns(path, prefix, read_bytes(path, remedy), report)  # all faults, of which none is kept
+    files = [f"{prefix}{image}" for image in read["file_names"].tobytes().decode().split("\n")]
     if len(set(files)) < len(files):
         repeated = len(files) - len(set(files))
         logger.warning("%s: %d files are listed again, under other ids", one_line(str(path)), repeated)

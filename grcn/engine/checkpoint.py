@@ -233,12 +233,12 @@ def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
     """
     for weight, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and _order(value) != _order(weight):
+            if isinstance(value, Tensor) and value.shape == weight.shape and _strides(value) != _strides(weight):
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
-def _order(tensor: Tensor) -> list[int]:
-    """Returns the strides that matter."""
+def _strides(tensor: Tensor) -> list[int]:
+    """Returns the strides that matter: of dimensions of more than one element."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 

@@ -152,6 +152,12 @@ def last_entry(path: Path) -> dict[str, Any]:
         return next((entry for entry in entries if entry is not None), {})
 
 
+def is_evaluated(path: Path, step: int) -> bool:
+    """Whether a ``metrics.jsonl`` ends with the evaluation of a step."""
+    entry = last_entry(path)
+    return "metrics" in entry and entry["step"] == step
+
+
 def _entry(line: bytes) -> dict[str, Any] | None:
     """Reads a line of the log; None if it is not whole."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..configfile import load_config
-from ..engine.log import last_entry
+from ..engine.log import is_evaluated, last_entry
 from ..engine.signals import Stopped, StopSignals
 from ..errors import PREFIX, NonFiniteError
 from ..progress import progress_bar
@@ -51,8 +51,7 @@ class Run:
 
     def is_done(self) -> bool:
         """Whether its log says that all steps are done and evaluated."""
-        entry = last_entry(self.folder / "metrics.jsonl")
-        return "metrics" in entry and entry["step"] == self.settings.train.steps
+        return is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
 
 
 def plan(
