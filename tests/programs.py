@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(
 
 # A run of seconds whose end, to the byte, must not depend on what happened on the way.
 RUN = [
-    "--config", ROOT / "configs/shapes/grcn_tiny_resnet.yaml", "--resume", "model.width=8", "model.head.dim=16",
+    "--config", ROOT / "configs/shapes/grcn_tiny_resnet.yaml", "--resume", "model.width=8",
     "model.image={short: 64, max: 64}", "model.roi.size=4", "model.roi.batch=16", "model.rpn.post_nms_test=20",
     "model.context.size=4", "data.size=64", "data.train_images=16", "data.test_images=4", "train.batch=2",
     "train.warmup=0", "train.steps=12", "train.log_every=4", "train.schedule=step", "train.checkpoint_every=3",
