@@ -21,6 +21,7 @@ from .draw import contact_sheet, title_of
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images, move_targets
 from .engine.log import start_logging
+from .engine.restore import restore
 from .machine import AMP, prepare
 from .models.detector import Detector, to_device
 from .models.transform import DetectionTransform
@@ -163,7 +164,7 @@ def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool,
         state = checkpoint.load(weights)
         check_classes(state, weights, table)
         check_model(cfg, state, weights, allow_changes)
-        checkpoint.restore(state, model, path=weights)
+        restore(state, model, path=weights)
         return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)

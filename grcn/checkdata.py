@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import build
 from .anchor_fit import Anchors, fit, objects_of
 from .checkpage import page, settings
+from .checkpictures import PictureOf, pictures_of, sheet_of
 from .config import Config, Data, ShapesData
 from .data.check import Example, FaultCounter, Finding, check_tables, class_counts, finding
 from .data.check_images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
 from .data.faults import Fault
 from .data.table import Table
 from .data.transforms import read_image
-from .draw import contact_sheet, draw_boxes
 from .errors import DataError, named, one_line
 from .progress import progress_bar
 
 SEVERITIES = ("error", "warning", "note")
-PER_KIND, MOST_PICTURES = 4, 40  # pictures on the page
-SAMPLES = 8  # images of each side, whatever was found in them
-_SIDE = 320  # of pictures, in pixels
 
 Side = Literal["train", "test"]
 
@@ -48,7 +42,7 @@ class _Read:
 
     table: Table | None
     findings: list[Finding]
-    picture: Callable[[Example], Tensor | None]
+    picture: PictureOf
     facts: list[ImageFacts] = field(default_factory=list)
 
 
@@ -88,8 +82,10 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         "anchors": anchors,
         "complete": not fast,
     }
-    pictures = _pictures(findings, {"train": train, "test": test})
-    sheets = {} if fast else {"train": _sheet(train), "test": _sheet(test)}
+    pictures = pictures_of(findings, {"train": train.picture, "test": test.picture})
+    sheets = (
+        {} if fast else {side: sheet_of(read.table, read.picture) for side, read in (("train", train), ("test", test))}
+    )
     shown = page(report, pictures, {side: sheet for side, sheet in sheets.items() if sheet})
     for name, text in (("check.json", json.dumps(report, indent=1)), ("check.html", shown)):
         with named(folder / name):
@@ -232,74 +228,8 @@ def _as_json(one: Finding) -> dict[str, Any]:
     return record
 
 
-def _pictures(
-    findings: Sequence[Finding], sides: Mapping[str, _Read]
-) -> dict[tuple[str, str], list[tuple[str, bytes]]]:
-    """Draws examples of each finding, one of each image: by kind and split, captions and JPEG files."""
-    drawn: dict[tuple[str, str], list[tuple[str, bytes]]] = {}
-    count = 0
-    for one in findings:
-        pictures = drawn.setdefault((one.kind, one.split), [])
-        first: dict[tuple[str, int], Example] = {}
-        for example in one.examples:
-            first.setdefault((example.image, example.row), example)
-        for example in first.values():
-            if count == MOST_PICTURES or len(pictures) == PER_KIND:
-                break
-            image = sides[one.split].picture(example)
-            if image is not None:
-                pictures.append((example.place, _drawn(image, example)))
-                count += 1
-    return drawn
-
-
-def _sheet(read: _Read) -> bytes:
-    """Draws images from all over a side with their objects; nothing where none can be read."""
-    table = read.table
-    if table is None or not len(table):
-        return b""
-    images, targets = [], []
-    for row in sorted({number * (len(table) - 1) // (SAMPLES - 1) for number in range(SAMPLES)}):
-        file = table.files[row].decode(errors="replace")
-        image = read.picture(Example(file, file, row))
-        if image is not None:
-            images.append(image)
-            fields = ("boxes", "labels", "difficult", "iscrowd")
-            targets.append({name: getattr(table, name)[table.objects(row)] for name in fields})
-    return _jpeg(contact_sheet(images, targets, table.classes)) if images else b""
-
-
 def _image(root: str, example: Example) -> Tensor | None:
     try:
         return read_image(os.path.join(root, example.image)) if example.image else None
     except DataError:
         return None
-
-
-def _drawn(image: Tensor, example: Example) -> bytes:
-    """Draws an example with its box; what surrounds a small box is cut out and enlarged."""
-    boxes = torch.zeros(0, 4)
-    if example.box is not None and all(abs(value) < 1e6 for value in example.box):
-        x1, y1, x2, y2 = example.box
-        box = torch.tensor([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)])
-        image, corner = _surroundings(image, box)
-        boxes = (box - corner.repeat(2))[None]
-    picture = draw_boxes(image, boxes, scale=_SIDE / max(image.shape[1:]))
-    return _jpeg(picture)
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def _surroundings(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns a part of an image eight times as large as a box, and where it begins, (x, y); or all of the image."""
-    sides = torch.tensor([image.shape[2], image.shape[1]])
-    window = torch.minimum(sides, (8 * (box[2:] - box[:2]).max()).clamp(min=64).expand(2).long())
-    if (2 * window > sides).any():
-        return image, torch.zeros(2)
-    x, y = torch.minimum(((box[:2] + box[2:] - window) / 2).long().clamp(min=0), sides - window).tolist()
-    width, height = window.tolist()
-    return image[:, y : y + height, x : x + width], torch.tensor([x, y])

@@ -81,11 +81,7 @@ def check_same_evaluation(cfg: Config, folder: Path) -> None:
     path = folder / "config.yaml"
     with named(path):
         its = parse_config(path.read_text(encoding="utf-8"), str(path))
-    changes = [
-        line
-        for line in difference(its, cfg)
-        if line.startswith(MEASURED) or line.startswith("model.") and not line.startswith(TRAINING_ONLY)
-    ]
+    changes = [line for line in difference(its, cfg) if line.startswith(MEASURED) or _is_of_detection(line)]
     _refuse(
         changes, f"{folder}: finished, and evaluated under other settings; use tools/eval.py with its checkpoint", False
     )
@@ -95,7 +91,7 @@ def check_model(cfg: Config, state: Mapping[str, Any], path: Path, allow_changes
     """Refuses a checkpoint of other model settings: most of them, as the normalisation, change no weight's shape."""
     check_record(state, path)
     found = _changes(state, path, cfg)
-    changes = [line for line in found if line.startswith("model.") and not line.startswith(TRAINING_ONLY)]
+    changes = [line for line in found if _is_of_detection(line)]
     remedy = "use the config.yaml of its run or pass --allow-changes"
     _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
 
@@ -106,6 +102,11 @@ def check_record(state: Mapping[str, Any], path: Path) -> None:
     missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if missing:
         raise CheckpointError(f"{path}: not of tools/train.py (no {', '.join(missing)} in it); use one of its runs")
+
+
+def _is_of_detection(change: str) -> bool:
+    """Whether a changed setting is one of the model that detections depend on."""
+    return change.startswith("model.") and not change.startswith(TRAINING_ONLY)
 
 
 def _changes(state: Mapping[str, Any], path: Path, cfg: Config) -> list[str]:

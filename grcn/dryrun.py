@@ -17,6 +17,7 @@ from .config import Config
 from .data.table import Table
 from .engine import checkpoint
 from .engine.evaluate import detect, move_images, move_targets
+from .engine.restore import restore
 from .models.detector import Detector
 
 logger = logging.getLogger("grcn")
@@ -69,7 +70,7 @@ def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer) -> float
         state = {"format": checkpoint.FORMAT, "step": 0, "losses": []}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         path = checkpoint.save(Path(folder), state, keep=1)
-        checkpoint.restore(checkpoint.load(path), model, optimizer)
+        restore(checkpoint.load(path), model, optimizer)
         return path.stat().st_size / 1e6
 
 

@@ -10,6 +10,7 @@ from .config import Config
 from .configfile import parse_config
 from .data.table import Table
 from .engine import checkpoint, distributed
+from .engine.restore import restore
 from .errors import ConfigError
 from .models.detector import Detector
 from .models.weights import load_weights, normalisation_of
@@ -36,7 +37,7 @@ def _load_weights(model: Detector, cfg: Config, init: Path | None, table: Table)
             raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
         if theirs.anchors != cfg.model.anchors:
             raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
-        checkpoint.restore(state, model, path=init)
+        restore(state, model, path=init)
         return logging.INFO, f"initial weights from {init}"
     if cfg.model.weights is not None:
         return logging.INFO, str(load_weights(model, cfg.model.weights))

@@ -19,6 +19,7 @@ from .configfile import parse_config
 from .data.transforms import read_image
 from .engine import checkpoint, distributed
 from .engine.evaluate import move_images
+from .engine.restore import restore
 from .models.detector import Detector, to_device
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
@@ -116,7 +117,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
     check_record(state, Path(path))
     cfg = parse_config(state["config"], str(path))
     model = build.build_model(cfg.model, len(state["classes"]) + 1)
-    checkpoint.restore(state, model, path=Path(path))
+    restore(state, model, path=Path(path))
     return Predictor(model, state["classes"], distributed.local_device(device))
 
 

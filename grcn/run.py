@@ -27,6 +27,7 @@ from .engine.events import check_tensorboard
 from .engine.lock import run_lock
 from .engine.log import is_evaluated, start_logging
 from .engine.recorder import Metrics
+from .engine.restore import restore
 from .engine.signals import StopSignals
 from .engine.train import learning_rate
 from .engine.train import train as train_loop
@@ -110,7 +111,7 @@ def train(
 
         if dry_run:
             if state is not None:
-                checkpoint.restore(state, model)
+                restore(state, model)
             first = next(_batches(cfg, data, device, 0, workers=0))
             return try_steps(model, optimizer, cfg, data.table, test, first, device)
         batches = _batches(cfg, data, device, 0 if state is None else state["step"], cfg.run.workers)

@@ -21,6 +21,7 @@ from .engine import checkpoint, distributed
 from .engine.evaluate import detect
 from .engine.log import start_logging
 from .engine.recorder import Metrics
+from .engine.restore import restore
 from .engine.signals import StopSignals
 from .errors import ConfigError, DataError
 from .machine import AMP, prepare
@@ -107,7 +108,7 @@ def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[
         raise
     check_classes(state, weights, test.table)  # the built-in data have their own, whatever the model's are
     model = build.build_model(cfg.model, len(classes) + 1)
-    checkpoint.restore(state, model, path=weights)
+    restore(state, model, path=weights)
     return test, model
 
 

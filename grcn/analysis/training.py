@@ -20,6 +20,7 @@ from ..engine import checkpoint, distributed, durable
 from ..engine.environment import read_environment
 from ..engine.log import start_logging
 from ..engine.memory import keep_freed_memory
+from ..engine.restore import restore
 from ..engine.signals import StopSignals
 from ..errors import CheckpointError, ConfigError, EnvironmentFault, named
 from ..models.detector import Detector, to_device
@@ -90,7 +91,7 @@ def gradients_over_training(
             run.train(_spaced(cfg, points), folder, resume=True, allow_changes=allow_changes, stop=stop)
         for path, state in checkpoint.every(folder / "checkpoints"):
             check_continuation(cfg, state, path, data.table, allow_changes)
-            checkpoint.restore(state, model, path=path)
+            restore(state, model, path=path)
             compared[state["step"]] = compare(state["step"])
         settings = {"run": str(folder), "images": count * cfg.train.batch, "batches": count * cfg.train.accumulate}
         return _write(output, settings, compared)

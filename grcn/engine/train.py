@@ -16,10 +16,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from .. import rng
 from ..errors import CheckpointError
 from ..progress import progress_bar
-from . import checkpoint, distributed
+from . import distributed
 from .evaluate import move_images, move_targets
 from .log import logger
 from .recorder import Metrics, Recorder
+from .restore import restore
 from .signals import Stopped, StopSignals
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
@@ -95,7 +96,7 @@ def train(
     if state is not None:
         if start > steps:
             raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
-        distributed.together(lambda: checkpoint.restore(state, model, optimizer))
+        distributed.together(lambda: restore(state, model, optimizer))
         del state["model"], state["optimizer"]
     recorder = Recorder(
         folder, model, optimizer, step=start, losses=[] if state is None else state["losses"], keep=keep, best=best,

@@ -23,7 +23,8 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from grcn.anchor_fit import Anchors, Objects, fit, objects_of
-from grcn.checkdata import _surroundings, as_text, check_data
+from grcn.checkdata import as_text, check_data
+from grcn.checkpictures import _surroundings
 from grcn.configfile import load_config
 from grcn.data import check, check_images, coco, voc
 from grcn.data.faults import Fault

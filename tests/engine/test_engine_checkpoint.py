@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from grcn.engine import checkpoint
+from grcn.engine.restore import restore
 from grcn.errors import CheckpointError, EnvironmentFault
 
 
@@ -205,7 +206,7 @@ def test_weights_of_another_model(change: Any, message: str) -> None:
     change(weights)
     before = layer.weight.clone()
     with pytest.raises(CheckpointError, match=message) as caught:
-        checkpoint.restore({"step": 3, "model": weights}, model)
+        restore({"step": 3, "model": weights}, model)
     assert_one_line(caught.value)
     torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
 
@@ -216,7 +217,7 @@ def test_another_optimizer() -> None:
     theirs = torch.optim.SGD(groups, lr=0.1)
     state = {"step": 3, "model": layer.state_dict(), "optimizer": theirs.state_dict()}
     with pytest.raises(CheckpointError, match=r"got groups of \[1, 1\] weights, need \[2\]") as caught:
-        checkpoint.restore(state, layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+        restore(state, layer, torch.optim.SGD(layer.parameters(), lr=0.1))
     assert_one_line(caught.value)
 
 
@@ -240,7 +241,7 @@ def test_a_broken_optimizer(change: Any, message: str) -> None:
     saved = optimizer.state_dict()
     change(saved)
     with pytest.raises(CheckpointError, match=message) as caught:
-        checkpoint.restore({"step": 3, "model": layer.state_dict(), "optimizer": saved}, layer, optimizer)
+        restore({"step": 3, "model": layer.state_dict(), "optimizer": saved}, layer, optimizer)
     assert_one_line(caught.value)
 
 
@@ -252,7 +253,7 @@ def test_optimizer_keeps_its_own_settings() -> None:
     theirs.step()
     state = {"step": 3, "model": layer.state_dict(), "optimizer": theirs.state_dict()}
     ours = torch.optim.SGD(layer.parameters(), lr=0.2, momentum=0.8, fused=True)
-    checkpoint.restore(state, layer, ours)
+    restore(state, layer, ours)
     assert (ours.param_groups[0]["weight_decay"], ours.param_groups[0]["momentum"]) == (0.0, 0.8)
     for mine, other in zip(ours.state.values(), theirs.state.values(), strict=True):
         assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
@@ -278,7 +279,7 @@ def test_momentum_follows_the_layout_of_the_weights(order: tuple[str, str]) -> N
 
     step("saved")
     state = {"step": 1, "model": layers["saved"].state_dict(), "optimizer": optimizers["saved"].state_dict()}
-    checkpoint.restore(copy.deepcopy(state), layers["restored"], optimizers["restored"])
+    restore(copy.deepcopy(state), layers["restored"], optimizers["restored"])
     step("saved")
     step("restored")
     torch.testing.assert_close(layers["restored"].weight, layers["saved"].weight)

@@ -28,6 +28,7 @@ from grcn.data.table import Table
 from grcn.data.transforms import FileImages
 from grcn.engine import checkpoint
 from grcn.engine.evaluate import move_images
+from grcn.engine.restore import restore
 from grcn.errors import CheckpointError, UserError
 from grcn.evaluation import coco as coco_protocol
 from grcn.evaluation import voc as voc_protocol
@@ -130,7 +131,7 @@ def read_config(folder: Path) -> None:
 
 def read_checkpoint(folder: Path) -> None:
     model = build_model(Model.model_validate(TINY), 3)
-    checkpoint.restore(checkpoint.load(folder / "model.pt"), model)
+    restore(checkpoint.load(folder / "model.pt"), model)
 
 
 def read_pickle(folder: Path) -> None:
@@ -139,7 +140,7 @@ def read_pickle(folder: Path) -> None:
         for name in good.namelist():
             changed = name.endswith("data.pkl")
             archive.writestr(name, (folder / "data.pkl").read_bytes() if changed else good.read(name))
-    checkpoint.restore(checkpoint.load(folder / "forged.pt"), build_model(Model.model_validate(TINY), 3))
+    restore(checkpoint.load(folder / "forged.pt"), build_model(Model.model_validate(TINY), 3))
 
 
 def read_array(folder: Path) -> None:
