@@ -45,9 +45,5 @@ check: venv
 	$(VENV_PYTHON) -m mypy grcn tools
 
 generated: venv
-	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.configfile import schema; \
-	    Path('configs/schema.json').write_text(schema())"
-	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.catalogue import catalogue; \
-	    Path('configs/README.md').write_text(catalogue(Path('configs'), Path('results')))"
-	$(VENV_PYTHON) -c "from pathlib import Path; from grcn.reference import reference; \
-	    Path('docs/config.md').write_text(reference())"
+	$(VENV_PYTHON) tools/generate_config_reference.py
+	$(VENV_PYTHON) tools/generate_config_table.py

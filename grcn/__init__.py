@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .build import build_model as build_model
-    from .configfile import load_config as load_config
-    from .models.context import ContextAttention as ContextAttention
-    from .models.detector import Detector as Detector
-    from .models.features import FeatureSpec as FeatureSpec
-    from .models.resnet import RESNET_UNITS as RESNET_UNITS
-    from .models.resnet import SplitResNet as SplitResNet
-    from .models.roi_heads import RoIHeads as RoIHeads
-    from .models.rpn import RegionProposalNetwork as RegionProposalNetwork
-    from .models.vgg import VGG16_BLOCKS as VGG16_BLOCKS
-    from .models.vgg import SplitVGG as SplitVGG
-    from .models.weights import load_weights as load_weights
-    from .predict import load as load
+    from grcn.build import build_model as build_model
+    from grcn.config.files import load_config as load_config
+    from grcn.models.context import ContextAttention as ContextAttention
+    from grcn.models.detector import Detector as Detector
+    from grcn.models.features import FeatureSpec as FeatureSpec
+    from grcn.models.resnet import RESNET_UNITS as RESNET_UNITS
+    from grcn.models.resnet import SplitResNet as SplitResNet
+    from grcn.models.roi_heads import RoIHeads as RoIHeads
+    from grcn.models.rpn import RegionProposalNetwork as RegionProposalNetwork
+    from grcn.models.vgg import VGG16_BLOCKS as VGG16_BLOCKS
+    from grcn.models.vgg import SplitVGG as SplitVGG
+    from grcn.models.weights import load_weights as load_weights
+    from grcn.run.predict import load as load
 
 __version__ = "0.1.0"
 
@@ -34,8 +34,8 @@ _MODULES = {
     "SplitResNet": "models.resnet",
     "SplitVGG": "models.vgg",
     "build_model": "build",
-    "load": "predict",
-    "load_config": "configfile",
+    "load": "run.predict",
+    "load_config": "config.files",
     "load_weights": "models.weights",
 }
 

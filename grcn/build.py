@@ -10,27 +10,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .config import Data, Eval, FilesData, ShapesData, Train
-from .data import coco, shapes, voc
-from .data.faults import Report
-from .data.shapes_layout import CLASSES
-from .data.table import Table
-from .data.transforms import FileImages
-from .errors import DataError, one_line
-from .modelconfig import Model
-from .models.anchors import AnchorGenerator
-from .models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
-from .models.context import ContextAttention
-from .models.detector import Detector
-from .models.features import TASKS
-from .models.init import initialise
-from .models.resnet import RESNET_UNITS, SplitResNet, conv5_units
-from .models.roi_heads import Detecting, RoIHeads, Sampling
-from .models.roi_pool import RoIPool
-from .models.rpn import Proposing, RegionProposalNetwork
-from .models.transform import DetectionTransform
-from .models.vgg import VGG16_BLOCKS, SplitVGG
-from .models.weights import normalisation_of, stride_in_of
+from grcn.config.model_schema import Model
+from grcn.config.schema import Data, Eval, FilesData, ShapesData, Train
+from grcn.data import coco, voc
+from grcn.data.annotations import Table
+from grcn.data.faults import Report
+from grcn.data.images import FileImages
+from grcn.data.synthetic import dataset as shapes
+from grcn.data.synthetic.scenes import CLASSES
+from grcn.errors import DataError, one_line
+from grcn.models.anchors import AnchorGenerator
+from grcn.models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
+from grcn.models.context import ContextAttention
+from grcn.models.detector import Detector
+from grcn.models.features import TASKS
+from grcn.models.init import initialise
+from grcn.models.resnet import RESNET_UNITS, SplitResNet, conv5_units
+from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.roi_pool import RoIPool
+from grcn.models.rpn import Proposing, RegionProposalNetwork
+from grcn.models.transform import DetectionTransform
+from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.weights import normalisation_of, stride_in_of
 
 _READERS = {"voc": voc.load, "coco": coco.load}
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from grcn import errors
 from grcn.data import coco, voc
-from grcn.data.transforms import FileImages
+from grcn.data.images import FileImages
 from grcn.errors import DataError
 
 Damage = Callable[[Path], object]

@@ -32,11 +32,11 @@ import numpy as np
 from PIL import Image
 
 from grcn import build
-from grcn.config import Model
+from grcn.apps.prepare_data.published import DATA_SETS, DataSet, Split
+from grcn.apps.reproduce import runs
+from grcn.config.schema import Model
 from grcn.data import coco, voc
-from grcn.data.published import DATA_SETS, DataSet, Split
 from grcn.models.detector import Detector
-from grcn.study import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,10 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from grcn.apps.prepare_data.prepare import prepare
+from grcn.apps.prepare_data.published import Archive, DataSet, Split
 from grcn.data import coco, voc
-from grcn.data.published import Archive, DataSet, Split
 from grcn.engine.signals import StopSignals
-from grcn.prepare import prepare
 
 
 @dataclass

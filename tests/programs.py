@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["grcn.run", "torchvision.ops", "torchvision.models.detection", "torch.distributed", "tqdm", "hotcoco"]
+    ["grcn.run.train", "torchvision.ops", "torchvision.models.detection", "torch.distributed", "tqdm", "hotcoco"]
 )
 
 

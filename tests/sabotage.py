@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import ImageFile
 
-from grcn.data import coco_json, packing, table, transforms, voc
+from grcn.data import annotations as table
+from grcn.data import coco_json, voc
+from grcn.data import images as transforms
+from grcn.data import validate as packing
 from grcn.models import detector
 
 

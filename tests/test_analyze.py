@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from grcn.build import build_test_split
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.data.coco import write_detections
 from grcn.evaluation.tide import ERRORS
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from grcn.benchmark.measure import measure
-from grcn.benchmark.scene import make_scene
-from grcn.benchmark.text import times_as_text
-from grcn.configfile import load_config
+from grcn.apps.benchmark.measure import measure
+from grcn.apps.benchmark.scene import make_scene
+from grcn.apps.benchmark.text import times_as_text
+from grcn.config.files import load_config
 from grcn.models.box_heads import TaskHeads
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

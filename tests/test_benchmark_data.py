@@ -6,12 +6,12 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import grcn.benchmark.data as benchmark
 import numpy as np
 import pytest
 import torch
 
-import grcn.benchmark.data as benchmark
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -18,13 +18,14 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from grcn import browse, run
-from grcn.configfile import load_config
+from grcn.apps.browse import browse
+from grcn.apps.browse.sheet import COLORS, draw_sheet, object_colors
+from grcn.config.files import load_config
 from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.transform import DetectionTransform, Normalisation
-from grcn.samples import Anchors, RoIs, Sample, samples_of
-from grcn.sheet import COLORS, draw_sheet, object_colors
+from grcn.run import train as run
+from grcn.vis.samples import Anchors, RoIs, Sample, samples_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -9,16 +9,16 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from generate_config_reference import reference
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from grcn.benchmark.scene import make_scene
+from grcn.apps.benchmark.scene import make_scene
 from grcn.build import build_model, build_test_split, build_train_split
-from grcn.config import Config, FilesData, ShapesData, Train
-from grcn.configchecks import idle_in_model, without_effect
-from grcn.configtypes import Section
-from grcn.modelconfig import Model
-from grcn.reference import reference
+from grcn.config.model_schema import Model
+from grcn.config.rules import idle_in_model, without_effect
+from grcn.config.schema import Config, FilesData, ShapesData, Train
+from grcn.config.types import Section
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {"data": {"format": "shapes"}, "train": {"steps": 10}}

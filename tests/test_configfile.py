@@ -14,8 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grcn.config import Config
-from grcn.configfile import (
+from grcn.config.files import (
     difference,
     dump_config,
     leaves,
@@ -26,6 +25,7 @@ from grcn.configfile import (
     schema,
     set_in_vain,
 )
+from grcn.config.schema import Config
 from grcn.errors import LONGEST_LINE, PREFIX, ConfigError
 
 ROOT = Path(__file__).parent.parent

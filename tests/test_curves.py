@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grcn import charts, curves
 from grcn.errors import EnvironmentFault
+from grcn.vis import charts, curves
 
 
 def test_curves_are_saved(tmp_path):

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from grcn.apps.benchmark.describe import costs, describe, table
 from grcn.build import build_model
-from grcn.configfile import load_config
-from grcn.describe import costs, describe, table
+from grcn.config.files import load_config
 from grcn.models.detector import count_parameters
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from grcn import draw
-from grcn.data.packing import pack
+from grcn.data.validate import pack
+from grcn.vis import boxes as draw
 
 BLUE, VERMILION, GREY = (0, 114, 178), (213, 94, 0), (112, 112, 112)
 

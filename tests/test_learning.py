@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from grcn.build import build_model, build_optimizer, build_train_split
-from grcn.configfile import load_config
-from grcn.data.loading import eval_batches, train_batches
+from grcn.config.files import load_config
+from grcn.data.loader import eval_batches, train_batches
 from grcn.engine.evaluate import detect
 from grcn.engine.train import learning_rate, train
 from grcn.evaluation import coco, voc

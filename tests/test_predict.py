@@ -16,9 +16,9 @@ from torch.testing import assert_close
 
 import grcn
 from grcn.build import build_test_split
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.errors import CheckpointError, EnvironmentFault
-from grcn.predict import as_tensor
+from grcn.run.predict import as_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"

@@ -20,12 +20,12 @@ import programs
 import pytest
 from downloads import Answer, Published, Server, become, noise, tiny_coco, tiny_voc, tree
 
-from grcn.data.download import Unreachable
-from grcn.data.published import DATA_SETS, Split
+from grcn.apps.prepare_data.download import Unreachable
+from grcn.apps.prepare_data.prepare import prepare, tabulate
+from grcn.apps.prepare_data.published import DATA_SETS, Split
 from grcn.engine.lock import run_lock
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError, EnvironmentFault
-from grcn.prepare import prepare, tabulate
 
 TOOL = "tools/prepare_data.py"
 
@@ -206,21 +206,21 @@ def hold(folder: Path, sign: Path) -> None:
 
 
 MOMENTS = [
-    ("grcn.data.download:_read", 2, False),
-    ("grcn.data.download:difference", 1, False),
-    ("grcn.data.download:discard", 1, False),
-    ("grcn.prepare:unpack", 1, False),
-    ("grcn.data.unpack:_copy", 4, False),
-    ("grcn.data.unpack:_copy", 9, True),
+    ("grcn.apps.prepare_data.download:_read", 2, False),
+    ("grcn.apps.prepare_data.download:difference", 1, False),
+    ("grcn.apps.prepare_data.download:discard", 1, False),
+    ("grcn.apps.prepare_data.prepare:unpack", 1, False),
+    ("grcn.apps.prepare_data.unpack:_copy", 4, False),
+    ("grcn.apps.prepare_data.unpack:_copy", 9, True),
     ("os:sync", 1, False),
-    ("grcn.prepare:_move", 1, False),
-    ("grcn.prepare:_move", 1, True),
-    ("grcn.prepare:_move", 3, True),
-    ("grcn.prepare:_write", 1, False),
-    ("grcn.prepare:_write", 1, True),
-    ("grcn.prepare:_write", 2, False),
-    ("grcn.prepare:_index", 1, False),
-    ("grcn.prepare:_write", 3, False),
+    ("grcn.apps.prepare_data.prepare:_move", 1, False),
+    ("grcn.apps.prepare_data.prepare:_move", 1, True),
+    ("grcn.apps.prepare_data.prepare:_move", 3, True),
+    ("grcn.apps.prepare_data.prepare:_write", 1, False),
+    ("grcn.apps.prepare_data.prepare:_write", 1, True),
+    ("grcn.apps.prepare_data.prepare:_write", 2, False),
+    ("grcn.apps.prepare_data.prepare:_index", 1, False),
+    ("grcn.apps.prepare_data.prepare:_write", 3, False),
 ]
 
 

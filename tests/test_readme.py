@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from grcn.build import build_model
-from grcn.configfile import dump_config, load_config
+from grcn.config.files import dump_config, load_config
+from grcn.config.model_schema import Model
 from grcn.engine import checkpoint
-from grcn.modelconfig import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from generate_config_table import catalogue
 from PIL import Image
 
-from grcn import run
-from grcn.catalogue import catalogue
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.data.coco import COCO_CLASSES
+from grcn.run import train as run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("[!_]*/*.yaml"))

@@ -12,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import batched_nms, roi_align
 
 from grcn import boxes
-from grcn.benchmark.counts import count, saved_bytes
-from grcn.benchmark.floor import record_floor
-from grcn.benchmark.scene import make_scene, spread_scores
+from grcn.apps.benchmark.counts import count, saved_bytes
+from grcn.apps.benchmark.floor import record_floor
+from grcn.apps.benchmark.scene import make_scene, spread_scores
 from grcn.build import build_model
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.models import features
 from grcn.models.roi_heads import Detecting, Sampling
 from grcn.models.roi_pool import RoIPool
-from grcn.twin import torchvision_twin
+from grcn.torchvision_baseline import torchvision_twin
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")

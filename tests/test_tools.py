@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from grcn.configfile import print_config
+from grcn.config.files import print_config
 from grcn.engine.checkpoint import load
-from grcn.runpage import write_report
+from grcn.run.html_report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -7,10 +7,10 @@ import pytest
 from torch import nn
 
 from grcn.build import build_model
-from grcn.configfile import leaves
+from grcn.config.files import leaves
+from grcn.config.model_schema import Model
 from grcn.errors import ConfigError
-from grcn.modelconfig import Model
-from grcn.twin import baseline_of, check_twin, torchvision_lacks, torchvision_twin
+from grcn.torchvision_baseline import baseline_of, check_twin, torchvision_lacks, torchvision_twin
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "width": 4, "head.dim": 8, "roi.op": "align"}
 PASSED_ON: dict[str, Any] = {

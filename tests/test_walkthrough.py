@@ -12,13 +12,13 @@ from PIL import Image
 from support import small_batch, small_detector
 from torch.testing import assert_close
 
+from grcn.apps.walkthrough.picture import WIDTH, Window, draw
+from grcn.apps.walkthrough.walkthrough import as_text, walk
 from grcn.build import build_model
-from grcn.configfile import dump_config, load_config
+from grcn.config.files import dump_config, load_config
 from grcn.engine import checkpoint
 from grcn.errors import DataError
 from grcn.models.context import ContextAttention
-from grcn.walkthrough import as_text, walk
-from grcn.walkthrough_picture import WIDTH, Window, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("sun", "moon", "lark", "owl")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grcn import errors
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.engine.signals import StopSignals
 
 ERRORS = """Where average precision is lost, to classification or to localization.
@@ -64,9 +64,9 @@ def run_errors(args: argparse.Namespace, overrides: list[str]) -> None:
         raise errors.ConfigError(f"--score-threshold must be a number (got {args.score_threshold}); see --help")
     cfg = load_config(args.config, overrides)
     with StopSignals() as stop:
-        from grcn.analysis.errors_report import errors_as_text, report_errors
+        from grcn.apps.analyze.ap_loss_report import errors_as_text, report_errors
         from grcn.engine.distributed import is_main
-        from grcn.scoring import folder_beside  # imports torch, for seconds
+        from grcn.run.evaluate import folder_beside  # imports torch, for seconds
 
         figures = report_errors(
             cfg,
@@ -115,7 +115,7 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
             args.parser.error(f"--{name} must be at least 1 (got {value})")
     cfg = load_config(args.config or args.run / "config.yaml", overrides)
     with StopSignals() as stop:
-        from grcn.analysis import training  # imports torch, for seconds
+        from grcn.apps.analyze import gradients_over_training as training  # imports torch, for seconds
 
         folder = args.run or args.output_dir
         if folder is None:

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 
 from grcn import errors
-from grcn.benchmark.data import evaluation_seconds, loader_rate
-from grcn.benchmark.measure import measure
-from grcn.benchmark.scaling import measure_scaling
-from grcn.benchmark.text import costs_as_text, scaling_as_text, times_as_text
-from grcn.configfile import load_config
-from grcn.curves import scaling_curves
-from grcn.describe import as_json, costs
+from grcn.apps.benchmark.data import evaluation_seconds, loader_rate
+from grcn.apps.benchmark.describe import as_json, costs
+from grcn.apps.benchmark.measure import measure
+from grcn.apps.benchmark.scaling import measure_scaling
+from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
+from grcn.config.files import load_config
 from grcn.engine.distributed import process_group
 from grcn.engine.memory import keep_freed_memory
+from grcn.vis.curves import scaling_curves
 
 SCORED_IMAGES = 500
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from grcn import errors
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 
 
 def main() -> None:
@@ -25,8 +25,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     words = args.show or []  # which takes the settings behind it as well
     cfg = load_config(args.config, [*args.overrides, *(word for word in words if "=" in word)])
-    from grcn.browse import MOST_IMAGES, browse  # imports torch, for seconds
-    from grcn.sheet import PANELS
+    from grcn.apps.browse.browse import MOST_IMAGES, browse  # imports torch, for seconds
+    from grcn.apps.browse.sheet import PANELS
 
     wanted = {word for word in words if "=" not in word} or set(PANELS)
     if unknown := sorted(wanted.difference(PANELS)):

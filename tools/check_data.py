@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from grcn import errors
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.overrides)
-    from grcn.checkdata import as_text, check_data, raise_errors  # imports torch, for seconds
+    from grcn.apps.check_data.check import as_text, check_data, raise_errors  # imports torch, for seconds
 
     folder = args.output_dir or Path("runs") / args.config.resolve().parent.name / args.config.stem / "check"
     report = check_data(cfg, folder, fast=args.fast)

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from grcn import errors, run
-from grcn.configfile import load_config
+from grcn import errors
+from grcn.config.files import load_config
+from grcn.run import train as run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "shapes"
 METHODS = {"faster_rcnn": "Faster R-CNN", "grcn": "G-RCN"}

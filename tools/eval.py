@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from grcn import errors
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.engine.signals import StopSignals
 
 
@@ -25,8 +25,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config, args.overrides)
     with StopSignals() as stop:
-        from grcn import scoring  # imports torch, for seconds
         from grcn.engine.distributed import is_main
+        from grcn.run import evaluate as scoring  # imports torch, for seconds
 
         metrics = scoring.evaluate(
             cfg,

@@ -64,11 +64,11 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     """Predicts in batches; a file that cannot be read is told and left out, and makes the exit code 3."""
     from tqdm import tqdm
 
-    from grcn.draw import draw_boxes  # these import torch, for seconds
     from grcn.engine.durable import write_durably
     from grcn.engine.log import start_logging
-    from grcn.predict import as_record, as_tensor, load
     from grcn.progress import progress_bar
+    from grcn.run.predict import as_record, as_tensor, load
+    from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
     start_logging()
     predictor = load(args.checkpoint, args.device)

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from grcn import errors
-from grcn.data.published import DATA_SETS
+from grcn.apps.prepare_data.prepare import prepare, tabulate
+from grcn.apps.prepare_data.published import DATA_SETS
 from grcn.engine.signals import StopSignals
-from grcn.prepare import prepare, tabulate
 
 
 def main() -> None:

@@ -77,8 +77,8 @@ def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
 def main() -> int:
     """Runs and reports; returns the exit code of the first run that failed, or 0."""
     args = parse(sys.argv[1:])
+    from grcn.apps.reproduce import report, rows, runs, slurm
     from grcn.engine.log import start_logging  # imports torch, for seconds
-    from grcn.study import report, rows, runs, slurm
 
     start_logging()
     if args.table:

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from grcn import errors
-from grcn.configfile import load_config_with_sources, print_config, set_in_vain
+from grcn.config.files import load_config_with_sources, print_config, set_in_vain
 from grcn.engine.signals import StopSignals
 
 logger = logging.getLogger("grcn")
@@ -47,10 +47,10 @@ def main() -> None:
         return
     cfg, sources = load_config_with_sources(args.config, args.overrides)
     with StopSignals() as stop:
-        from grcn import run  # imports torch, for seconds
         from grcn.engine.distributed import is_main
         from grcn.engine.log import start_logging
-        from grcn.twin import check_twin
+        from grcn.run import train as run  # imports torch, for seconds
+        from grcn.torchvision_baseline import check_twin
 
         if args.torchvision:
             check_twin(cfg.model)

@@ -1,8 +1,8 @@
 """Walks one picture through a detector: python tools/walkthrough.py [--checkpoint W] [--image FILE] [--output FILE]
 
 Explains each step of the paper with the shapes at hand, on stdout, and draws all of them as one picture of numbered
-panels. The steps are code to read: grcn/walkthrough.py. Without --checkpoint the detector is G-RCN tiny with random
-weights, without --image the picture is a built-in one.
+panels. The steps are code to read: grcn/apps/walkthrough/walkthrough.py. Without --checkpoint the detector is G-RCN
+tiny with random weights, without --image the picture is a built-in one.
 """
 
 import argparse
@@ -27,11 +27,11 @@ def main() -> None:
     import torch  # seconds
 
     import grcn
+    from grcn.apps.walkthrough.picture import draw
+    from grcn.apps.walkthrough.walkthrough import as_text, walk
     from grcn.build import build_test_split, usual_classes
-    from grcn.picture_file import check_output, write_picture
-    from grcn.predict import Predictor, as_tensor
-    from grcn.walkthrough import as_text, walk
-    from grcn.walkthrough_picture import draw
+    from grcn.run.predict import Predictor, as_tensor
+    from grcn.vis.image_file import check_output, write_picture
 
     check_output(args.output)
     cfg = grcn.load_config(CONFIG)

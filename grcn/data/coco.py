@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from grcn.data import elsewhere
+from grcn.data.annotations import Table, concatenate
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
 from grcn.data.faults import Report, fault, read_bytes, tell
-from grcn.data.packing import PART, pack, pack_detections
-from grcn.data.table import Table, concatenate
+from grcn.data.validate import PART, pack, pack_detections
 from grcn.errors import DataError, one_line
 
 logger = logging.getLogger("grcn")

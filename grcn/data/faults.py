@@ -25,7 +25,7 @@ class Fault(DataError):
     """One fault of a data set, as :func:`fault` words it.
 
     Attributes:
-        kind: a short id, as ``box-reversed``; :mod:`grcn.data.check` lists them.
+        kind: a short id, as ``box-reversed``; :mod:`grcn.data.findings` lists them.
         image: path of the image below the folder of the data set, where the fault is of one that is known.
         box: absolute xyxy, where the fault is of a box.
     """

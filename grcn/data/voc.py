@@ -24,9 +24,9 @@ from xml.parsers.expat import ErrorString
 import numpy as np
 
 from grcn.data import elsewhere
+from grcn.data.annotations import Table, concatenate
 from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
-from grcn.data.packing import pack
-from grcn.data.table import Table, concatenate
+from grcn.data.validate import pack
 from grcn.errors import DataError
 
 logger = logging.getLogger("grcn")

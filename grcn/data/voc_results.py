@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from grcn.data.annotations import Table
 from grcn.data.faults import fault, is_contained
-from grcn.data.packing import PART, pack_detections
-from grcn.data.table import Table
+from grcn.data.validate import PART, pack_detections
 from grcn.data.voc import lines_of, to_continuous
 
 logger = logging.getLogger("grcn")

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..archive import appearance, cause, check_archive, is_archive, read_file, unusable
-from ..errors import CheckpointError, EnvironmentFault, is_of_the_machine, one_line
-from . import durable
+from grcn.engine import durable
+from grcn.errors import CheckpointError, EnvironmentFault, is_of_the_machine, one_line
+from grcn.fileio import appearance, cause, check_archive, is_archive, read_file, unusable
 
 FORMAT = 1
 

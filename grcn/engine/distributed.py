@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import EnvironmentFault, UserError
-from .signals import Stopped, StopSignals, give_up
+from grcn.engine.signals import Stopped, StopSignals, give_up
+from grcn.errors import EnvironmentFault, UserError
 
 T = TypeVar("T")
 

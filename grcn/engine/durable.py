@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import named
+from grcn.errors import named
 
 
 def write_durably(path: Path, contents: bytes | memoryview) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
-from .distributed import world_size
-from .durable import write_durably
+from grcn.engine.distributed import world_size
+from grcn.engine.durable import write_durably
+from grcn.errors import DataError
 
 
 def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:

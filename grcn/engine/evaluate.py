@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError
-from ..progress import progress_bar
-from . import distributed
-from .signals import StopSignals
+from grcn.engine import distributed
+from grcn.engine.signals import StopSignals
+from grcn.errors import NonFiniteError
+from grcn.progress import progress_bar
 
 
 def detect(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import EnvironmentFault
+from grcn.errors import EnvironmentFault
 
 logger = logging.getLogger("grcn")
 

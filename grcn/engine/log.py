@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import NonFiniteError, named
-from .distributed import gather, is_main, mean
-from .durable import write_durably
-from .events import Events
+from grcn.engine.distributed import gather, is_main, mean
+from grcn.engine.durable import write_durably
+from grcn.engine.events import Events
+from grcn.errors import NonFiniteError, named
 
 logger = logging.getLogger("grcn")
 

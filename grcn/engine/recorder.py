@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import NonFiniteError
-from . import checkpoint, distributed
-from .evaluate import are_finite
-from .log import MetricsLog, RecentLosses
+from grcn.engine import checkpoint, distributed
+from grcn.engine.evaluate import are_finite
+from grcn.engine.log import MetricsLog, RecentLosses
+from grcn.errors import NonFiniteError
 
 Metrics = dict[str, float | None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from grcn.errors import CheckpointError
 
 # A weight that torchvision's detectors of two stages have, and ours have not.
 _OF_TORCHVISION = "roi_heads.box_predictor.cls_score.weight"

@@ -10,7 +10,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import INTERRUPTED, PREEMPTED
+from grcn.errors import INTERRUPTED, PREEMPTED
 
 logger = logging.getLogger("grcn")
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from .. import rng
-from ..errors import CheckpointError
-from ..progress import progress_bar
-from . import distributed
-from .evaluate import move_images, move_targets
-from .log import logger
-from .recorder import Metrics, Recorder
-from .restore import restore
-from .signals import Stopped, StopSignals
+from grcn import rng
+from grcn.engine import distributed
+from grcn.engine.evaluate import move_images, move_targets
+from grcn.engine.log import logger
+from grcn.engine.recorder import Metrics, Recorder
+from grcn.engine.restore import restore
+from grcn.engine.signals import Stopped, StopSignals
+from grcn.errors import CheckpointError
+from grcn.progress import progress_bar
 
 Batch = tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]
 

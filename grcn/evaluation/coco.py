@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.errors import EnvironmentFault
 from grcn.evaluation.detections import Detections, Matches, check
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grcn.data.annotations import Table
 from grcn.data.faults import shown
-from grcn.data.table import Table
 from grcn.errors import DataError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.evaluation import voc
 from grcn.evaluation.detections import Detections, check
 

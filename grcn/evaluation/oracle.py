@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.evaluation import coco
 from grcn.evaluation.detections import Detections
-from grcn.evaluation.overlaps import Pairs, most_overlapped
+from grcn.evaluation.matching import Pairs, most_overlapped
 from grcn.evaluation.tide import BACKGROUND
 
 
@@ -19,7 +19,7 @@ def oracle_split(table: Table, found: Detections, pairs: Pairs) -> dict[str, flo
     nothing, as it should. Scores stay as they are.
 
     Args:
-        pairs: of :func:`grcn.evaluation.overlaps.overlapping`.
+        pairs: of :func:`grcn.evaluation.matching.overlapping`.
 
     Returns:
         - ``no_duplicates``: nothing is set right, but of the detections about one object of their class, the one that

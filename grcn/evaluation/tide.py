@@ -1,6 +1,6 @@
 """TIDE: six kinds of error, and the AP that each costs (Bolya, Foley, Hays, Hoffman 2020, arXiv 2008.08115).
 
-Detections are matched at IoU 0.5 as by COCO (:func:`grcn.evaluation.overlaps.match`). Each one that matches nothing has
+Detections are matched at IoU 0.5 as by COCO (:func:`grcn.evaluation.matching.match`). Each one that matches nothing has
 one error, the first of these that fits; IoUs are with objects that have to be found, whether matched or not:
 
 - ``Loc``: IoU 0.1 to 0.5, both inclusive, with the object of its class that it overlaps most: badly localized.
@@ -30,9 +30,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.evaluation.detections import Detections
-from grcn.evaluation.overlaps import Pairs, ignored_objects, match, most_overlapped, ranked
+from grcn.evaluation.matching import Pairs, ignored_objects, match, most_overlapped, ranked
 from grcn.evaluation.voc import interpolated_ap
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
@@ -70,7 +70,7 @@ def judge(table: Table, found: Detections, pairs: Pairs) -> Verdicts:
     """Finds the error of each detection and object.
 
     Args:
-        pairs: of :func:`grcn.evaluation.overlaps.overlapping`.
+        pairs: of :func:`grcn.evaluation.matching.overlapping`.
     """
     count, ignored = len(found.rows), ignored_objects(table)
     same = found.labels[pairs.detections] == table.labels[pairs.objects]

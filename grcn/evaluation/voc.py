@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.evaluation.detections import Detections, Matches, check
-from grcn.evaluation.overlaps import ignored_objects, in_chunks, iou
+from grcn.evaluation.matching import ignored_objects, in_chunks, iou
 
 
 class _Ranked(NamedTuple):

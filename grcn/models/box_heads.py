@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import rng
-
-from .features import in_format
-from .resnet import Units
+from grcn.models.features import in_format
+from grcn.models.resnet import Units
 
 
 class TwoMLPHead(nn.Module):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from grcn import boxes
-
-from .features import Backbone
-from .roi_heads import RoIHeads
-from .rpn import RegionProposalNetwork
-from .transform import DetectionTransform
+from grcn.models.features import Backbone
+from grcn.models.roi_heads import RoIHeads
+from grcn.models.rpn import RegionProposalNetwork
+from grcn.models.transform import DetectionTransform
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,7 +41,7 @@ class Detector(nn.Module):
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
             targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
-                ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loading``.
+                ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loader``.
 
         Returns:
             Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grcn import rng
-
-from .weights import layer_name
+from grcn.models.weights import layer_name
 
 # Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3;
 # Girshick's code).

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from .features import TASKS, Backbone, FeatureSpec, in_format
+from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
 
 RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
 EXPANSION = 4

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import boxes, rng
-
-from .box_heads import TaskHeads
-from .context import ContextAttention
-from .roi_pool import RoIPool
-from .transform import as_tensor
+from grcn.models.box_heads import TaskHeads
+from grcn.models.context import ContextAttention
+from grcn.models.roi_pool import RoIPool
+from grcn.models.transform import as_tensor
 
 Features = dict[str, Tensor]
 # More boxes of an image than these never enter suppression: without a score threshold, 1,203 classes would be 361,000.

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import boxes, rng
-
-from .anchors import AnchorGenerator
-from .transform import ImageBatch, as_tensor
+from grcn.models.anchors import AnchorGenerator
+from grcn.models.transform import ImageBatch, as_tensor
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 

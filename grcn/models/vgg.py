@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from .features import TASKS, Backbone, FeatureSpec, in_format
+from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}

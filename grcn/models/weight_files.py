@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grcn.archive import appearance, cause, check_archive, is_archive
 from grcn.errors import CheckpointError
+from grcn.fileio import appearance, cause, check_archive, is_archive
 
 
 def fetch(entry: str, url: str) -> Path:

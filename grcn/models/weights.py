@@ -26,15 +26,14 @@ from torchvision.models.detection import (
     RetinaNet_ResNet50_FPN_Weights,
 )
 
-from grcn.archive import read_file, unusable
 from grcn.errors import CheckpointError
-
-from .detector import Detector
-from .features import Backbone
-from .resnet import RESNET_UNITS
-from .transform import Normalisation
-from .vgg import VGG16_BLOCKS, SplitVGG
-from .weight_files import fetch, few, tensors
+from grcn.fileio import read_file, unusable
+from grcn.models.detector import Detector
+from grcn.models.features import Backbone
+from grcn.models.resnet import RESNET_UNITS
+from grcn.models.transform import Normalisation
+from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.weight_files import fetch, few, tensors
 
 TORCHVISION = Normalisation()
 CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True)

@@ -16,10 +16,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from grcn.analysis.gradients import LOSSES, conflict, layers_of
-from grcn.analysis.training import as_text
+from grcn.apps.analyze.gradients import LOSSES, conflict, layers_of
+from grcn.apps.analyze.gradients_over_training import as_text
 from grcn.build import build_model
-from grcn.configfile import dump_config, load_config
+from grcn.config.files import dump_config, load_config
 from grcn.errors import NonFiniteError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ import pytest
 
 import grcn
 from grcn.data import coco, coco_json
-from grcn.data.table import Table
+from grcn.data.annotations import Table
 from grcn.errors import DataError
 
 

@@ -22,15 +22,17 @@ from bad_data import noise
 from PIL import Image
 from torchvision.ops import box_iou
 
-from grcn.anchor_fit import Anchors, Objects, fit, objects_of
-from grcn.checkdata import as_text, check_data
-from grcn.checkpictures import _surroundings
-from grcn.configfile import load_config
-from grcn.data import check, check_images, coco, voc
+from grcn.apps.check_data import images as check_images
+from grcn.apps.check_data.check import as_text, check_data
+from grcn.apps.check_data.pictures import _surroundings
+from grcn.config.files import load_config
+from grcn.data import coco, voc
+from grcn.data import findings as check
 from grcn.data.faults import Fault
-from grcn.data.packing import pack
+from grcn.data.validate import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
+from grcn.run.anchor_fit import Anchors, Objects, fit, objects_of
 
 CONFIG = """
 model: {{backbone: tiny, width: 8, image: {{short: 48, max: 64}}, anchors: {{sizes: [30], ratios: [1]}},
@@ -368,7 +370,7 @@ def test_the_remedy_for_small_boxes_names_every_setting_that_keeps_them_so():
 
 
 def test_images_over_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("grcn.data.transforms.MOST_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("grcn.data.images.MOST_PIXELS", 64 * 48 - 1)
     write_voc(tmp_path / "data")
     report = checked(tmp_path, monkeypatch)
     assert {key: one["count"] for key, one in report["by"].items()} == {

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from downloads import Answer, Server, noise, tar, tree, zipped
 
-from grcn.data import download
-from grcn.data.download import Unreachable, fetch
-from grcn.data.unpack import unpack
+from grcn.apps.prepare_data import download
+from grcn.apps.prepare_data.download import Unreachable, fetch
+from grcn.apps.prepare_data.unpack import unpack
 from grcn.errors import DataError, EnvironmentFault
 
 BODY = noise(300_000)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from grcn import rng
-from grcn.data.loading import eval_batches, train_batches
-from grcn.data.packing import pack
-from grcn.data.table import Table
+from grcn.data.annotations import Table
+from grcn.data.loader import eval_batches, train_batches
+from grcn.data.validate import pack
 from grcn.errors import ConfigError, DataError
 
 SEED = 5

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from grcn.data import shapes, shapes_draw, shapes_layout
-from grcn.data.shapes import ShapesImages, load
-from grcn.data.shapes_layout import CLASSES, Scene
+from grcn.data.synthetic import dataset as shapes
+from grcn.data.synthetic import painting as shapes_draw
+from grcn.data.synthetic import scenes as shapes_layout
+from grcn.data.synthetic.dataset import ShapesImages, load
+from grcn.data.synthetic.scenes import CLASSES, Scene
 from grcn.errors import DataError
 
 LEVELS = tuple(CLASSES)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grcn.data.packing import ROUNDING, THINNEST, pack, pack_detections
-from grcn.data.table import Table, concatenate
+from grcn.data.annotations import Table, concatenate
+from grcn.data.validate import ROUNDING, THINNEST, pack, pack_detections
 from grcn.errors import DataError
 
 

@@ -14,9 +14,9 @@ from PIL.Image import Transpose
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from grcn.data.packing import pack
-from grcn.data.table import Table
-from grcn.data.transforms import FileImages, horizontal_flip, read_image
+from grcn.data.annotations import Table
+from grcn.data.images import FileImages, horizontal_flip, read_image
+from grcn.data.validate import pack
 from grcn.errors import DataError
 
 ORIENTATION = 0x0112

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from grcn.data.packing import pack
-from grcn.data.table import Table
+from grcn.data.annotations import Table
+from grcn.data.validate import pack
 
 Object = tuple[int, int, Sequence[float]]  # row, label, xyxy
 Detection = tuple[int, int, float, Sequence[float]]  # row, label, score, xyxy

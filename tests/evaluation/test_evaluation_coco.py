@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from grcn.data.packing import pack
+from grcn.data.validate import pack
 from grcn.errors import DataError, EnvironmentFault
 from grcn.evaluation import coco
 from grcn.evaluation.detections import check

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grcn.data.packing import pack
+from grcn.data.validate import pack
 from grcn.evaluation import coco, voc
 from grcn.evaluation.diagnosis import diagnose
 

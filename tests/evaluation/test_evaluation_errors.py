@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grcn.data.packing import pack
+from grcn.data.validate import pack
 from grcn.errors import DataError
-from grcn.evaluation import coco, errors, overlaps, tide
+from grcn.evaluation import ap_loss as errors
+from grcn.evaluation import coco, tide
+from grcn.evaluation import matching as overlaps
 from grcn.evaluation.detections import Detections, check
+from grcn.evaluation.matching import iou, overlapping
 from grcn.evaluation.oracle import oracle_split
-from grcn.evaluation.overlaps import iou, overlapping
 
 CAT, DOG = 1, 2
 A, B, C = (0, 0, 40, 40), (100, 0, 140, 40), (200, 0, 240, 40)

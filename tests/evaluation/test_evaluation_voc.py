@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grcn.data.packing import pack
-from grcn.data.table import Table
+from grcn.data.annotations import Table
+from grcn.data.validate import pack
 from grcn.errors import DataError
-from grcn.evaluation import overlaps, voc
+from grcn.evaluation import matching as overlaps
+from grcn.evaluation import voc
 
 BOX = (10, 10, 20, 20)
 FAR = (100, 100, 140, 160)

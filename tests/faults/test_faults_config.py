@@ -14,9 +14,11 @@ import pytest
 import yaml
 from damage import is_clear
 
-from grcn import configfile, errors, yamlfile
-from grcn.config import Config
-from grcn.configfile import dump_config, leaves, load_config
+from grcn import errors
+from grcn.config import files as configfile
+from grcn.config import yaml_nodes as yamlfile
+from grcn.config.files import dump_config, leaves, load_config
+from grcn.config.schema import Config
 from grcn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -115,7 +115,7 @@ def test_odd_folder_names_and_clocks(tmp_path: Path) -> None:
 
 def worker_dies() -> None:
     """A patch: the process that reads image 5 is killed, as for want of memory."""
-    from grcn.data.shapes import ShapesImages
+    from grcn.data.synthetic.dataset import ShapesImages
 
     read, parent = ShapesImages.__call__, os.getpid()
 
@@ -129,7 +129,7 @@ def worker_dies() -> None:
 
 def worker_hangs() -> None:
     """A patch: an image never comes, as from a disk on the network."""
-    from grcn.data.shapes import ShapesImages
+    from grcn.data.synthetic.dataset import ShapesImages
 
     ShapesImages.__call__ = lambda self, row: time.sleep(60)  # type: ignore[method-assign,assignment]
 
@@ -230,7 +230,7 @@ def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
 
 def bug_in_a_worker() -> None:
     """A patch: reading an image meets a mistake of ours."""
-    from grcn.data.shapes import ShapesImages
+    from grcn.data.synthetic.dataset import ShapesImages
 
     def read(self: ShapesImages, row: int) -> Any:
         raise RuntimeError("a mistake of ours")

@@ -21,11 +21,13 @@ from foreign import read_weights
 from PIL import Image
 
 from grcn.build import build_model
-from grcn.configfile import dump_config, load_config
-from grcn.data import coco, packing, voc
-from grcn.data.loading import train_batches
-from grcn.data.table import Table
-from grcn.data.transforms import FileImages
+from grcn.config.files import dump_config, load_config
+from grcn.config.model_schema import Model
+from grcn.data import coco, voc
+from grcn.data import validate as packing
+from grcn.data.annotations import Table
+from grcn.data.images import FileImages
+from grcn.data.loader import train_batches
 from grcn.engine import checkpoint
 from grcn.engine.evaluate import move_images
 from grcn.engine.restore import restore
@@ -33,7 +35,6 @@ from grcn.errors import CheckpointError, UserError
 from grcn.evaluation import coco as coco_protocol
 from grcn.evaluation import voc as voc_protocol
 from grcn.evaluation.diagnosis import diagnose
-from grcn.modelconfig import Model
 from grcn.models import detector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,7 +255,7 @@ def with_a_box_that_is_no_number() -> None:
 
 
 def without_the_image_check() -> None:
-    from grcn.data import transforms
+    from grcn.data import images as transforms
 
     transforms._BROKEN = ()
 

@@ -124,7 +124,7 @@ def test_an_error_of_one_process_ends_both_and_is_told(tmp_path: Path, rank: int
 
 def broken_image() -> None:
     """A patch: every image is broken, once training has begun."""
-    from grcn.data.shapes import ShapesImages
+    from grcn.data.synthetic.dataset import ShapesImages
 
     def read(self: ShapesImages, row: int) -> Any:
         raise DataError("image 7 is broken; fix it")
@@ -192,7 +192,7 @@ def test_processes_must_agree(tmp_path: Path) -> None:
 
 def other_annotations() -> None:
     """A patch: this machine has an older copy of the annotations."""
-    from grcn.data.table import Table
+    from grcn.data.annotations import Table
 
     Table.fingerprint = lambda self: "0" * 64  # type: ignore[method-assign]
 
@@ -223,7 +223,9 @@ def test_torchrun_starts_again_and_the_run_continues(tmp_path: Path, faults: int
     assert b'"step": 200, "metrics"' in (tmp_path / "run/metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("place", ["grcn.run:_read", "grcn.models.detector:Detector.forward", "grcn.run:score"])
+@pytest.mark.parametrize(
+    "place", ["grcn.run.train:_read", "grcn.models.detector:Detector.forward", "grcn.run.train:score"]
+)
 def test_a_signal_to_one_process_stops_both(tmp_path: Path, place: str) -> None:
     rank = 0 if place.endswith("score") else 1
     results = pair(tmp_path, patches={rank: partial(signal_at, place, signal.SIGTERM)})

@@ -14,7 +14,7 @@ from damage import damage, is_clear
 from foreign import bomb, foreign, read_weights, refusal, saved
 from support import small_detector
 
-from grcn import archive
+from grcn import fileio as archive
 from grcn.errors import CheckpointError
 from grcn.models import weights
 from grcn.models.vgg import SplitVGG

@@ -11,9 +11,9 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from grcn.build import build_model
-from grcn.configchecks import CONV4_UNITS
+from grcn.config.model_schema import Model
+from grcn.config.rules import CONV4_UNITS
 from grcn.errors import CheckpointError
-from grcn.modelconfig import Model
 from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
 from grcn.models.resnet import RESNET_UNITS, FrozenNormConv, SplitResNet

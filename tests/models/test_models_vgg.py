@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from grcn.build import build_model
-from grcn.config import Config
-from grcn.modelconfig import Model
+from grcn.config.model_schema import Model
+from grcn.config.schema import Config
 from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
 
 NARROW = [[8] * len(widths) for widths in VGG16_BLOCKS]

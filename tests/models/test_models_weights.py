@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from torchvision.models import vgg16
 
 from grcn.build import build_model
+from grcn.config.model_schema import Model
 from grcn.errors import CheckpointError
-from grcn.modelconfig import Model
 from grcn.models.weights import CAFFE, TORCHVISION, layer_name, load_weights, normalisation_of
 
 

@@ -10,7 +10,7 @@ from torchvision.models import WeightsEnum, detection, get_model, get_model_weig
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn_v2
 
 from grcn.build import build_model
-from grcn.configfile import load_config
+from grcn.config.files import load_config
 from grcn.errors import CheckpointError
 from grcn.models import weights
 from grcn.models.weights import load_weights

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
+from grcn.apps.reproduce import markdown as page
+from grcn.apps.reproduce import report, rows
+from grcn.apps.reproduce.statistics import Difference, compare, student_interval, student_t
 from grcn.errors import ConfigError
-from grcn.study import page, report, rows
-from grcn.study.statistics import Difference, compare, student_interval, student_t
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from grcn.configfile import dump_config, load_config
+from grcn.apps.reproduce import runs, slurm
+from grcn.apps.reproduce.rows import Row
+from grcn.config.files import dump_config, load_config
 from grcn.engine.signals import Stopped, StopSignals
 from grcn.errors import ConfigError, DataError
-from grcn.study import runs, slurm
-from grcn.study.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [Row(name, ROOT / f"configs/shapes/{name}_tiny.yaml") for name in ("faster_rcnn", "detect_f")]
@@ -151,7 +151,7 @@ def test_a_signal_stops_the_processes_and_the_next_start_continues_them(tmp_path
 def test_no_run_goes_on_after_its_study_was_killed(tmp_path):
     program = (
         "from pathlib import Path; from grcn.study import runs; from grcn.engine.signals import StopSignals\n"
-        "from grcn.study.rows import Row\n"
+        "from grcn.apps.reproduce.rows import Row\n"
         f"planned = runs.plan([Row('', Path({str(ROWS[0].config)!r}))], [0], Path({str(tmp_path)!r}),"
         " ['train.steps=5000', 'train.lr=0.01'])\n"
         f"runs.execute(planned, {TOY!r}, 1, StopSignals())"

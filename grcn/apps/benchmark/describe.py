@@ -1,0 +1,148 @@
+"""What a model costs before it is run: parameters and multiply-accumulates by part, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from grcn.build import build_model, usual_classes
+from grcn.config.model_schema import Model
+from grcn.config.schema import Config, ShapesData
+from grcn.models.detector import Detector, count_parameters
+from grcn.models.features import TASKS, Backbone
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: of the part.
+        parameters: its convolutions, linear layers, biases and norms, frozen ones too; those it shares with a part
+            above it are counted there.
+        gmac: 10^9 multiply-accumulates of one forward pass in evaluation.
+    """
+
+    name: str
+    parameters: int
+    gmac: float
+
+
+def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
+    """Lists the parts of a model and what they cost, without computing anything.
+
+    Args:
+        cfg: the ``model`` section.
+        num_classes: including background.
+        height, width: of the network's input, pixels.
+        rois: that both tasks' heads run on. In training and, on a CPU, at test the localization pass runs on fewer.
+
+    Returns:
+        The parts that the model has. Products are counted as they are carried out: those of the context with its
+        projections folded into the keys.
+    """
+    with torch.device("meta"):
+        return _parts(build_model(cfg, num_classes), cfg, height, width, rois)
+
+
+def _parts(model: Detector, cfg: Model, height: int, width: int, rois: int) -> list[Part]:
+    model.eval()
+    with torch.device("meta"):
+        image = torch.empty(1, 3, height, width)
+        cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
+    heads = model.roi_heads.heads
+    pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
+    whole = cls_map.expand(-1, -1, cfg.context.size, cfg.context.size)
+
+    parts, features = _backbone_parts(model.backbone, image)
+    feature = features[cfg.rpn.reads]
+    parts.append(Part("RPN", count_parameters(model.rpn), _gmac(lambda: _rpn_layers(model, feature))))
+    for task, context in model.roi_heads.context.items():
+        parts.append(Part(f"context/{task}", count_parameters(context), _gmac(partial(context, pooled, whole))))
+    own = count_parameters(heads.loc) if heads.loc is not None else 0
+    classify = _gmac(lambda: heads.cls_score(heads.hidden("cls", pooled)))
+    regress = _gmac(lambda: heads.bbox_pred(heads.hidden("loc", pooled)))
+    regressor = count_parameters(heads.bbox_pred)
+    if model.roi_heads.parted:
+        parts.append(Part("head, cls pass", count_parameters(heads) - own - regressor, classify))
+        parts.append(Part("head, loc pass", own + regressor, regress))
+    else:
+        hidden = _gmac(lambda: heads.hidden("cls", pooled))
+        parts.append(Part("head", count_parameters(heads), classify + regress - hidden))
+    return parts
+
+
+def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
+    """Describes a config's model at its own image size; returns the parts and the strides of the maps by task."""
+    classes = len(usual_classes(cfg.data)) + 1
+    with torch.device("meta"):
+        model = build_model(cfg.model, classes)
+    parts = _parts(model, cfg.model, *image_size(cfg), cfg.model.rpn.post_nms_test)
+    return parts, {task: model.backbone.feature_specs[task].stride for task in TASKS}
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Returns height and width of the largest image that a config's network sees; those of shapes are square."""
+    short, longest = cfg.model.image.short, cfg.model.image.max
+    return (short, short) if isinstance(cfg.data, ShapesData) else (short, longest)
+
+
+def table(parts: list[Part], strides: dict[str, int]) -> str:
+    """Lays a description out as text.
+
+    Args:
+        parts: of :func:`describe`.
+        strides: of the maps, by task.
+    """
+    rows = [*parts, Part("all", sum(p.parameters for p in parts), sum(p.gmac for p in parts))]
+    lines = [f"{'':>24}{'parameters':>14}{'GMAC':>9}"]
+    digits = 1 if rows[-1].gmac >= 10 else 3
+    lines += [f"{part.name:>24}{part.parameters:>14,}{part.gmac:>9.{digits}f}" for part in rows]
+    return "\n".join([*lines, "strides: " + ", ".join(f"{task} {strides[task]}" for task in TASKS)])
+
+
+def as_json(parts: list[Part], strides: dict[str, int]) -> dict[str, object]:
+    """Puts a description into plain types."""
+    return {
+        "parameters": sum(part.parameters for part in parts),
+        "gmac": sum(part.gmac for part in parts),
+        "parts": [asdict(part) for part in parts],
+        "strides": strides,
+    }
+
+
+def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part], dict[str, torch.Tensor]]:
+    """Describes a backbone, and returns its maps of an image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = backbone(image)
+    counts = {name: sum(of.values()) / 2e9 for name, of in counter.get_flop_counts().items()}
+    kind = type(backbone).__name__
+    groups = {
+        "trunk": ("frozen", "trunk", "cls") if backbone.shared else ("frozen", "trunk"),
+        "shared, both strides": ("fork", "twice"),
+        "cls branch": () if backbone.shared else ("cls",),
+        "loc branch": ("loc",),
+    }
+    parts = []
+    for name, members in groups.items():
+        chains = [getattr(backbone, member, None) for member in members]
+        size = sum(count_parameters(chain) for chain in chains if chain is not None)
+        if size > 0:
+            parts.append(Part(name, size, sum(counts.get(f"{kind}.{member}", 0.0) for member in members)))
+    return parts, features
+
+
+def _rpn_layers(model: Detector, feature: torch.Tensor) -> None:
+    hidden = model.rpn.conv(feature)
+    model.rpn.cls_logits(hidden)
+    model.rpn.bbox_pred(hidden)
+
+
+def _gmac(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops() / 2e9

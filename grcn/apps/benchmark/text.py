@@ -1,0 +1,83 @@
+"""Lays out what was measured for people to read."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grcn.apps.benchmark.describe import Part, image_size, table
+from grcn.build import usual_classes
+from grcn.config.schema import Config
+
+
+def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str, int]) -> str:
+    """Lays out :func:`grcn.apps.benchmark.describe.costs` of a config."""
+    height, width = image_size(cfg)
+    classes = len(usual_classes(cfg.data))
+    return (
+        f"{path}: a detection in one image of {height}x{width}, {cfg.model.rpn.post_nms_test} RoIs, "
+        f"{classes} classes (as data.classes says, or as the format usually has)\n{table(parts, strides)}"
+    )
+
+
+def times_as_text(found: Mapping[str, Any]) -> str:
+    """Lays out the figures of ``measure``, of the loader and of the evaluation."""
+    times, ratios, counts = found["times_ms"], found["ratios"], found["counts"]
+    rounds = len(times["step"])
+    lines = [
+        f"{found['device']}, threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
+        f"medians of {rounds} rounds (least to most)",
+        _row("", "training step", "detection"),
+        _row("grcn, ms", _spread(times["step"]), _spread(times["infer"])),
+    ]
+    others = [name for name in ("floor", "torchvision", "baseline") if name in times]
+    for name in others:
+        lines.append(_row(f"{name}, ms", _spread(times[name]), _spread(times[f"infer_{name}"])))
+    for name in others:
+        pair = (ratios[f"ratio_to_{name}"], ratios[f"infer_ratio_to_{name}"])
+        lines.append(_row(f"grcn / {name}", *(_spread(values, 2) for values in pair)))
+    if "busy_ms" in found:
+        lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
+    compared = "torchvision" in times
+    for name, shown in (("kernels", "kernels"), ("waits", "waits for a GPU"), ("uploads", "uploads to a GPU")):
+        cells = [
+            f"{counts[ours][name]}" + (f" ({counts[theirs][name]})" if compared else "")
+            for ours, theirs in (("step", "torchvision"), ("infer", "infer_torchvision"))
+        ]
+        lines.append(_row(shown + " (torchvision)" * compared, *cells))
+    lines += [f"not compared with torchvision: {line}" for line in found["not_compared"]]
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in found["breakdown_ms"].items())
+    reference = found["reference_cpu_ms"]
+    beside = "" if reference is None else f" (torchvision's way {reference:.1f})"
+    scored = found["evaluation"]
+    return "\n".join(
+        [
+            *lines,
+            f"one step by part, ms: {parts}",
+            f"kept for the backward pass {found['saved_mb']:.0f} MB, peak memory {found['peak_mb']:.0f} MB, "
+            f"RoIs localized {found['localized_rois']}",
+            f"loader: {found['loader_img_s']:.0f} images/s, {found['loader_cpu_ms']:.1f} ms of CPU per image{beside}; "
+            f"a step waits {found['data_wait_ms']:.1f} ms for it",
+            f"scoring {scored['images']} images: COCO {scored['coco_s']:.1f} s ({scored['backend']}), "
+            f"VOC {scored['voc_s']:.1f} s",
+        ]
+    )
+
+
+def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Lays out what :func:`grcn.apps.benchmark.scaling.measure_scaling` found."""
+    lines = [f"{'':>12}{'':>10}{'step, ms':>12}{'detection, ms':>16}"]
+    for quantity, series in found.items():
+        for value, step, infer in zip(series["values"], series["step_ms"], series["infer_ms"], strict=True):
+            lines.append(f"{quantity:>12}{round(value, 4):>10g}{step:>12.1f}{infer:>16.1f}")
+    return "\n".join(lines)
+
+
+def _row(name: str, step: str, infer: str) -> str:
+    return f"{name:>30}{step:>24}{infer:>24}"
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

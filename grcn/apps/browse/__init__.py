@@ -1,0 +1,1 @@
+"""Draws what the model is fed in training, as a contact sheet."""

@@ -1,0 +1,206 @@
+"""What a model is fed in training, as a picture and in figures: what ``tools/browse.py`` calls."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grcn import build
+from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
+from grcn.config.schema import Config
+from grcn.data.annotations import Table
+from grcn.data.loader import train_batches, usable_rows
+from grcn.engine import checkpoint, distributed
+from grcn.engine.evaluate import move_images, move_targets
+from grcn.engine.log import start_logging
+from grcn.engine.restore import restore
+from grcn.models.detector import Detector, to_device
+from grcn.models.transform import DetectionTransform
+from grcn.models.weights import load_weights
+from grcn.progress import progress_bar
+from grcn.run.backend import AMP, prepare
+from grcn.run.compatibility import check_classes, check_model
+from grcn.vis.boxes import contact_sheet, title_of
+from grcn.vis.image_file import check_output, write_picture
+from grcn.vis.samples import Sample, inputs_of, samples_of
+
+MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
+_INPUTS = 8  # images at most of the picture in a run's folder
+
+logger = logging.getLogger("grcn")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The model that proposes, how it is called on the sheet, and the updates it has had."""
+
+    model: Detector
+    told: str
+    step: int
+
+
+def browse(
+    cfg: Config,
+    path: Path,
+    *,
+    images: int,
+    panels: Sequence[Panel],
+    weights: Path | None = None,
+    step: int | None = None,
+    allow_changes: bool = False,
+) -> str:
+    """Draws the images of training steps as the model is fed with them, with the anchors and RoIs of their losses.
+
+    Anchors and RoIs are those that training samples for these images: they depend on the seed, on the step and, RoIs,
+    on the weights.
+
+    Args:
+        path: of the picture; its suffix sets the format.
+        images: how many, at most those that there are to train on.
+        panels: what to show of each image.
+        weights: a checkpoint, whose proposals are shown; None for those of the weights that training starts from.
+        step: of training, counted from 1 as in ``metrics.jsonl``, whose images come first; None for the one after the
+            checkpoint's.
+        allow_changes: go on although settings of the model differ from those of the checkpoint.
+
+    Returns:
+        figures of what is shown, in lines.
+
+    Raises:
+        UserError: whatever is wrong with arguments, data, checkpoint or machine.
+    """
+    check_output(path)
+    start_logging()
+    device = distributed.local_device(cfg.run.device)
+    prepare(cfg, device)
+    data = build.build_train_split(cfg.data)
+    start = _start(cfg, data.table, weights, allow_changes, needed="rois" in panels)
+    first = start.step if step is None else step - 1
+    count = min(images, len(usable_rows(data.table, cfg.data.drop_empty)))
+    if count < images:
+        logger.info("%s: %d images to train on, all are drawn", data.table.name, count)
+    samples = _fed(cfg, data, to_device(start.model, device).train(), first, count, panels)
+    titles = [_title(data.table, sample) for sample in samples]
+    last = first + -(-count // cfg.train.batch)
+    steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
+    heading = [f"{data.table.name}, seed {cfg.run.seed}, step {steps}: {count} image{'s' * (count > 1)}"]
+    if "rois" in panels:
+        heading.append(f"RoIs are sampled from the proposals of {start.told}")
+    sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
+    write_picture(sheet, path)
+    return "\n".join([*heading, *figures(samples, cfg.model.anchors.sizes), f"drawn in {path}"])
+
+
+def write_inputs(cfg: Config, data: build.Split, transform: DetectionTransform, path: Path) -> None:
+    """Draws images of a run's first batch as the network sees them, with ground truth.
+
+    Raises:
+        OSError: the picture cannot be written.
+        DataError: an image cannot be read.
+    """
+    device = transform.mean.device
+    samples: list[Sample] = []
+    # One by one, which changes neither images nor draws, so that no more are read than are drawn.
+    for images, targets in itertools.islice(_batches(cfg, data, 0, cfg.train.batch), min(_INPUTS, cfg.train.batch)):
+        samples += inputs_of(transform, move_images(images, device), move_targets(targets, device))
+    path.parent.mkdir(exist_ok=True)
+    titles = [_title(data.table, sample) for sample in samples]
+    shown = [sample.image for sample in samples], [sample.target for sample in samples]
+    write_picture(contact_sheet(*shown, data.table.classes, titles=titles), path)
+
+
+def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
+    """Sums up samples in lines of text.
+
+    Args:
+        samples: all with anchors, or with RoIs too, or all without.
+        sizes: of the anchors.
+    """
+    objects = [len(sample.target["labels"]) for sample in samples]
+    lines = [f"objects: {sum(objects)}, {_per_image(objects)}"]
+    anchors = [sample.anchors for sample in samples if sample.anchors is not None]
+    if anchors:
+        low, none = (
+            int(torch.cat([a.rescued for a in anchors]).sum()),
+            int(torch.cat([a.missed for a in anchors]).sum()),
+        )
+        lines += [
+            f"anchors, foreground: {_per_image([len(one.boxes) for one in anchors])}",
+            f"anchors, background: {_per_image([one.num_bg for one in anchors])}",
+            f"objects with an anchor from IoU {anchors[0].fg_iou:g}: {sum(objects) - low - none}; by the low-quality "
+            f"rule only: {low}; with none: {none}",
+        ]
+        best = torch.cat([one.best_size for one in anchors])
+        counts = [f"{size:g}: {int((best == place).sum())}" for place, size in enumerate(sizes)]
+        lines.append(f"objects by the size of their best anchor: {', '.join(counts)}")
+    rois = [sample.rois for sample in samples if sample.rois is not None]
+    if rois:
+        lines += [
+            f"RoIs, foreground: {_per_image([len(one.boxes) for one in rois])}; {overlap_text(rois)}",
+            f"RoIs, background: {_per_image([len(one.background) for one in rois])}",
+        ]
+    return lines
+
+
+def _per_image(counts: Sequence[int]) -> str:
+    return f"{sum(counts) / len(counts):.1f} per image ({min(counts)} to {max(counts)})"
+
+
+def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool, needed: bool) -> _Start:
+    """Builds the model with the weights of a checkpoint, or else with those that training starts from.
+
+    Args:
+        needed: whether anything that is shown depends on the weights; else initial ones are not loaded.
+    """
+    model = build.build_model(cfg.model, len(table.classes) + 1, cfg.run.seed)
+    if weights is not None:
+        state = checkpoint.load(weights)
+        check_classes(state, weights, table)
+        check_model(cfg, state, weights, allow_changes)
+        restore(state, model, path=weights)
+        return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
+    if cfg.model.weights is None:
+        return _Start(model, "an untrained network, its weights random", 0)
+    if needed:
+        logger.info("%s", load_weights(model, cfg.model.weights))
+    return _Start(model, f"an untrained network on the initial weights {cfg.model.weights}", 0)
+
+
+def _fed(
+    cfg: Config, data: build.Split, model: Detector, first: int, count: int, panels: Sequence[Panel]
+) -> list[Sample]:
+    """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
+    device = model.transform.mean.device
+    amp = AMP[cfg.run.amp]
+    share = cfg.train.batch // cfg.train.accumulate
+    batches = itertools.islice(_batches(cfg, data, first, cfg.train.accumulate), -(-count // share))
+    samples: list[Sample] = []
+    for images, targets in progress_bar(batches, "browse", -(-count // share), leave=False):
+        fed = move_images(images, device), move_targets(targets, device)
+        if panels == ["inputs"]:
+            samples += inputs_of(model.transform, *fed)
+            continue
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            samples += samples_of(model, *fed, rois="rois" in panels)
+    return samples[:count]
+
+
+def _batches(cfg: Config, data: build.Split, first: int, accumulate: int) -> Iterator[Any]:
+    """Yields the micro-batches that training gets after ``first`` steps."""
+    return train_batches(
+        data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, start_step=first,
+        steps=first + MOST_IMAGES, accumulate=accumulate, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty,
+    )  # fmt: skip
+
+
+def _title(table: Table, sample: Sample) -> str:
+    number = int(sample.target["image_id"])
+    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
+    return title_of(table, row) + ", mirrored" * sample.target["mirrored"]

@@ -1,0 +1,235 @@
+"""Checks the whole data set of a config: what ``tools/check_data.py`` calls."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grcn import build
+from grcn.apps.check_data.html import page, settings
+from grcn.apps.check_data.images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
+from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
+from grcn.config.schema import Config, Data, ShapesData
+from grcn.data.annotations import Table
+from grcn.data.faults import Fault
+from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, finding
+from grcn.data.images import read_image
+from grcn.errors import DataError, named, one_line
+from grcn.progress import progress_bar
+from grcn.run.anchor_fit import Anchors, fit, objects_of
+
+SEVERITIES = ("error", "warning", "note")
+
+Side = Literal["train", "test"]
+
+
+@dataclass
+class _Read:
+    """One side of a data set, whatever is wrong with it.
+
+    Attributes:
+        table: None where it cannot be read at all.
+        findings: what the reader told.
+        picture: the image of an example, None where there is none to be seen.
+        facts: of its image files.
+    """
+
+    table: Table | None
+    findings: list[Finding]
+    picture: PictureOf
+    facts: list[ImageFacts] = field(default_factory=list)
+
+
+def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, Any]:
+    """Finds every problem of a data set; writes ``check.json`` and ``check.html`` into ``folder``.
+
+    Args:
+        folder: made when it does not exist.
+        fast: leave out what needs all images decoded: of each split, the headers of 200 are read.
+
+    Returns:
+        the contents of ``check.json``: ``data``, the splits by side with their numbers; ``findings``, the worst first;
+        ``classes`` with their objects; ``anchors``, as :func:`grcn.run.anchor_fit.fit` returns it.
+
+    Raises:
+        UserError: ``folder`` cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    train = _read(cfg.data, "train", None if isinstance(cfg.data, ShapesData) else cfg.data.classes)
+    test = _read(cfg.data, "test", None if train.table is None else train.table.classes)
+    stride = _stride(cfg)
+    image = cfg.model.image
+    findings = train.findings + test.findings
+    findings += check_tables(train.table, test.table, short=image.short, longest=image.max, stride=stride)
+    if not isinstance(cfg.data, ShapesData):
+        findings += _check_files(cfg, train, test, fast)
+    anchors = None
+    if train.table is not None:
+        rpn = Anchors(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
+        anchors = fit(objects_of(train.table, image.short, image.max), rpn)
+        findings += _anchor_finding(anchors)
+    findings.sort(key=lambda one: SEVERITIES.index(one.severity))
+    report = {
+        "data": {"root": getattr(cfg.data, "root", "shapes"), "train": _facts(train), "test": _facts(test)},
+        "findings": [_as_json(one) for one in findings],
+        "classes": _classes(train.table, test.table),
+        "anchors": anchors,
+        "complete": not fast,
+    }
+    pictures = pictures_of(findings, {"train": train.picture, "test": test.picture})
+    sheets = (
+        {} if fast else {side: sheet_of(read.table, read.picture) for side, read in (("train", train), ("test", test))}
+    )
+    shown = page(report, pictures, {side: sheet for side, sheet in sheets.items() if sheet})
+    for name, text in (("check.json", json.dumps(report, indent=1)), ("check.html", shown)):
+        with named(folder / name):
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return report
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Lays a report out for a terminal."""
+    lines = [report["data"]["root"]]
+    lines.append(f"{'':>24}{'train':>10}{'test':>10}")
+    sides = [report["data"]["train"], report["data"]["test"]]
+    for key in sides[0] or sides[1]:
+        lines.append(f"{key:>24}" + "".join(f"{side.get(key, '-'):>10}" for side in sides))
+    counts = report["classes"]
+    for one in [*counts[:12], *([{"name": "...", "train": "", "test": ""}] if len(counts) > 12 else [])]:
+        lines.append(f"{one_line(one['name'], 22):>24}{one['train']:>10}{one['test']:>10}")
+    lines.append("")
+    for one in report["findings"]:
+        lines.append(f"{one['severity']:>7}  {one['split']:<5}  {one['text']}")
+        lines += [f"{'':>16}{one_line(example['place'])}" for example in one["examples"][:3]]
+        if one["examples"] and one["count"] > 3:
+            lines.append(f"{'':>16}...")
+    if report["anchors"] and report["anchors"]["objects"]:
+        lines += ["", *anchors_as_lines(report["anchors"])]
+    found = [one["severity"] for one in report["findings"]]
+    lines += ["", "kinds of " + ", of ".join(f"{name}s: {found.count(name)}" for name in SEVERITIES)]
+    return "\n".join(lines)
+
+
+def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
+    """Returns the lines about anchors: what they find, and what would find more."""
+
+    def line(what: str, one: dict[str, Any]) -> str:
+        sizes, ratios = ([f"{value:g}" for value in one[key]] for key in ("sizes", "ratios"))
+        found = f"{100 * one['recall50']:.1f} % of objects at IoU 0.5, {100 * one['recall70']:.1f} % at 0.7"
+        return f"{what} sizes [{', '.join(sizes)}], ratios [{', '.join(ratios)}]: {found}"
+
+    better = anchors["suggestion"]
+    first = line(f"anchors, stride {anchors['stride']}:", anchors)
+    if better is None:
+        return [first, "none that find more were found"]
+    return [first, line("better:", better), settings(better)]
+
+
+def raise_errors(report: dict[str, Any], folder: Path) -> None:
+    """Raises a DataError if the report has an error."""
+    errors = [one for one in report["findings"] if one["severity"] == "error"]
+    if errors:
+        kinds = ", ".join(dict.fromkeys(one["kind"] for one in errors))
+        count = sum(max(one["count"], 1) for one in errors)
+        raise DataError(f"{report['data']['root']}: {count} errors ({kinds}); see {folder / 'check.html'}")
+
+
+def _read(cfg: Data, side: Side, classes: tuple[str, ...] | None) -> _Read:
+    """Reads the annotations of one side, whatever is wrong with them."""
+    if isinstance(cfg, ShapesData):
+        split = build.build_train_split(cfg) if side == "train" else build.build_test_split(cfg, None)
+        return _Read(split.table, [], lambda example: split.read_image(example.row) if example.row >= 0 else None)
+    faults = FaultCounter()
+    table = None
+    try:
+        table = build.read_annotations(cfg, side, classes, faults)
+    except Fault as fault:  # nothing can be read, as without a list
+        faults(fault)
+    objects = 0 if table is None else len(table.boxes)
+    return _Read(table, faults.findings(side, objects), lambda example: _image(cfg.root, example))
+
+
+def _stride(cfg: Config) -> int:
+    """Returns the stride of the map from which proposals come."""
+    with torch.device("meta"):
+        backbone = build.build_model(cfg.model, 2).backbone
+    return backbone.feature_specs[cfg.model.rpn.reads].stride
+
+
+def _check_files(cfg: Config, train: _Read, test: _Read, fast: bool) -> list[Finding]:
+    found = []
+    sides: list[tuple[_Read, Side]] = [(train, "train"), (test, "test")]
+    for read, side in sides:
+        if read.table is None:
+            continue
+        missing, rows = check_missing(read.table, side)
+        found += missing
+        if fast:
+            found += check_headers(read.table, side, rows)
+            continue
+        facts = inspect(read.table, rows, cfg.run.workers, cfg.run.timeout)
+        read.facts = list(progress_bar(facts, side, len(rows), leave=False))
+        found += check_facts(read.table, side, read.facts)
+    if train.table is not None and test.table is not None:
+        found += check_leaks(train.table, train.facts, test.table, test.facts)
+    return found
+
+
+def _anchor_finding(anchors: dict[str, Any]) -> list[Finding]:
+    if anchors["suggestion"] is None:
+        return []
+    missed = round(anchors["objects"] * (1 - anchors["recall50"]))
+    return [finding("anchors", "train", missed, more=f"of {anchors['objects']}")]
+
+
+def _facts(read: _Read) -> dict[str, int]:
+    table = read.table
+    if table is None:
+        return {}
+    return {
+        "images": len(table),
+        "objects": len(table.boxes),
+        "crowd": int(table.iscrowd.sum()),
+        "difficult": int(table.difficult.sum()),
+        "images without any": int((table.offsets[1:] == table.offsets[:-1]).sum()),
+    }
+
+
+def _classes(train: Table | None, test: Table | None) -> list[dict[str, Any]]:
+    """Returns the classes with their numbers of objects that count, the most frequent first; none if all have none."""
+    known = train or test
+    if known is None:
+        return []
+    counts = {
+        side: [0] * len(known.classes) if table is None else class_counts(table).tolist()
+        for side, table in (("train", train), ("test", test))
+    }
+    if not sum(counts["train"]) and not sum(counts["test"]):
+        return []
+    rows = zip(known.classes, counts["train"], counts["test"], strict=True)
+    return sorted(
+        ({"name": name, "train": a, "test": b} for name, a, b in rows), key=lambda one: (-one["train"], -one["test"])
+    )
+
+
+def _as_json(one: Finding) -> dict[str, Any]:
+    """Returns a finding as JSON has it, which knows neither NaN nor tuples."""
+    record = asdict(one)
+    record["examples"] = list(record["examples"])
+    for example in record["examples"]:
+        if example["box"] is not None:
+            example["box"] = [value if abs(value) < float("inf") else None for value in example["box"]]
+    return record
+
+
+def _image(root: str, example: Example) -> Tensor | None:
+    try:
+        return read_image(os.path.join(root, example.image)) if example.image else None
+    except DataError:
+        return None

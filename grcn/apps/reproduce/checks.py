@@ -1,0 +1,101 @@
+"""What is looked at before anything runs, so that no table compares what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grcn.config.files import difference, leaves, load_config
+from grcn.engine.environment import read_environment
+from grcn.errors import ConfigError, DataError
+from grcn.run.compatibility import HARMLESS, MEASURED
+from grcn.torchvision_baseline import baseline_of, check_twin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from grcn.apps.reproduce.runs import Run
+
+# Of the data section, what training alone depends on.
+_TRAINING = ("data.flip", "data.drop_empty", "data.train", "data.train_images")
+# Flags of tools/train.py after which a run is not what its config says.
+_FOREIGN = ("--init", "--resume-from", "--allow-changes")
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Refuses runs that are tested on different images, that have no twin, or whose folders hold something else.
+
+    Raises:
+        ConfigError: names the first of them.
+        DataError: a file of a run is damaged or missing.
+    """
+    for run in runs:
+        if run.row.torchvision and baseline_of(run.settings.model) != run.settings.model:
+            raise ConfigError(
+                f"--torchvision: {run.row.config} parts the tasks, which torchvision's detector cannot; begin with a "
+                "config of Faster R-CNN"
+            )
+        if run.row.torchvision:
+            check_twin(run.settings.model)
+        _check_same_test(runs[0], run)
+        _check_folder(run)
+
+
+def _check_same_test(first: Run, other: Run) -> None:
+    tested = [
+        {key: value for key, value in leaves(run.settings).items() if _is_of_the_test(key)} for run in (first, other)
+    ]
+    for key in sorted(tested[0].keys() | tested[1].keys()):
+        ours, theirs = (values.get(key, "absent") for values in tested)
+        if ours != theirs:
+            raise ConfigError(
+                f"{other.row.config}: tested on other images than {first.row.config} (got {key}: {theirs}, not "
+                f"{ours}); compare what is tested alike"
+            )
+
+
+def _is_of_the_test(key: str) -> bool:
+    return key == "eval.limit" or key.startswith("data.") and key not in _TRAINING
+
+
+def _check_folder(run: Run) -> None:
+    """Refuses a folder whose run has other settings: its results would be reported as those of this study."""
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        if (run.folder / "metrics.jsonl").exists():
+            raise DataError(f"{path}: missing; restore it, or remove the run's folder")
+        return
+    remedy = "choose another --output-dir"
+    lines = difference(load_config(path), run.settings)
+    relevant = ("data.root", *MEASURED)
+    changes = [line for line in lines if line.startswith(relevant) or not line.startswith(HARMLESS)]
+    if changes:
+        told = (
+            f"{run.folder}: holds a run under other settings (its -> these); {remedy}, or give the same settings, as "
+            "key=value or in the YAML file, and it is the same run"
+        )
+        raise ConfigError("\n".join([told, *changes]))
+    words = read_environment(run.folder).get("command", [])
+    if foreign := [flag for flag in _FOREIGN if flag in words]:
+        raise ConfigError(f"{run.folder}: trained otherwise than its config says (got {foreign[0]}); {remedy}")
+    if words and run.row.torchvision != ("--torchvision" in words):
+        whose = ("torchvision's detector", "ours") if run.row.torchvision else ("ours", "torchvision's detector")
+        raise ConfigError(f"{run.folder}: holds the other detector (wanted {whose[0]}, got {whose[1]}); {remedy}")
+    if run.is_done() and not run.results.exists():
+        raise DataError(f"{run.results}: missing, though the run is finished; restore it, or remove the run's folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file of a run.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict):
+            return document
+    except ValueError:
+        pass
+    raise DataError(f"{path}: damaged; restore it, or remove the run's folder")

@@ -1,0 +1,259 @@
+"""What a study found: the paper's figures beside ours, differences in pairs of equal seed, and their sources."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from grcn import build
+from grcn.apps.reproduce.checks import read_json
+from grcn.apps.reproduce.markdown import page
+from grcn.apps.reproduce.rows import METRICS, Measured, Table
+from grcn.apps.reproduce.runs import Run
+from grcn.apps.reproduce.statistics import Difference, compare
+from grcn.config.schema import Data, Eval
+from grcn.data import coco as coco_files
+from grcn.data.annotations import Table as Images
+from grcn.engine.durable import write_durably
+from grcn.engine.environment import read_environment
+from grcn.errors import ConfigError, EnvironmentFault
+from grcn.evaluation import bootstrap, coco, voc
+from grcn.progress import progress_bar
+from grcn.vis.charts import difference_dots
+
+logger = logging.getLogger("grcn")
+
+# What of a run's env.json is told of it.
+_FACTS = ("device", "threads", "torch", "torchvision", "revision")
+_TWIN = (
+    "torchvision's FasterRCNN has the same network, head, anchors, initial values, data and loop, and its own losses "
+    "(smooth L1 with beta 1/9 for boxes), proposals (no least size), anchors (those across the border count) and "
+    "RoIAlign (half a pixel off), and no dropout."
+)
+
+# Where a figure lies among the ten overlaps of COCO's AP; those of objects of one size are not resampled.
+_COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+
+
+def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
+    """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
+
+    Args:
+        metrics: the paper's names of the figures.
+        draws: resamples of the test images; 0 for none.
+    """
+    finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
+    drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
+    with progress_bar(desc="bootstrap", total=len(finished) * draws, unit="draw") as bar:
+        resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
+    found = {}
+    for trained in dict.fromkeys(run.name for run in runs):
+        own = [(run, results) for run, results in finished if run.name == trained]
+        values: dict[str, dict[int, float]] = {name: {} for name in metrics}
+        per_class: dict[str, list[float]] = {}
+        for run, results in own:
+            for name in metrics:
+                if (value := results["metrics"].get(METRICS[name])) is not None:
+                    values[name][run.seed] = 100 * value
+            for name, figures in results["per_class"].items():
+                if (value := figures.get(METRICS["AP70"])) is not None:
+                    per_class.setdefault(name, []).append(100 * value)
+        drawn = {
+            name: {run.seed: resampled[run.folder][name] for run, _ in own if name in resampled.get(run.folder, {})}
+            for name in metrics
+        }
+        found[trained] = Measured(values, per_class, drawn, {run.seed: run.folder for run, _ in own})
+    return found
+
+
+def _draw_images(data: Data, evaluation: Eval, count: int) -> tuple[Images, np.ndarray]:
+    """Returns the test images that count, and how often each of them is in each of ``count`` resamples."""
+    images = build.counted(evaluation, build.build_test_split(data, build.class_names(data)).table)
+    return images, bootstrap.draws(len(images), count)[1:]
+
+
+def _resample(
+    run: Run, metrics: Sequence[str], drawn_images: Callable[[Data, Eval], tuple[Images, np.ndarray]], bar: tqdm
+) -> dict[str, np.ndarray]:
+    """Returns the figures of a run, in percent, on resamples of its test images."""
+    table, times = drawn_images(run.settings.data, run.settings.eval)
+    found = coco_files.read_detections(run.results.with_name("detections.json"), table)
+    drawn = {}
+    if overlaps := [name for name in metrics if name in _COCO_OVERLAPS]:
+        values = bootstrap.resampled(coco.matches(table, found), times, advance=bar.update)
+        drawn = {name: 100 * values[:, _COCO_OVERLAPS[name]].mean(axis=1) for name in overlaps}
+    if "AP70" in metrics:
+        advance = bar.update if not overlaps else lambda: None
+        matched = voc.matches(table, found, 0.7)
+        drawn["AP70"] = 100 * bootstrap.resampled(matched, times, bootstrap.VOC07_RECALLS, advance)[:, 0]
+    return drawn
+
+
+def keep(runs: Sequence[Run], folder: Path) -> None:
+    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``, with what they are results of.
+
+    Raises:
+        ConfigError: another result is kept there.
+    """
+    for run in runs:
+        if run.is_done():
+            known = read_environment(run.folder)
+            own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
+            source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
+            source |= {key: known.get(key) for key in _FACTS}
+            text = json.dumps({**read_json(run.results), "run": source}, indent=1) + "\n"
+            place = folder / run.name / f"seed{run.seed}.json"
+            if place.exists() and place.read_text(encoding="utf-8") != text:
+                raise ConfigError(f"{place}: holds another result; choose another --results, or remove it")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(place, text.encode())
+
+
+def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[str, Difference]]:
+    """Compares each row with its baseline: label -> figure -> difference."""
+    rows = {row.label: row for row in table.rows}
+    compared: dict[str, dict[str, Difference]] = {}
+    for row in table.rows:
+        if row.baseline is None:
+            continue
+        ours, base = found[row.name], found[rows[row.baseline].name]
+        for name in table.metrics:
+            difference = compare(ours.values[name], base.values[name], ours.draws[name], base.draws[name])
+            if difference is not None:
+                compared.setdefault(row.label, {})[name] = difference
+    return compared
+
+
+def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequence[str], name: str) -> str:
+    """Writes ``<name>.md``, ``.csv`` (a line for each run), ``.json`` and ``.png`` into ``folder``.
+
+    Args:
+        facts: sentences about how it was measured: command, data, machine.
+
+    Returns:
+        The Markdown.
+    """
+    compared = differences(table, found)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = page(table, found, compared, facts)
+    record = json.dumps(_record(table, found, compared, facts), indent=1) + "\n"
+    for suffix, content in {"md": text, "csv": _lines(table, found), "json": record}.items():
+        write_durably(folder / f"{name}.{suffix}", content.encode())
+    _draw(_panels(table, compared), folder / f"{name}.png", table.title)
+    return text
+
+
+def _lines(table: Table, found: Mapping[str, Measured]) -> str:
+    """Writes a line for each row and seed, with the folder that its figures come from."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["row", "config", "seed", "folder", *table.metrics, *(f"{name} paper" for name in table.metrics)])
+    for row in table.rows:
+        measured = found[row.name]
+        paper = [row.paper.get(name, "") for name in table.metrics]
+        for seed, folder in measured.folders.items():
+            values = [measured.values[name].get(seed, "") for name in table.metrics]
+            writer.writerow([row.label, row.config, seed, folder, *values, *paper])
+        if not measured.folders:
+            writer.writerow([row.label, row.config, "", "not run", *[""] * len(table.metrics), *paper])
+    return text.getvalue()
+
+
+def _record(
+    table: Table,
+    found: Mapping[str, Measured],
+    compared: Mapping[str, Mapping[str, Difference]],
+    facts: Sequence[str],
+) -> dict[str, Any]:
+    rows = []
+    for row in table.rows:
+        measured = found[row.name]
+        gaps = {
+            name: {**asdict(gap), "mean": gap.mean, "shown": gap.is_shown}
+            for name, gap in compared.get(row.label, {}).items()
+        }
+        rows.append(
+            {
+                "row": row.label,
+                "config": str(row.config),
+                "baseline": row.baseline,
+                "paper": dict(row.paper),
+                "measured": {name: dict(values) for name, values in measured.values.items()},
+                "folders": {seed: str(path) for seed, path in measured.folders.items()},
+                "difference": gaps,
+            }
+        )
+    return {"table": table.title, "facts": list(facts), "rows": rows}
+
+
+def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: Path) -> None:
+    """Draws the differences of several tables below each other, in those figures that all of them have."""
+    tables = list(tables)
+    shared = [name for name in METRICS if all(name in table.metrics for table in tables)]
+    panels: dict[str, list[dict[str, Any]]] = {name: [] for name in shared}
+    for table in tables:
+        for name, points in _panels(table, differences(table, found)).items():
+            if name in shared:
+                first = table.title.partition(".")[0]
+                panels[name] += [{**point, "label": f"{first}: {point['label']}"} for point in points]
+    if not shared:
+        logger.info("no picture of all tables: they have no figure in common")
+        return
+    _draw(panels, path, f"Differences to the row's baseline; {tables[0].title.rpartition('; ')[2]}")
+
+
+def _draw(panels: Mapping[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+    try:
+        difference_dots(panels, path, title)
+    except EnvironmentFault as error:
+        logger.info("nothing drawn: %s", error)
+
+
+def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> dict[str, list[dict[str, Any]]]:
+    """Returns, for each figure, the points of each row's difference, as :func:`difference_dots` draws them."""
+    rows = {row.label: row for row in table.rows}
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for name in table.metrics:
+        for row in table.rows:
+            if row.baseline is None:
+                continue
+            base = rows[row.baseline].paper
+            gap = compared.get(row.label, {}).get(name)
+            panels.setdefault(name, []).append(
+                {
+                    "label": row.label,
+                    "paper": row.paper[name] - base[name] if name in row.paper and name in base else None,
+                    "values": [] if gap is None else list(gap.values.values()),
+                    "interval": None if gap is None else gap.seeds,
+                }
+            )
+    return panels
+
+
+def facts_of(runs: Sequence[Run], command: str) -> list[str]:
+    """Returns sentences about how runs were done: the command, and the machines and revisions that they recorded."""
+    facts = [f"`{command}`", ""]
+    machines: dict[str, list[str]] = {}
+    for run in runs:
+        if run.is_done():
+            known = read_environment(run.folder)
+            told = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
+            machines.setdefault(told, []).append(f"{run.name}/seed{run.seed}")
+    if len(machines) == 1:
+        facts += [f"All runs: {told}." for told in machines]
+    elif machines:
+        facts += ["The runs differ in more than their rows:", ""]
+        facts += [f"- {told}: {', '.join(names)}" for told, names in machines.items()]
+    if any(run.row.torchvision for run in runs):
+        facts += ["", _TWIN]
+    return facts

@@ -1,0 +1,199 @@
+"""The runs of a study: where they are, how far they have got, and the processes that bring them to their end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grcn.apps.reproduce.checks import check_runs
+from grcn.apps.reproduce.rows import Row
+from grcn.config.files import load_config
+from grcn.config.schema import Config
+from grcn.engine.log import is_evaluated, last_entry
+from grcn.engine.signals import Stopped, StopSignals
+from grcn.errors import PREFIX, NonFiniteError
+from grcn.progress import progress_bar
+
+_LIBC = ctypes.CDLL(None)  # loaded here, since little is safe between fork and exec
+_POLL = 0.5  # seconds between looks at the processes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a row describes, trained with one seed in a folder of its own."""
+
+    row: Row
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    settings: Config
+
+    @property
+    def name(self) -> str:
+        """What is trained."""
+        return self.row.name
+
+    @property
+    def results(self) -> Path:
+        """The file of the last evaluation."""
+        return self.folder / "eval" / f"step_{self.settings.train.steps}" / "results.json"
+
+    def steps_done(self) -> int:
+        """Returns how many steps its log tells of; 0 for a run that has not begun."""
+        return min(int(last_entry(self.folder / "metrics.jsonl").get("step", 0)), self.settings.train.steps)
+
+    def is_done(self) -> bool:
+        """Whether its log says that all steps are done and evaluated."""
+        return is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
+
+
+def plan(
+    rows: Sequence[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
+) -> list[Run]:
+    """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
+
+    Args:
+        overrides: ``key=value`` for all runs.
+        scale: times the steps of each config, its milestones and its warm-up, as they are with the overrides.
+
+    Raises:
+        UserError: a setting is wrong, or what :func:`grcn.apps.reproduce.checks.check_runs` finds.
+    """
+    runs = []
+    for seed in dict.fromkeys(seeds):
+        for name, row in {row.name: row for row in rows}.items():
+            own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
+            run = Run(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
+            runs.append(run)
+    check_runs(runs)
+    return runs
+
+
+def _scaled(cfg: Config, scale: float) -> tuple[str, ...]:
+    """Returns the overrides that make a schedule ``scale`` times as long."""
+    if scale == 1:
+        return ()
+    train = cfg.train
+    milestones = ", ".join(str(max(1, round(step * scale))) for step in train.lr_steps)
+    steps = max(1, round(train.steps * scale))
+    return f"train.steps={steps}", f"train.lr_steps=[{milestones}]", f"train.warmup={round(train.warmup * scale)}"
+
+
+def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
+    """Brings runs to their end, each in a process of its own, so many at a time; shows how far they are.
+
+    A run that diverges does not keep the others from running; any other fault stops the start of further ones, because
+    they would meet it too.
+
+    Args:
+        command: starts a training, as ``[python, tools/train.py]``.
+        jobs: processes at a time. They share the cores, and where there are several GPUs these too.
+        stop: signals to obey: the processes save their step and end.
+
+    Returns:
+        The exit code of each process that failed and what it said, by folder.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    waiting, broken = list(runs), False
+    failed: dict[Path, tuple[int, str]] = {}
+    slots = set(range(jobs))
+    active: dict[int, tuple[subprocess.Popen[bytes], Run, int]] = {}
+    total = sum(run.settings.train.steps for run in runs)
+    done = sum(run.steps_done() for run in runs)
+    with progress_bar(desc=f"{len(runs)} runs", total=total, initial=done, unit="step") as bar:
+        while active or (waiting and not broken and not stop.code):
+            while waiting and slots and not broken and not stop.code:
+                slot, run = min(slots), waiting.pop(0)
+                slots.remove(slot)
+                said = _size(run.folder / "train.log")
+                active[slot] = _start(run, command, slot, jobs), run, said
+            time.sleep(_POLL)
+            for slot, (process, run, said) in list(active.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del active[slot]
+                slots.add(slot)
+                if code and not stop.code:
+                    failed[run.folder] = code, _last_words(run.folder / "train.log", said, code)
+                    broken = broken or code != NonFiniteError.exit_code
+            bar.set_postfix(running=len(active), waiting=len(waiting), failed=len(failed), refresh=False)
+            bar.update(sum(run.steps_done() for run in runs) - bar.n)
+            if stop.code:
+                for process, *_ in active.values():
+                    process.send_signal(signal.SIGTERM)
+                for process, *_ in active.values():
+                    process.wait()
+    if stop.code:
+        raise Stopped(stop.code)
+    return failed
+
+
+def _start(run: Run, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
+    """Starts the process of a run, or continues it; what it says is added to ``train.log`` in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "train.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, *arguments(run)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **_share(slot, jobs)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def arguments(run: Run) -> list[str]:
+    """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
+    twin = ["--torchvision"] if run.row.torchvision else []
+    return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *twin, *run.overrides]
+
+
+def _share(slot: int, jobs: int) -> dict[str, str]:
+    """Returns the variables that give a process its part of the cores and, where there are several, a GPU."""
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
+    gpus = _gpus()
+    return share | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else share
+
+
+def _gpus() -> list[str]:
+    """Returns the names of the GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to send SIGTERM to this process when its parent dies: no run goes on unseen after a ``kill -9``."""
+    _LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def _last_words(log: Path, start: int, code: int) -> str:
+    """Returns the error that a process ended with, or its exit code and last line.
+
+    Args:
+        log: of the run.
+        start: how long it was when the process started.
+    """
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    told = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+    if code > 1 and told:
+        return "; ".join(told)
+    last = lines[-1].strip() if lines else "it said nothing"
+    return f"exit code {code} ({last})"

@@ -1,0 +1,1 @@
+"""Follows one image and one RoI through the model."""

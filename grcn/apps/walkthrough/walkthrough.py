@@ -1,0 +1,206 @@
+"""One picture, step by step through a detector: what ``Detector.forward`` does, and what lies between.
+
+Every box is in pixels of the network's input, the resized picture, but for the detections, which are in pixels of the
+picture as given. Shapes: ``R`` proposals, ``C`` channels, ``K`` classes including background, ``s x s`` bins of a RoI,
+``t x t`` cells of the pooled image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grcn import boxes
+from grcn.errors import DataError
+from grcn.models.context import ContextAttention
+from grcn.models.detector import Detector
+from grcn.models.features import TASKS
+from grcn.models.roi_pool import RoIPool
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a picture became on its way.
+
+    Attributes:
+        model: the detector, in evaluation mode.
+        picture: as given, ``[3, h, w]``.
+        tensor: the network's input, ``[3, H, W]``.
+        features: maps ``[C, h, w]`` by task, the same for both where they share one.
+        proposals: ``[R, 4]``.
+        roi: the proposal with the best class score ``[4]``, which is followed from here on.
+        attention: by task with context, the softmax of eq. 1 for this RoI, ``[heads, s * s, t, t]``.
+        scores: of the RoI ``[K]``, background first.
+        box: the RoI as localization corrects it, for its best class, ``[4]``.
+        detections: ``boxes``, ``labels`` and ``scores`` of the picture, best first.
+    """
+
+    model: Detector
+    picture: Tensor
+    tensor: Tensor
+    features: dict[str, Tensor]
+    proposals: Tensor
+    roi: Tensor
+    attention: dict[str, Tensor]
+    scores: Tensor
+    box: Tensor
+    detections: dict[str, Tensor]
+
+    def looked_at(self, task: str) -> Tensor:
+        """Returns how much of the RoI's attention each cell of the image gets, ``[t, t]``; all sum to one."""
+        return self.attention[task].mean((0, 1))
+
+
+@torch.inference_mode()
+def walk(model: Detector, picture: Tensor) -> Walk:
+    """Takes one picture through a detector, one line for each arrow of the paper's figures.
+
+    Args:
+        model: of ``grcn.build.build_model`` or ``grcn.load``; is left in evaluation mode.
+        picture: ``[3, h, w]``, uint8 or float in 0-1, on the model's device.
+
+    Raises:
+        DataError: nothing is proposed, as in a picture of a pixel's height.
+    """
+    model.eval()
+    heads = model.roi_heads
+    batch, _ = model.transform([picture])
+    features = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, features)
+    rois = proposals[:, boxes.areas(proposals[0]) > 0]
+    if not rois.shape[1]:
+        size = f"{picture.shape[2]} x {picture.shape[1]}"
+        raise DataError(f"picture: too small for any proposal (got {size} pixels); take a larger one")
+
+    sizes = torch.tensor(batch.image_sizes, dtype=rois.dtype, device=rois.device)
+    hidden, attention = {}, {}
+    for task in TASKS:
+        pooled = heads.pools[task](features[task], rois)
+        if task in heads.context:
+            context, pool = heads.context[task], heads.context_pools[task]
+            assert isinstance(context, ContextAttention) and isinstance(pool, RoIPool)
+            image = pool.whole(features[task], sizes)
+            attention[task] = context.attention(pooled, image).unflatten(-1, image.shape[2:])
+            pooled = context(pooled, image)
+        hidden[task] = heads.heads.hidden(task, pooled)
+    scores = heads.heads.cls_score(hidden["cls"]).softmax(-1)
+    deltas = heads.heads.bbox_pred(hidden["loc"]).unflatten(1, (-1, 4))
+
+    detections, _ = heads(features, proposals, batch.image_sizes)
+    detections = model.transform.postprocess(detections, batch.image_sizes, [(picture.shape[1], picture.shape[2])])
+    best = int(scores[:, 1:].amax(1).argmax())
+    label = 1 + int(scores[best, 1:].argmax())
+    box = boxes.decode(deltas[best, label], rois[0, best], heads.box_weights)
+    return Walk(
+        model, picture, batch.tensors[0],
+        features={task: feature[0] for task, feature in features.items()},
+        proposals=rois[0],
+        roi=rois[0, best],
+        attention={task: weights[best] for task, weights in attention.items()},
+        scores=scores[best],
+        box=boxes.clip(box[None, None], sizes)[0, 0],
+        detections=detections[0],
+    )  # fmt: skip
+
+
+def as_text(walked: Walk, classes: Sequence[str]) -> str:
+    """Explains a walk in numbered steps, those of the panels of :func:`grcn.apps.walkthrough.picture.draw`.
+
+    Args:
+        classes: names of the labels 1..C.
+    """
+    names = ("background", *classes)
+    steps = [
+        _input(walked),
+        *(_map(walked, task) for task in TASKS),
+        *(_roi(walked, task) for task in TASKS),
+        _context(walked),
+        _scores(walked, names),
+        _box(walked),
+        _detections(walked, names),
+    ]
+    return "\n".join(f"{number} {step}" for number, step in enumerate(steps, start=1))
+
+
+def _input(walked: Walk) -> str:
+    height, width = walked.picture.shape[1:]
+    transform = walked.model.transform
+    return (
+        f"Input (Sec. 4). {width} x {height} pixels, times {walked.tensor.shape[2] / width:.3g}, become "
+        f"{list(walked.tensor.shape)}: the short side {transform.short}, the long one {transform.max_size} at most; "
+        "then normalised. Pixels of all other steps but the last are of this input."
+    )
+
+
+def _map(walked: Walk, task: str) -> str:
+    backbone, rpn = walked.model.backbone, walked.model.rpn
+    stride, ratio = backbone.feature_specs[task].stride, walked.tensor.shape[2] / walked.picture.shape[2]
+    wide = f"{stride} pixels" + (f", {stride / ratio:.1f} of the picture" if ratio != 1 else "")
+    told = f"Map for {task}: {list(walked.features[task].shape)}, stride {stride}: a cell for {wide}."
+    if backbone.shared:
+        told += " No split: one map for both tasks." if task == "cls" else " The same map again."
+    elif task == "cls":
+        told += " The last layers are this task's own (Sec. 3.2)."
+    else:
+        told += " The same image through layers of its own; localization wants a small stride (Sec. 3.4)."
+    if task == rpn.reads:
+        told += f" The RPN reads this map and proposes {len(walked.proposals)} boxes."
+    return told
+
+
+def _roi(walked: Walk, task: str) -> str:
+    stride, pool = walked.model.backbone.feature_specs[task].stride, walked.model.roi_heads.pools[task]
+    assert isinstance(pool, RoIPool)
+    across, down = ((walked.roi[2:] - walked.roi[:2]) / pool.size).tolist()
+    chosen = f": the proposal of the best class score, {_corners(walked.roi)}" if task == "cls" else ""
+    return (
+        f"One RoI on the {task} map{chosen}. Each of its {pool.size} x {pool.size} bins is {across:.1f} x {down:.1f} "
+        f"pixels; a cell of the map, {stride} pixels, covers {stride / across:.1f} x {stride / down:.1f} bins."
+    )
+
+
+def _context(walked: Walk) -> str:
+    if not walked.attention:
+        return "Context (Sec. 3.3, eq. 1): none in this model. A RoI knows of the image what its map shows it."
+    told = []
+    for task, weights in walked.attention.items():
+        _, bins, down, across = weights.shape
+        share = walked.looked_at(task).flatten().sort(descending=True).values
+        half = 1 + int((share.cumsum(0) < 0.5).sum())
+        told.append(
+            f"Context for {task} (Sec. 3.3, eq. 1): {bins} bins ask {down} x {across} cells of the whole image. Half "
+            f"of the attention lies on {half} cells; the most on one is {share[0] * len(share):.2f} times "
+            "the even share."
+        )
+    return " ".join(told)
+
+
+def _scores(walked: Walk, names: Sequence[str]) -> str:
+    ranked = ", ".join(f"{names[k]} {walked.scores[k]:.2f}" for k in walked.scores.argsort(descending=True)[:3])
+    return f"Scores of the RoI, by the cls branch: {ranked}, ... (a guess is {1 / len(names):.2f})."
+
+
+def _box(walked: Walk) -> str:
+    parted = walked.model.roi_heads.parted
+    how = (
+        "a pass of its own" if parted else "no pass of its own: map, context and hidden layers are those of the scores"
+    )
+    iou = float(boxes.iou(walked.roi[None], walked.box[None])[0, 0])
+    moved = f"becomes {_corners(walked.box)}, of IoU {iou:.2f} with it" if iou < 0.995 else "stays where it is"
+    return f"Box of the RoI, by the loc branch: {_corners(walked.roi)} {moved} ({how})."
+
+
+def _detections(walked: Walk, names: Sequence[str]) -> str:
+    labels, scores = walked.detections["labels"].tolist(), walked.detections["scores"].tolist()
+    shown = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)][:3]
+    return (
+        f"Detections from all proposals, scores above {walked.model.roi_heads.detecting.score_thresh:g}, after "
+        f"suppression: {len(labels)}{': ' if shown else ''}{', '.join(shown)}{', ...' if len(labels) > 3 else ''}."
+    )
+
+
+def _corners(box: Tensor) -> str:
+    return f"({', '.join(f'{side:.0f}' for side in box.tolist())})"

@@ -1,0 +1,213 @@
+"""The settings of a detector: the section ``model`` of a config. :mod:`grcn.config.schema` explains the tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from grcn.config.rules import model_contradictions
+from grcn.config.types import Count, CountOrZero, Positive, PositiveOrZero, Positives, Section, Share, Size
+
+
+def _one_complaint(value: object, choose: ValidatorFunctionWrapHandler) -> Any:
+    """Says once what a choice between names and a number expects; pydantic would complain for each."""
+    try:
+        return choose(value)
+    except ValidationError:
+        expected = "'none', 'conv3', 'conv4', 'conv5' or a whole number of units"
+        raise PydanticCustomError("split", "{expected}", {"expected": expected}) from None
+
+
+Split = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValidator(_one_complaint)]
+
+
+class Image(Section):
+    """Size of the images that the network sees; the aspect ratio is kept."""
+
+    short: Size = 600
+    """Length in pixels to which the shorter side is resized. [S]"""
+    max: Size = 1000
+    """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.max < self.short:
+            yield "max", f"must be at least image.short = {self.short} (got {self.max}); raise it"
+
+
+class Branch(Section):
+    """The feature map that one task reads."""
+
+    last_pool: Literal["max", "none", "conv2x2_s2", "max2x2_s1"] = "max"
+    """What stands before conv5: the 2x2 max pooling (the map has stride 16), nothing (stride 8), a
+    2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). VGG16 and
+    tiny only. [S]"""
+    stride: Literal[16, 8] = 16
+    """Stride of the map; for 8 the first unit of conv4 does not halve it, and units that both tasks
+    share run once for each stride. ResNets only. [S]"""
+
+
+class Context(Section):
+    """Global context attention, eq. 1: every cell of a RoI attends to the whole image."""
+
+    on: Literal["none", "cls", "loc", "both"] = "none"
+    """Task whose RoI features receive the context; none is Faster R-CNN, cls is G-RCN. [S]"""
+    dim: Size | None = None
+    """Width k of queries and keys; null is the number of channels of the map. [O]"""
+    heads: Size = 1
+    """Number of attention heads. [O]"""
+    value: bool = False
+    """Whether the values are projected by W_V, which the paper discarded. [S]"""
+    size: Size = 14
+    """Side of the grid to which the whole image is pooled for keys and values. [S]"""
+    init: Literal["gaussian", "xavier"] = "gaussian"
+    """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
+    even; or Xavier's, which grow with fewer channels. The paper does not say. [O; R for new layers]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.dim is not None and self.dim % self.heads:
+            yield "heads", f"must divide context.dim = {self.dim} (got {self.heads}); choose a divisor"
+
+
+class Anchors(Section):
+    """Boxes that the RPN scores and refines at every cell of its map."""
+
+    sizes: Positives = (128, 256, 512)
+    """Square roots of the anchors' areas, in pixels of the resized image. [S: three for VOC, five
+    for COCO; R: the values]"""
+    ratios: Positives = (0.5, 1, 2)
+    """Height divided by width. [S: three; R: the values]"""
+
+
+class Rpn(Section):
+    """Region proposal network."""
+
+    reads: Literal["cls", "loc"] = "cls"
+    """Branch whose map the RPN reads. [S]"""
+    channels: Size = 512
+    """Channels of its 3x3 convolution. [C]"""
+    pre_nms_train: Size = 12000
+    """Best-scored boxes that enter NMS in training. [C]"""
+    pre_nms_test: Size = 6000
+    """Best-scored boxes that enter NMS at test. [C]"""
+    post_nms_train: Size = 2000
+    """Proposals per image in training. [S]"""
+    post_nms_test: Size = 300
+    """Proposals per image at test. [S]"""
+    nms: Share = 0.7
+    """IoU above which the lower-scored of two proposals is dropped. [R]"""
+    batch: Size = 256
+    """Anchors per image in the RPN's losses. [S]"""
+    fg_fraction: Share = 0.5
+    """Largest share of foreground anchors among them. [R]"""
+    fg_iou: Share = 0.7
+    """IoU from which an anchor is foreground; the best anchors of a box are foreground too. [R]"""
+    bg_iou: Share = 0.3
+    """IoU below which an anchor is background. [R]"""
+    straddling: bool = False
+    """Whether anchors that cross the image border are trained on. [R]"""
+    min_size: PositiveOrZero = 16
+    """Smallest side of a proposal, in pixels of the original image. [C]"""
+    smooth_l1_beta: Positive = 1 / 9
+    """Where the box loss turns from quadratic to linear. [C]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.bg_iou > self.fg_iou:
+            yield "bg_iou", f"must not exceed rpn.fg_iou = {self.fg_iou} (got {self.bg_iou}); lower it"
+
+
+class Roi(Section):
+    """RoI pooling, sampling of RoIs, their losses and the final detections."""
+
+    op: Literal["pool", "align"] = "pool"
+    """RoIPool or RoIAlign. [S: 7x7 RoI pooling]"""
+    size: Size = 7
+    """Side of the pooled grid. [S]"""
+    sampling_ratio: CountOrZero = 2
+    """RoIAlign only: samples per cell and axis; 0 chooses by the size of the RoI. [O]"""
+    aligned: bool = True
+    """RoIAlign only: shift by half a cell, so that samples sit at cell centres. [O]"""
+    batch: Size = 128
+    """RoIs per image in training. [S]"""
+    fg_fraction: Share = 0.25
+    """Largest share of foreground RoIs among them. [R]"""
+    fg_iou: Share = 0.5
+    """IoU from which a RoI is foreground. [R]"""
+    bg_iou_low: Share = 0.0
+    """IoU from which a RoI that is not foreground is background; others are not used. [R]"""
+    add_gt: bool = True
+    """Whether the ground-truth boxes join the proposals in training. [C]"""
+    box_weights: Annotated[tuple[Positive, Positive, Positive, Positive], Strict(False)] = (
+        10,
+        10,
+        5,
+        5,
+    )
+    """Weights of the box targets (dx, dy, dw, dh). [C]"""
+    smooth_l1_beta: Positive = 1.0
+    """Where the box loss turns from quadratic to linear. [C]"""
+    score_thresh: Share = 0.05
+    """Detections must score above it. [C]"""
+    nms: Share = 0.3
+    """IoU above which the lower-scored of two detections of one class is dropped. [S]"""
+    detections: Size = 100
+    """Most detections per image. [C]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.bg_iou_low > self.fg_iou:
+            yield (
+                "bg_iou_low",
+                f"must not exceed roi.fg_iou = {self.fg_iou} (got {self.bg_iou_low}); lower it",
+            )
+
+
+class Head(Section):
+    """The layers that turn pooled features into scores and boxes."""
+
+    kind: Literal["fc", "conv5", "conv"] = "fc"
+    """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
+    its mean; or two convolutions, 3x3, and their mean. [S; O: size and mean of the two convolutions]"""
+    dim: Size = 4096
+    """Width of each layer; conv5 has its own. [C]"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
+    tasks: Literal["shared", "separate", "ensemble"] = "shared"
+    """One head for both tasks (detect-F), one for each (detect-RF), or two whose fc7 are joined
+    before one classifier and one regressor (detect-S). [S; O: the joining]"""
+
+
+class Model(Section):
+    """The detector: every row of the paper's tables is one setting of these keys."""
+
+    backbone: Literal[
+        "tiny", "tiny_resnet", "tiny_resnet_det", "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det"
+    ] = "vgg16"
+    """VGG16; ResNets up to conv4, whose usual head is kind conv5 (configs/_base/coco_resnet.yaml);
+    ResNet-det, with conv5 at stride 1; miniatures, which train from scratch on a CPU. [S]"""
+    weights: str | None = None
+    """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
+    (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
+    torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
+    caffe:FILE, relative to the current directory. With caffe, ResNets are strided in the first
+    convolution of a unit, else in the second. Whatever the weights, conv1 and conv2 of VGG16 and
+    of the ResNets, and all batch norms, are not trained.
+    [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
+    width: Size = 24
+    """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
+    image: Image = Image()
+    split: Split = "none"
+    """First block of which each task has its own copy (VGG16, tiny, ResNet-det), or the number of
+    conv4's last units (other ResNets); none is one set of weights for both. [S: none and conv5; 2 of
+    ResNet50's units, 6 of ResNet101's]"""
+    cls: Branch = Branch()
+    loc: Branch = Branch()
+    context: Context = Context()
+    anchors: Anchors = Anchors()
+    rpn: Rpn = Rpn()
+    roi: Roi = Roi()
+    head: Head = Head()
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        yield from model_contradictions(self)

@@ -1,0 +1,157 @@
+"""Settings that are legal one by one and cannot stand together, and those that do nothing beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grcn.config.model_schema import Model
+    from grcn.config.schema import Config
+
+# Weights that torchvision publishes; they carry their own normalisation.
+NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")
+WEIGHT_LAYOUTS = ("torchvision", "caffe")
+# Units of conv4, of which the last can be split off.
+CONV4_UNITS = {"resnet50": 6, "resnet101": 23, "tiny_resnet": 3}
+
+
+def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
+    """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
+    yield from _wrong_split(model)
+    if model.head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so they cannot part before it "
+            f"(got split: {model.split}, context.on: {model.context.on}); set both to none",
+        )
+    elif model.head.tasks == "ensemble" and model.cls.stride != model.loc.stride:
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so both must read one map "
+            f"(got cls.stride: {model.cls.stride}, loc.stride: {model.loc.stride}); set both to 16 or 8",
+        )
+    if model.head.kind == "conv5" and not _resnet(model):
+        yield "head.kind", f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
+    if not _tiny(model) and model.width != type(model).model_fields["width"].default:
+        yield (
+            "width",
+            f"only the tiny backbones have one (got {model.width} with {model.backbone}); remove it",
+        )
+    channels = _channels(model)
+    if model.context.on != "none" and channels % model.context.heads:
+        yield (
+            "context.heads",
+            f"must divide the {channels} channels of the map (got {model.context.heads}); choose a divisor",
+        )
+    yield from _wrong_weights(model)
+
+
+def without_effect(cfg: Config) -> dict[str, str]:
+    """Returns the settings that do nothing beside the others, as dotted keys, and the reason of each.
+
+    An empty list and a switch that is off ask for nothing.
+    """
+    train = cfg.train
+    idle = {f"model.{key}": f"model.{reason}" for key, reason in idle_in_model(cfg.model).items()}
+    if train.schedule == "cosine":
+        keys = ("train.lr_steps", "train.gamma") if train.lr_steps else ("train.gamma",)
+        idle |= dict.fromkeys(keys, "train.schedule is cosine")
+    elif not train.lr_steps:
+        idle["train.gamma"] = "train.lr_steps is []"
+    elif train.lr_steps[0] >= train.steps:
+        idle |= dict.fromkeys(("train.lr_steps", "train.gamma"), f"train.steps is {train.steps}")
+    if not train.warmup:
+        idle["train.warmup_factor"] = "train.warmup is 0"
+    if train.bias_decay and not train.weight_decay:
+        idle["train.bias_decay"] = "train.weight_decay is 0"
+    if "voc" not in cfg.eval.protocols:
+        idle["eval.voc_iou"] = "eval.protocols has no voc"
+    if cfg.run.tf32 and cfg.run.device == "cpu":
+        idle["run.tf32"] = "run.device is cpu"
+    return idle
+
+
+def idle_in_model(model: Model) -> dict[str, str]:
+    """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
+    idle = {}
+    if model.split == "none" and model.cls.stride == model.loc.stride:
+        idle["rpn.reads"] = "split is none"
+    if model.context.on == "none":
+        keys = (f"context.{key}" for key in type(model.context).model_fields if key != "on")
+        idle |= dict.fromkeys(keys, "context.on is none")
+    if model.roi.op == "pool":
+        idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
+    if model.head.kind == "conv5":
+        idle["head.dim"] = "head.kind is conv5"
+    if model.head.kind != "fc":
+        idle["head.dropout"] = f"head.kind is {model.head.kind}"
+    return idle
+
+
+def _tiny(model: Model) -> bool:
+    return model.backbone.startswith("tiny")
+
+
+def _resnet(model: Model) -> bool:
+    return "resnet" in model.backbone
+
+
+def _channels(model: Model) -> int:
+    """Channels of the maps."""
+    if _resnet(model):
+        return (model.width if _tiny(model) else 64) * (32 if model.backbone.endswith("_det") else 16)
+    return 4 * model.width if _tiny(model) else 512
+
+
+def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
+    """Yields splits, strides and last poolings that the backbone does not have."""
+    if model.backbone in CONV4_UNITS:
+        most = CONV4_UNITS[model.backbone]
+        if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
+            yield (
+                "split",
+                f"{model.backbone} splits off units of conv4 (got {model.split}); give none or how many, 1 to {most}",
+            )
+    elif isinstance(model.split, int):
+        yield "split", f"{model.backbone} splits at a block (got {model.split}); give none, conv3, conv4 or conv5"
+    for task, branch in (("cls", model.cls), ("loc", model.loc)):
+        if _resnet(model) and branch.last_pool != "max":
+            yield (
+                f"{task}.last_pool",
+                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it, and set {task}.stride: 8 "
+                "where the map is to be larger",
+            )
+        if not _resnet(model) and branch.stride != 16:
+            yield (
+                f"{task}.stride",
+                f"only ResNets have it (got {branch.stride} with {model.backbone}); "
+                f"remove it and set {task}.last_pool: none",
+            )
+    if not _resnet(model) and model.split == "none" and model.cls.last_pool != model.loc.last_pool:
+        yield (
+            "loc.last_pool",
+            f"with split: none both tasks read one map, so it must equal cls.last_pool = "
+            f"{model.cls.last_pool} (got {model.loc.last_pool}); set split: conv5",
+        )
+
+
+def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
+    if model.weights is None:
+        return
+    layout, _, file = model.weights.partition(":")
+    if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
+        choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
+        path = file or model.weights
+        remedy = " or ".join(f"{name}:{path}" for name in WEIGHT_LAYOUTS) if "." in path else "one"
+        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose {remedy}"
+    elif _tiny(model):
+        yield (
+            "weights",
+            f"backbone {model.backbone} has no pretrained weights (got {model.weights!r}); set null",
+        )
+    elif model.weights == ("IMAGENET1K_FEATURES" if _resnet(model) else "IMAGENET1K_V2"):
+        yield (
+            "weights",
+            f"{model.backbone} has none of this name (got {model.weights!r}); set IMAGENET1K_V1",
+        )

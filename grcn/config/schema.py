@@ -1,0 +1,249 @@
+"""Every setting of grcn: its type, range, default and meaning. The manual of the YAML configs.
+
+The defaults are the *paper* preset. The tag after a sentence says where its default comes from:
+
+* [S] stated in the G-RCN paper (arXiv 2012.03677)
+* [R] stated in the Faster R-CNN paper (Ren et al., arXiv 1506.01497), whose settings G-RCN adopts
+  unless it says otherwise
+* [C] in neither paper, but common to the public Faster R-CNN implementations of that time
+* [O] our choice: none of the above decides it, or we deviate on purpose
+
+What depends on the data set (schedule, anchor sizes) is set by ``configs/_base/*.yaml``; here stand
+VOC's values or none. The number of classes is no setting: it comes from the data. Files are read by
+:mod:`grcn.config.files`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from grcn.config.model_schema import Model
+from grcn.config.types import (
+    Count,
+    CountOrZero,
+    Names,
+    Positive,
+    PositiveOrZero,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Steps,
+    repeated,
+)
+
+
+class DataSection(Section):
+    """What every data set has."""
+
+    flip: Share = 0.5
+    """Probability of a horizontal flip in training. [C]"""
+    drop_empty: bool = True
+    """Whether training skips images without boxes; evaluation never does. [C]"""
+
+
+class ShapesData(DataSection):
+    """The built-in generated data set: drawn when needed, nothing on disk."""
+
+    format: Literal["shapes"]
+    """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
+    level: Literal["flat", "full"] = "flat"
+    """flat is quick to learn, for demonstrations; full is for studies. [O]"""
+    train_images: Annotated[int, Field(ge=1, le=10**7)] = 2000
+    """Images of the training split. [O]"""
+    test_images: Annotated[int, Field(ge=1, le=10**7)] = 500
+    """Images of the test split. [O]"""
+    test: Literal["test", "val"] = "test"
+    """Split to evaluate on: val to choose settings by, test for results. [O]"""
+    size: Annotated[int, Field(ge=32, le=10**5)] = 128
+    """Side of the square images in pixels. [O]"""
+    seed: Seed = 0
+    """Seed of the images; not run.seed, so that all seeds of a study see the same images. [O]"""
+
+
+class FilesData(DataSection):
+    """A data set on disk, as PASCAL VOC XML files or as COCO JSON."""
+
+    format: Literal["voc", "coco"]
+    """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
+    root: Annotated[str, Field(min_length=1)]
+    """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/), relative to the
+    current directory."""
+    train: Names
+    """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
+    annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
+    annotation file, both below root."""
+    test: Names
+    """Splits to evaluate on."""
+    classes: Names | None = None
+    """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        for key in ("train", "test", "classes"):
+            twice = repeated(getattr(self, key) or ())
+            if twice:
+                yield key, f"names {twice[0]!r} twice; remove one"
+        for key in ("train", "test") if self.format == "coco" else ():
+            for split in getattr(self, key):
+                if problem := _problem_of_split(split):
+                    yield key, f"{split!r} {problem}"
+
+
+def _problem_of_split(split: str) -> str | None:
+    """Says what is wrong with the name of a split in COCO's layout, and what it should be."""
+    usual = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
+    parts = split.split(":")
+    if any(part.startswith("/") or ".." in part.split("/") for part in parts):
+        return "leads out of data.root; give paths below it"
+    if len(parts) == 1:
+        return f"is a file; {usual}" if split.endswith(".json") else None
+    if len(parts) > 2 or not all(parts) or not split.endswith(".json"):
+        return f"is no IMAGES:FILE.json; {usual}"
+    return None
+
+
+Data = Annotated[ShapesData | FilesData, Field(discriminator="format")]
+
+
+class Train(Section):
+    """The training schedule; a step is one update of the weights."""
+
+    steps: Count
+    """Number of updates."""
+    batch: Size = 1
+    """Images per step over all processes and micro-batches. [S]"""
+    accumulate: Size = 1
+    """Micro-batches per step in each process. [S]"""
+    lr: Positive = 0.001
+    """Learning rate of SGD. [S]"""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD. [S]"""
+    weight_decay: PositiveOrZero = 0.0005
+    """Weight decay. [R]"""
+    bias_lr_factor: Positive = 2.0
+    """Learning rate of biases, as a multiple of lr. [C: VGG16]"""
+    bias_decay: bool = False
+    """Whether biases decay too. [O]"""
+    schedule: Literal["step", "cosine"] = "step"
+    """How lr falls: by steps, or along half a cosine to zero. [S]"""
+    lr_steps: Steps = ()
+    """Schedule step only: steps at which lr is multiplied by gamma; those past the end do nothing.
+    [S: 150000 for VOC, 240000 for COCO]"""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Schedule step only: the factor. [S]"""
+    warmup: CountOrZero = 0
+    """Steps during which lr rises linearly from warmup_factor * lr. [C]"""
+    warmup_factor: Share = 0.001
+    """Where the warm-up starts. [O]"""
+    clip_grad_norm: Positive | None = None
+    """Largest norm of the whole gradient; null does not clip. [C]"""
+    checkpoint_every: Count = 2000
+    """Steps between checkpoints; one is always written at the end. [O]"""
+    keep: Count = 3
+    """Newest checkpoints to keep. [O]"""
+    eval_every: CountOrZero = 0
+    """Steps between evaluations; 0 evaluates only at the end. [O]"""
+    log_every: Count = 20
+    """Steps between lines of metrics.jsonl, which hold the mean losses since the last. [O]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.batch % self.accumulate:
+            yield "accumulate", f"must divide train.batch = {self.batch} (got {self.accumulate}); choose a divisor"
+        if list(self.lr_steps) != sorted(set(self.lr_steps)):
+            yield "lr_steps", f"must rise (got {list(self.lr_steps)}); sort them, each once"
+
+
+class Eval(Section):
+    """What is measured on the test splits."""
+
+    protocols: Annotated[tuple[Literal["voc", "coco"], ...], Strict(False), Field(min_length=1)] = (
+        "voc",
+        "coco",
+    )
+    """Protocols to score by; any data set can be scored by either. [O]"""
+    voc_iou: Annotated[tuple[Share, ...], Strict(False), Field(min_length=1)] = (0.5, 0.7, 0.75)
+    """IoU thresholds of the VOC protocol, in whole percents. [S: 0.7; O: the others]"""
+    limit: Count | None = None
+    """Evaluate only that many images; null takes all. [O]"""
+    pictures: CountOrZero = 8
+    """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, neither curves nor the
+    first inputs. [O]"""
+    best: str | None = None
+    """Metric whose best evaluation keeps its checkpoint, as best-….pt; null takes coco_ap if the COCO protocol is
+    among protocols, voc_area_ap at the first of voc_iou otherwise. [O]"""
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that ``best`` names, or its default."""
+        default = "coco_ap" if "coco" in self.protocols else f"voc_area_ap{round(self.voc_iou[0] * 100)}"
+        return default if self.best is None else self.best
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        for key in ("protocols", "voc_iou"):
+            twice = repeated(getattr(self, key))
+            if twice:
+                yield key, f"names {twice[0]!r} twice; remove one"
+        for iou in self.voc_iou:
+            if not 0 < iou < 1 or abs(iou * 100 - round(iou * 100)) > 1e-9:
+                yield "voc_iou", f"expected whole percents between 0 and 1, as 0.75 (got {iou}); round it"
+        if self.best_metric not in (measured := self._measured()):
+            yield "best", f"not measured (got {self.best!r}); take one of {', '.join(measured)}"
+
+    def _measured(self) -> list[str]:
+        voc = [f"voc{kind}_ap{round(iou * 100)}" for iou in self.voc_iou for kind in ("07", "_area")]
+        coco = ["coco_ap", "coco_ap50", "coco_ap75", "coco_ap_small", "coco_ap_medium", "coco_ap_large"]
+        return voc * ("voc" in self.protocols) + coco * ("coco" in self.protocols)
+
+
+class Run(Section):
+    """Where and how a run is carried out; only seed, deterministic, amp and tf32 change what is computed."""
+
+    seed: Seed = 0
+    """Seed of everything random but the shapes data. [O]"""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
+    deterministic: bool = False
+    """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
+    amp: Literal["none", "bf16"] = "none"
+    """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
+    tf32: bool = False
+    """Whether a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), faster; it convolves so in any case,
+    torch's default. [O]"""
+    workers: Annotated[int, Field(ge=0, le=10**4)] = 2
+    """Processes per rank that read images; 0 reads in the main process. [O]"""
+    timeout: Annotated[float, Field(gt=0, le=10**6)] = 1800.0
+    """Seconds to wait for another process, one that trains too or one that reads images, before giving up. It must
+    cover scoring the whole test set. [O]"""
+    threads: Size | None = None
+    """CPU threads of torch per process; null leaves torch's choice. [O]"""
+    tensorboard: bool = False
+    """Whether the run folder gets events for TensorBoard, beside metrics.jsonl; needs grcn[tb]. [O]"""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):
+            yield "device", f"expected auto, cpu, cuda or cuda:N (got {self.device!r}); choose one"
+
+
+class PaperRow(Section):
+    """One row of one table of the paper."""
+
+    table: Annotated[int, Field(ge=1, le=5)]
+    """Number of the table."""
+    row: str
+    """Id of the row in configs/paper_tables.yaml."""
+
+
+class Config(Section):
+    """A whole config file."""
+
+    model: Model = Model()
+    data: Data
+    train: Train
+    eval: Eval = Eval()
+    run: Run = Run()
+    paper: Annotated[tuple[PaperRow, ...], Strict(False)] = ()
+    """Rows of the paper's tables that this config reproduces."""

@@ -1,0 +1,195 @@
+"""Batches for training and evaluation, in an order that only the seed and the step decide.
+
+Sample number g of a training run (step x batch + slot) has its image, its flip and its random key
+from hashes of the seed and g. So the batches are the same for any number of workers and processes,
+and a resumed run needs no more than its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grcn import rng
+from grcn.data.annotations import Table
+from grcn.data.images import horizontal_flip
+from grcn.data.workers import read_ahead
+from grcn.errors import ConfigError, DataError
+
+ReadImage = Callable[[int], Tensor]
+
+
+def train_batches(
+    table: Table,
+    read_image: ReadImage,
+    *,
+    seed: int,
+    batch: int,
+    steps: int,
+    start_step: int = 0,
+    accumulate: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    flip: float = 0.5,
+    drop_empty: bool = True,
+    pin_memory: bool = False,
+    timeout: float = 0.0,
+) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+    """Yields the micro-batches of one process, ``accumulate`` of them for every step.
+
+    Each epoch goes through the usable images once, in a new order. Crowd regions and difficult
+    objects are left out. A batch is a list of uint8 images [3, H, W] and a list of targets::
+
+        boxes       float32 [n, 4]   absolute xyxy
+        labels      int64 [n]        1..C
+        area        float32 [n]
+        iscrowd     int64 [n]        0
+        difficult   bool [n]         False
+        image_id    int64 scalar     COCO's id; elsewhere the row of the table
+        mirrored    bool             whether the image was
+        rng_key     int              hash of (seed, g); what is drawn for the image derives from it
+        batch_sizes list of (h, w)   all images of the step, over all processes and micro-batches
+
+    Args:
+        read_image: row -> uint8 [3, H, W]; runs in the workers.
+        batch: images of one optimizer step, over all processes and micro-batches.
+        steps: the step to stop before.
+        start_step: the first step; batches equal those of a run that began at 0.
+        accumulate: micro-batches of one process in a step.
+        workers: processes that read images; 0 reads in this one.
+        flip: probability that an image is mirrored.
+        drop_empty: leave out images that have no object to train on.
+        pin_memory: put images into page-locked memory, from where a GPU fetches them faster.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
+
+    Raises:
+        ConfigError: the micro-batches do not divide ``batch``.
+        DataError: there is no object to train on; later, whatever ``read_image`` raises.
+    """
+    if batch % (world * accumulate):
+        got = f"got batch {batch}, {world} processes, accumulate {accumulate}"
+        raise ConfigError(f"train.batch: does not divide evenly ({got}); use a multiple")
+    share = batch // (world * accumulate)
+    rows = usable_rows(table, drop_empty)
+
+    @lru_cache(maxsize=2)  # a step may reach into the next epoch
+    def order(epoch: int) -> np.ndarray:
+        return rows[rng.permutation(len(rows), seed, rng.ORDER, epoch)]
+
+    def samples_of(step: int) -> list[_Sample]:
+        numbers = range(step * batch, (step + 1) * batch)
+        chosen = [int(order(g // len(rows))[g % len(rows)]) for g in numbers]
+        sizes = [(height, width) for height, width in table.sizes[chosen].tolist()]
+        return [
+            _Sample(row, rng.uniform(seed, rng.FLIP, g) < flip, rng.hash_int(seed, rng.SAMPLE, g), sizes)
+            for row, g in zip(chosen, numbers, strict=True)
+        ]
+
+    def micro_batches() -> Iterator[list[_Sample]]:
+        for step in range(start_step, steps):
+            samples = samples_of(step)
+            for micro_batch in range(accumulate):
+                first = (micro_batch * world + rank) * share
+                yield samples[first : first + share]
+
+    read = partial(_read_sample, table, read_image)
+    return (_collate(pairs) for pairs in read_ahead(read, micro_batches(), workers, pin_memory, timeout))
+
+
+def eval_batches(
+    table: Table,
+    read_image: ReadImage,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = 0.0,
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yields every image once over all processes, one at a time: its row and uint8 [3, H, W].
+
+    Args:
+        read_image: row -> uint8 [3, H, W]; runs in the workers.
+        workers: processes that read images; 0 reads in this one.
+        pin_memory: put images into page-locked memory.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
+
+    Raises:
+        DataError: whatever ``read_image`` raises.
+    """
+    rows = range(rank, len(table), world)
+    read = partial(_read_row, read_image)
+    for pairs in read_ahead(read, ([row] for row in rows), workers, pin_memory, timeout):
+        yield [row for _, row in pairs], [image for image, _ in pairs]
+
+
+class _Sample(NamedTuple):
+    """What a worker needs to know to make one image and its target."""
+
+    row: int
+    mirrored: bool
+    rng_key: int
+    batch_sizes: list[tuple[int, int]]
+
+
+def usable_rows(table: Table, drop_empty: bool) -> np.ndarray:
+    """Returns the images to train on: all, or those that have an object to train on.
+
+    Raises:
+        DataError: none has one.
+    """
+    trained_on = ~(table.iscrowd | table.difficult)
+    counts = np.diff(np.append(0, np.cumsum(trained_on))[table.offsets])
+    if not trained_on.any():
+        raise DataError(
+            f"{table.name}: no object to train on (got {len(table)} images, {len(table.boxes)} "
+            "objects that are crowd or difficult); add annotations"
+        )
+    return np.flatnonzero(counts) if drop_empty else np.arange(len(table))
+
+
+def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[Tensor, dict[str, Any]]:
+    """Makes one image and its target; runs in a worker.
+
+    The target's fields stay numpy arrays, which cross to the main process in one message; every
+    tensor would take a file descriptor of its own.
+    """
+    objects = table.objects(sample.row)
+    keep = ~(table.iscrowd[objects] | table.difficult[objects])
+    image = read_image(sample.row)
+    boxes = torch.from_numpy(table.boxes[objects][keep])
+    if sample.mirrored:
+        image, boxes = horizontal_flip(image, boxes)
+    target = {
+        "boxes": boxes.numpy().astype(np.float32),
+        "labels": table.labels[objects][keep].astype(np.int64),
+        "area": table.area[objects][keep],
+        "iscrowd": table.iscrowd[objects][keep].astype(np.int64),
+        "difficult": table.difficult[objects][keep],
+        "image_id": np.array(table.image_ids[sample.row] if table.has_ids else sample.row, np.int64),
+        "mirrored": sample.mirrored,
+        "rng_key": sample.rng_key,
+        "batch_sizes": sample.batch_sizes,
+    }
+    return image, target
+
+
+def _read_row(read_image: ReadImage, row: int) -> tuple[Tensor, int]:
+    return read_image(row), row
+
+
+def _collate(
+    pairs: list[tuple[Tensor, dict[str, Any]]],
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    images = [image for image, _ in pairs]
+    targets = [
+        {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in target.items()}
+        for _, target in pairs
+    ]
+    return images, targets

@@ -1,0 +1,1 @@
+"""One run, from a config to its folder: training, evaluation, prediction."""

@@ -1,0 +1,167 @@
+"""How well the anchors of a config fit the objects of a data set, and which would fit better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from grcn.data.annotations import Table
+from grcn.models.transform import DetectionTransform
+
+# Bounds of the size buckets: square roots of areas, in pixels of the network's input.
+BUCKETS = (0, 16, 32, 64, 128, 256, 512, float("inf"))
+# Bounds of height over width.
+ASPECTS = (0, 0.25, 0.5, 1 / 1.5, 1, 1.5, 2, 4, float("inf"))
+# Of which other anchors are chosen: steps of a half octave.
+SIZES = (16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
+RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+MOST_OBJECTS = 5_000  # that they are tried on
+LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
+SIZE_COST = 0.05  # of recall, which one size more must gain
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What anchors are to find: objects to train on, at the network's scale.
+
+    Attributes:
+        boxes: [M, 4] absolute xyxy in pixels of the network's input.
+        images: [M, 2] height and width of the resized image of each.
+    """
+
+    boxes: np.ndarray
+    images: np.ndarray
+
+    def sides(self) -> np.ndarray:
+        """Returns [M, 2], widths and heights."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Anchors on every cell of a map; fields as of :class:`grcn.models.anchors.AnchorGenerator` and the RPN."""
+
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    stride: int
+    straddling: bool = False
+
+    def best_iou(self, objects: Objects) -> np.ndarray:
+        """Returns for each object the IoU of the best anchor that is trained on, [M].
+
+        For one shape, the overlap along either axis falls with the distance of the centres, so the best of all
+        cells is the nearest one whose anchor may be used: no grid is made.
+        """
+        best = np.zeros(len(objects.boxes))
+        areas = objects.sides().prod(axis=1)
+        for size in self.sizes:
+            for ratio in self.ratios:
+                width, height = size / ratio**0.5, size * ratio**0.5
+                x = self._overlap(objects.boxes[:, 0::2], objects.images[:, 1], width)
+                y = self._overlap(objects.boxes[:, 1::2], objects.images[:, 0], height)
+                common = x * y
+                best = np.maximum(best, common / (areas + width * height - common))
+        return best
+
+    def _overlap(self, ends: np.ndarray, limits: np.ndarray, side: float) -> np.ndarray:
+        """Returns along one axis how much of ``ends`` [M, 2] the nearest anchor covers; 0 where none may be used."""
+        first, last = np.zeros(len(limits)), np.ceil(limits / self.stride) - 1
+        if not self.straddling:
+            first = np.maximum(first, np.ceil(side / 2 / self.stride - 0.5))
+            last = np.minimum(last, np.floor((limits - side / 2) / self.stride - 0.5))
+        cell = np.clip(np.round(ends.mean(axis=1) / self.stride - 0.5), first, last)
+        centre = (cell + 0.5) * self.stride
+        overlap = np.minimum(ends[:, 1], centre + side / 2) - np.maximum(ends[:, 0], centre - side / 2)
+        return np.where(last >= first, np.maximum(overlap, 0), 0)
+
+
+def objects_of(table: Table, short: int, longest: int) -> Objects:
+    """Returns the objects to train on as the network sees them; sizes as ``model.image.short`` and ``max``."""
+    transform = DetectionTransform(short, longest)
+    sizes, which = np.unique(table.sizes, axis=0, return_inverse=True)
+    resized = np.array([transform.resized((height, width)) for height, width in sizes.tolist()]).reshape(-1, 2)
+    image = which.reshape(-1)[np.repeat(np.arange(len(table)), np.diff(table.offsets))]
+    counted = ~(table.iscrowd | table.difficult)
+    scales = (resized / np.maximum(sizes, 1))[image[counted]]
+    return Objects(table.boxes[counted] * scales[:, [1, 0, 1, 0]], resized[image[counted]])
+
+
+def fit(objects: Objects, anchors: Anchors) -> dict[str, Any]:
+    """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
+
+    Returns:
+        ``sizes``, ``ratios``, ``stride``; ``objects``, their number; ``recall50`` and ``recall70``, the share that has
+        an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list of ``from``,
+        ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where nothing
+        better was found, with sizes, ratios and the recalls.
+    """
+    best = anchors.best_iou(objects)
+    sides = objects.sides()
+    result = {"sizes": list(anchors.sizes), "ratios": list(anchors.ratios), "stride": anchors.stride}
+    result |= {"objects": len(best), **_recalls(best)}
+    result["buckets"] = _buckets(BUCKETS, np.sqrt(sides.prod(axis=1)), best)
+    result["aspects"] = _buckets(ASPECTS, sides[:, 1] / np.maximum(sides[:, 0], 1e-9), best)
+    result["suggestion"] = _suggest(objects, anchors) if len(best) else None
+    return result
+
+
+def _suggest(objects: Objects, anchors: Anchors) -> dict[str, Any] | None:
+    step = -(-len(objects.boxes) // MOST_OBJECTS)
+    sample = Objects(objects.boxes[::step], objects.images[::step])
+    as_many = _search(sample, anchors, len(anchors.sizes))
+    one_more = _search(sample, anchors, len(anchors.sizes) + 1)
+    chosen = max((as_many, 0.0), (one_more, -SIZE_COST), key=lambda one: _score(one[0].best_iou(sample)) + one[1])[0]
+    best = chosen.best_iou(objects)
+    if _score(best) < _score(anchors.best_iou(objects)) + LEAST_GAIN:
+        return None
+    return {"sizes": list(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
+
+
+def _search(objects: Objects, anchors: Anchors, count: int) -> Anchors:
+    """Chooses ``count`` sizes from a grid for the ratios, then ratios for them, and both again."""
+    sizes = sorted({*anchors.sizes, *SIZES})
+    ratios = sorted({*anchors.ratios, *RATIOS})
+    ious = {
+        (size, ratio): replace(anchors, sizes=(size,), ratios=(ratio,)).best_iou(objects)
+        for size in sizes
+        for ratio in ratios
+    }
+    found = anchors
+    for _ in range(2):
+        by_size = {size: np.max([ious[size, ratio] for ratio in found.ratios], axis=0) for size in sizes}
+        found = replace(found, sizes=_best(by_size, count, found.sizes))
+        by_ratio = {ratio: np.max([ious[size, ratio] for size in found.sizes], axis=0) for ratio in ratios}
+        found = replace(found, ratios=_best(by_ratio, len(anchors.ratios), found.ratios))
+    return found
+
+
+def _best(ious: dict[float, np.ndarray], count: int, start: Sequence[float]) -> tuple[float, ...]:
+    """Returns ``count`` keys whose values [M] have a good maximum: those of ``start``, each exchanged for the best."""
+    chosen = list(start)
+    for _ in range(2):
+        for place in range(count):
+            others = chosen[:place] + chosen[place + 1 :]
+            kept = np.max([ious[key] for key in others], axis=0) if others else np.zeros(1)
+            scores = {key: _score(np.maximum(value, kept)) for key, value in ious.items() if key not in others}
+            chosen[place : place + 1] = [max(scores, key=scores.__getitem__)]
+    return tuple(sorted(chosen))
+
+
+def _score(best: np.ndarray) -> float:
+    return float((best >= 0.5).mean() + (best >= 0.7).mean()) / 2
+
+
+def _recalls(best: np.ndarray) -> dict[str, float | None]:
+    return {f"recall{percent}": float((best >= percent / 100).mean()) if len(best) else None for percent in (50, 70)}
+
+
+def _buckets(bounds: Sequence[float], values: np.ndarray, best: np.ndarray) -> list[dict[str, Any]]:
+    rows = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        chosen = (values >= start) & (values < end)
+        to = end if np.isfinite(end) else None
+        rows.append({"from": start, "to": to, "count": int(chosen.sum()), **_recalls(best[chosen])})
+    return rows

@@ -1,0 +1,135 @@
+"""A checkpoint, or a file of detections, scored on the test splits: what ``tools/eval.py`` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grcn import build
+from grcn.config.schema import Config, Data, ShapesData
+from grcn.data import coco as coco_files
+from grcn.data import voc_results as voc_files
+from grcn.data.annotations import Table
+from grcn.data.loader import eval_batches
+from grcn.engine import checkpoint, distributed
+from grcn.engine.evaluate import detect
+from grcn.engine.log import start_logging
+from grcn.engine.recorder import Metrics
+from grcn.engine.restore import restore
+from grcn.engine.signals import StopSignals
+from grcn.errors import ConfigError, DataError
+from grcn.models.detector import Detector, to_device
+from grcn.run.backend import AMP, prepare
+from grcn.run.compatibility import check_classes, check_model
+from grcn.run.results import score
+
+
+def folder_beside(given: Path, kind: str) -> Path:
+    """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
+    beside = given.parent
+    if beside.name == "checkpoints":
+        beside = beside.parent / "eval"
+    elif (beside / "env.json").exists():  # the best of a run lies in its folder
+        beside /= "eval"
+    return beside / f"{given.stem}-{kind}"
+
+
+def evaluate(
+    cfg: Config,
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    detections: Path | None = None,
+    allow_changes: bool = False,
+    stop: StopSignals | None = None,
+) -> Metrics:
+    """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
+
+    Args:
+        weights: a checkpoint.
+        allow_changes: evaluate although settings of the model differ from those that it was trained with.
+        detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
+        stop: signals to obey.
+    """
+    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
+        return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
+
+
+@contextmanager
+def found_detections(
+    cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
+) -> Iterator[tuple[Table, build.Split, dict[str, np.ndarray]]]:
+    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
+
+    Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
+    processes of torchrun stay together until the context is left.
+    """
+    with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
+        start_logging()
+        prepare(cfg, device)
+        if weights is not None:
+            test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
+            distributed.obey(stop)
+            found = detect_all(to_device(model, device), cfg, test, device, stop)
+        elif detections is not None:
+            test, found = distributed.together(lambda: _read_detections(cfg, detections))
+        else:
+            raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
+        yield build.counted(cfg.eval, test.table), test, found
+
+
+def detect_all(
+    model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
+) -> dict[str, np.ndarray]:
+    """Detects in all test images, in all processes."""
+    table = build.counted(cfg.eval, test.table)
+    rank, world = distributed.rank(), distributed.world_size()
+    batches = eval_batches(
+        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
+        timeout=cfg.run.timeout,
+    )  # fmt: skip
+    share = len(range(rank, len(table), world))
+    return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
+
+
+def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
+    state = checkpoint.load(weights)
+    check_model(cfg, state, weights, allow_changes)
+    classes = tuple(state["classes"])
+    try:
+        test = build.build_test_split(cfg.data, classes)
+    except DataError:
+        _check_own_classes(cfg.data, state, weights)
+        raise
+    check_classes(state, weights, test.table)  # the built-in data have their own, whatever the model's are
+    model = build.build_model(cfg.model, len(classes) + 1)
+    restore(state, model, path=weights)
+    return test, model
+
+
+def _check_own_classes(cfg: Data, state: Mapping[str, Any], weights: Path) -> None:
+    """Refuses a checkpoint where test splits that cannot be read with its classes can be with the data's own.
+
+    Those are the training splits', as a test split need not have all; the test splits' where there is no training data.
+    """
+    if isinstance(cfg, ShapesData):
+        return
+    with suppress(DataError):  # the data are not sound by themselves, of which the first error tells
+        try:
+            own = build.read_annotations(cfg, "train", cfg.classes).classes
+        except DataError:
+            own = build.read_annotations(cfg, "test", cfg.classes).classes
+        check_classes(state, weights, build.build_test_split(cfg, own).table)
+
+
+def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:
+    test = build.build_test_split(cfg.data, build.class_names(cfg.data))
+    read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
+    found = read(path, test.table)
+    known = found["rows"] < len(build.counted(cfg.eval, test.table))
+    return test, {key: values[known] for key, values in found.items()}

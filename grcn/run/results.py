@@ -1,0 +1,107 @@
+"""What an evaluation leaves behind: figures, detections and pictures in one folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grcn.build import Split
+from grcn.config.schema import Config
+from grcn.data import coco as coco_files
+from grcn.data import voc_results as voc_files
+from grcn.data.annotations import Table
+from grcn.engine.durable import sync, write_durably
+from grcn.engine.signals import StopSignals
+from grcn.errors import DataError, EnvironmentFault, named
+from grcn.evaluation import coco, voc
+from grcn.evaluation.diagnosis import diagnose
+from grcn.vis.boxes import detection_grid
+from grcn.vis.curves import pr_curves
+
+logger = logging.getLogger("grcn")
+
+
+def score(
+    cfg: Config,
+    table: Table,
+    test: Split,
+    found: Mapping[str, np.ndarray],
+    folder: Path,
+    devkit: bool = False,
+    stop: StopSignals | None = None,
+) -> dict[str, float | None]:
+    """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``.
+
+    Args:
+        devkit: write VOC's devkit files too, unless classes have names that no file can have, which is said.
+
+    Raises:
+        Stopped: a signal came, which is looked at before each protocol and before pictures are drawn.
+    """
+    stop = stop or StopSignals()
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        coco_files.write_detections(folder / "detections.json", table, found)
+        if devkit:
+            _write_devkit(folder / "devkit", table, found)
+        metrics: dict[str, float | None] = {}
+        per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
+        results: dict[str, Any] = {"images": len(table), "detections": len(found["rows"])}
+        for protocol in cfg.eval.protocols:
+            stop.check()
+            if protocol == "voc":
+                scored = voc.evaluate(table, found, cfg.eval.voc_iou)
+            else:
+                scored = coco.evaluate(table, found)
+                results["coco_backend"] = scored["backend"]
+            metrics |= scored["metrics"]
+            for name, figures in scored["per_class"].items():
+                per_class[name] |= figures
+        if text := diagnose(table, found, metrics):
+            logger.warning("%s", text)
+        results |= {"metrics": metrics, "per_class": per_class}
+        write_durably(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        _write_per_class(folder / "per_class.csv", per_class)
+        stop.check()
+        _draw(cfg, table, test, found, folder)
+        for path in folder.iterdir():  # the log is going to count on them
+            if path.is_file():
+                sync(path)
+        main = metrics[cfg.eval.best_metric]
+        figure = "without objects" if main is None else f"{100 * main:.1f} %"
+        logger.info("%s: %s %s; results, detections and pictures in it", folder, cfg.eval.best_metric, figure)
+        return metrics
+
+
+def _write_devkit(folder: Path, table: Table, found: Mapping[str, np.ndarray]) -> None:
+    try:
+        voc_files.write_detections(folder, table.name.split("+")[0].rpartition("/")[2], table, found)
+    except DataError as error:  # a name of a class; the JSON has all that they would hold
+        logger.warning("no devkit files: %s", error)
+
+
+def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(name for figures in per_class.values() for name in figures))
+        writer = csv.DictWriter(file, ["class", *columns])
+        writer.writeheader()
+        writer.writerows({"class": name, **figures} for name, figures in per_class.items())
+
+
+def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
+    rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
+    if len(rows):
+        detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")
+    if "voc" not in cfg.eval.protocols or not cfg.eval.pictures:
+        return
+    try:
+        for threshold, curves in zip(cfg.eval.voc_iou, voc.curves(table, found, cfg.eval.voc_iou), strict=True):
+            pr_curves(curves, folder / f"pr_iou{threshold * 100:g}.png", f"{table.name}, IoU {threshold:g}")
+    except EnvironmentFault as error:
+        logger.info("no curves drawn: %s", error)

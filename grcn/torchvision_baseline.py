@@ -1,0 +1,226 @@
+"""torchvision's Faster R-CNN with the network, head, anchors, RoIs and weights of one of ours, as it comes.
+
+A model whose tasks are parted has no counterpart there: its twin is the Faster R-CNN that it extends.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
+
+from grcn.build import build_model
+from grcn.config.files import leaves
+from grcn.config.messages import show
+from grcn.config.model_schema import Branch, Context, Model
+from grcn.config.rules import idle_in_model
+from grcn.errors import ConfigError
+from grcn.models import box_heads
+from grcn.models.detector import Detector
+from grcn.models.rpn import RegionProposalNetwork
+from grcn.models.weights import layer_name, normalisation_of, torchvision_names
+
+logger = logging.getLogger("grcn")
+
+_TORCHVISION = ("vgg16", "resnet50", "resnet101")
+# What a FrozenBatchNorm2d adds to the variance.
+_EPS = 1e-5
+# Settings of ours that torchvision's detector has no argument for, and what it has in their place.
+_ITS_OWN = {
+    "rpn.straddling": True,
+    "rpn.min_size": 1e-3,
+    "rpn.smooth_l1_beta": 1 / 9,
+    "roi.aligned": False,
+    "roi.bg_iou_low": 0.0,
+    "roi.add_gt": True,
+    "roi.smooth_l1_beta": 1 / 9,
+    "head.dropout": 0.0,
+}
+
+
+def baseline_of(cfg: Model) -> Model:
+    """Returns the Faster R-CNN that a model extends: no split, no context, one head, the network's own strides."""
+    plain = cfg.model_copy(update={"split": "none", "cls": Branch(), "loc": Branch(), "context": Context()})
+    return plain.model_copy(update={"head": cfg.head.model_copy(update={"tasks": "shared"})})
+
+
+def torchvision_lacks(cfg: Model) -> list[str]:
+    """Returns a line for each setting of a model that keeps its baseline from having a twin.
+
+    A default that torchvision does not share is its own affair, and so is ``rpn.min_size``, which suits the images and
+    counts pixels of their originals, where torchvision's counts those of the resized images.
+    """
+    lines = []
+    if normalisation_of(cfg.weights).bgr:
+        lines.append(
+            "model.weights: torchvision's detector takes RGB, and strides ResNets in their 3x3 convolutions "
+            f"(got {cfg.weights}); set IMAGENET1K_V1 or torchvision:FILE"
+        )
+    usual = leaves(Model())
+    for key, (ours, theirs) in _differences(cfg).items():
+        if key != "rpn.min_size" and ours != usual[key]:
+            lines.append(f"model.{key}: torchvision's detector has {show(theirs)} (got {show(ours)}); set that")
+    return lines
+
+
+def check_twin(cfg: Model) -> None:
+    """Makes sure that the baseline of a model has a twin.
+
+    Raises:
+        ConfigError: settings that torchvision's detector cannot have.
+    """
+    if lines := torchvision_lacks(cfg):
+        raise ConfigError("\n".join(lines))
+
+
+def _differences(cfg: Model) -> dict[str, tuple[float, float]]:
+    """Returns the settings that torchvision's detector has otherwise, with both values."""
+    ours, idle = leaves(cfg), idle_in_model(cfg)
+    return {
+        key: (ours[key], theirs)
+        for key, theirs in _ITS_OWN.items()
+        if key not in idle and not math.isclose(ours[key], theirs, rel_tol=1e-3)  # 1/9 has no end in YAML
+    }
+
+
+def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
+    """Builds the twin of a model, or of its baseline, in evaluation mode.
+
+    VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
+    layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
+    others are logged. What is no setting is torchvision's: memory formats, padding to multiples of 32, sampling with
+    waits.
+
+    Args:
+        cfg: the ``model`` section.
+        model: built from it; its weights are copied, by layer.
+
+    Raises:
+        ConfigError: as :func:`check_twin` raises.
+    """
+    check_twin(cfg)
+    if unlike := _differences(cfg):
+        told = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
+        logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
+    num_classes = model.roi_heads.heads.cls_score.out_features
+    plain = build_model(baseline_of(cfg), num_classes)
+    named = {layer_name(name): value for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for name, value in plain.state_dict().items():
+            value.copy_(named[layer_name(name)].reshape(value.shape))
+    trunk, head = _layers(cfg, plain)
+    trunk.out_channels = plain.backbone.feature_specs["cls"].channels  # type: ignore[assignment]
+    heads = plain.roi_heads.heads
+    twin = FasterRCNN(
+        trunk,
+        min_size=cfg.image.short,
+        max_size=cfg.image.max,
+        image_mean=plain.transform.normalisation.mean,
+        image_std=plain.transform.normalisation.std,
+        rpn_anchor_generator=AnchorGenerator((cfg.anchors.sizes,), (cfg.anchors.ratios,)),
+        rpn_head=_rpn_head(plain.rpn),
+        rpn_pre_nms_top_n_train=cfg.rpn.pre_nms_train,
+        rpn_post_nms_top_n_train=cfg.rpn.post_nms_train,
+        rpn_pre_nms_top_n_test=cfg.rpn.pre_nms_test,
+        rpn_post_nms_top_n_test=cfg.rpn.post_nms_test,
+        rpn_nms_thresh=cfg.rpn.nms,
+        rpn_fg_iou_thresh=cfg.rpn.fg_iou,
+        rpn_bg_iou_thresh=cfg.rpn.bg_iou,
+        rpn_batch_size_per_image=cfg.rpn.batch,
+        rpn_positive_fraction=cfg.rpn.fg_fraction,
+        box_roi_pool=MultiScaleRoIAlign(["0"], cfg.roi.size, cfg.roi.sampling_ratio),
+        box_head=head,
+        box_predictor=FastRCNNPredictor(heads.cls_score.in_features, num_classes),
+        box_fg_iou_thresh=cfg.roi.fg_iou,
+        box_bg_iou_thresh=cfg.roi.fg_iou,  # all others are background
+        box_batch_size_per_image=cfg.roi.batch,
+        box_positive_fraction=cfg.roi.fg_fraction,
+        box_score_thresh=cfg.roi.score_thresh,
+        box_nms_thresh=cfg.roi.nms,
+        box_detections_per_img=cfg.roi.detections,
+        bbox_reg_weights=cfg.roi.box_weights,
+    )
+    twin.roi_heads.box_predictor.cls_score.load_state_dict(heads.cls_score.state_dict())
+    twin.roi_heads.box_predictor.bbox_pred.load_state_dict(heads.bbox_pred.state_dict())
+    if cfg.roi.op == "pool":
+        twin.roi_heads.box_roi_pool = _RoIPool(plain.backbone.feature_specs["cls"].stride, cfg.roi.size)
+    return twin.eval()
+
+
+class _RoIPool(nn.Module):
+    """torchvision's RoIPool, called as its detectors call their pooling."""
+
+    def __init__(self, stride: int, size: int) -> None:
+        super().__init__()
+        self.scale, self.size = 1 / stride, size
+
+    def forward(self, x: dict[str, Tensor], rois: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+        return roi_pool(x["0"], rois, self.size, self.scale)
+
+
+class _Conv5(nn.Module):
+    """torchvision's ``layer4`` as a head."""
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer4(x).mean((2, 3))
+
+
+def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
+    """Makes torchvision's head of three convolutions as wide as ours, with its weights."""
+    head = RPNHead(rpn.conv.in_channels, rpn.anchors.per_cell)
+    head.conv[0][0] = copy.deepcopy(rpn.conv)
+    head.cls_logits, head.bbox_pred = copy.deepcopy(rpn.cls_logits), copy.deepcopy(rpn.bbox_pred)
+    return head
+
+
+def _layers(cfg: Model, plain: Detector) -> tuple[nn.Module, nn.Module]:
+    """Returns the backbone and the hidden layers of the head."""
+    hidden = plain.roi_heads.heads.cls
+    head: nn.Module = hidden
+    if isinstance(hidden, box_heads.TwoMLPHead):
+        head = TwoMLPHead(hidden.fc6.in_features, hidden.fc6.out_features)
+        head.load_state_dict(hidden.state_dict())
+    if cfg.backbone not in _TORCHVISION:
+        chains = ("frozen", "trunk", "fork", "twice", "cls")
+        return nn.Sequential(*(getattr(plain.backbone, chain, nn.Identity()) for chain in chains)), head
+    if cfg.backbone == "vgg16":
+        network = torchvision.models.vgg16(weights=None)
+        _copy_by_name(plain, network, "vgg16")
+        trunk = network.features[:-1]
+        trunk[:10].requires_grad_(False)  # conv1 and conv2
+        return trunk, head
+    network = getattr(torchvision.models, cfg.backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
+    _copy_by_name(plain, network, cfg.backbone)
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
+    trunk = nn.Sequential(*stem.requires_grad_(False), network.layer2, network.layer3)
+    return trunk, _Conv5(network.layer4) if cfg.head.kind == "conv5" else head
+
+
+@torch.no_grad()
+def _copy_by_name(plain: Detector, network: nn.Module, kind: str) -> None:
+    """Copies the convolutions and norms of ours to torchvision's."""
+    ours = {layer_name(name): value for name, value in plain.state_dict().items()}
+    theirs = network.state_dict()
+    for key, name in torchvision_names(kind).items():
+        layer, _, norm = name.partition(".norm_")
+        if norm == "running_mean":
+            theirs[key].zero_()
+        elif norm == "running_var":
+            theirs[key].fill_(1 - _EPS)
+        elif norm:
+            theirs[key].copy_(ours[f"{layer}.{'scale' if norm == 'weight' else 'shift'}"])
+        elif name in ours and ours[name].shape == theirs[key].shape:
+            theirs[key].copy_(ours[name])

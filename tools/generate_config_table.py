@@ -1,0 +1,121 @@
+"""Writes configs/README.md: every config beside the paper's rows, its cost, and what was measured with it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grcn.apps.benchmark.describe import costs
+from grcn.config.files import load_config
+from grcn.config.schema import Config
+
+_FOLDERS = {
+    "coco": (
+        "COCO 2014",
+        "Train on train2014, test on val2014. AP / AP50 / AP75. VGG16 rows have RoIPool, `*_align` RoIAlign.",
+        ("AP", "AP50", "AP75"),
+    ),
+    "voc": ("PASCAL VOC", "Train on VOC07 and VOC12 trainval, test on VOC07 test. AP70, 11-point.", ("AP70",)),
+    "shapes": (
+        "Built-in images",
+        "The rows in miniature; the paper has no such numbers. AP / AP50 / AP75. With RoIAlign, `*_pool` with RoIPool.",
+        ("AP", "AP50", "AP75"),
+    ),
+    "own": (
+        "Data of one's own",
+        "In VOC layout, a small network from scratch. What was measured with them on which data is in RESULTS.md.",
+        ("AP", "AP50", "AP75"),
+    ),
+}
+_OURS = {"AP": "coco_ap", "AP50": "coco_ap50", "AP75": "coco_ap75", "AP70": "voc07_ap70"}
+
+_HEAD = """\
+# Configs
+
+One file for each row of the paper's tables, and a few beyond them. This page is generated: `make generated`.
+
+*Parameters* in millions count convolutions, linear layers, biases and norms, frozen ones too. *Strides* are those of
+the classification and the localization map. *GMAC* are 10^9 multiply-accumulates of one detection at the config's
+largest image size, with all test RoIs in both passes and the usual number of classes;
+`python tools/benchmark.py --config C --describe` lists them by part. With `caffe:` weights a ResNet is strided earlier
+and costs a little less. *Paper* are the paper's numbers, in percent, from [paper_tables.yaml](paper_tables.yaml).
+*Ours* were measured with this code, mean over seeds, from the files in [results](../results).
+"""
+
+
+def catalogue(configs: Path, results: Path) -> str:
+    """Writes the page.
+
+    Args:
+        configs: the folder with one folder for each data set.
+        results: ``<data>/<config>/seed<k>.json``, each with ``metrics``.
+    """
+    tables = yaml.safe_load((configs / "paper_tables.yaml").read_text())
+    labels = {(t, row["id"]): row for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
+    lines = [_HEAD]
+    for folder, (title, text, metrics) in _FOLDERS.items():
+        found = [(path, load_config(path)) for path in sorted((configs / folder).glob("*.yaml"))]
+        found.sort(key=lambda pair: _place(pair[1], labels))
+        lines += [f"## {title}\n", f"{text}\n"]
+        for beyond in (False, True):
+            chosen = [(path, cfg) for path, cfg in found if (cfg.paper == ()) == beyond]
+            if not chosen:
+                continue
+            lines += ["Beyond the tables:\n"] * beyond
+            lines += [f"| {'what' if beyond else 'table: row'} | config | parameters | strides | GMAC | paper | ours |"]
+            lines += ["|---|---|---|---|---|---|---|"]
+            for path, cfg in chosen:
+                rows = [labels[ref.table, ref.row] for ref in cfg.paper]
+                paper = " / ".join(str(rows[-1][name]) for name in metrics) if rows and folder != "shapes" else "–"
+                # Results on data of one's own belong to the data, not to the config.
+                ours = (
+                    "–"
+                    if folder == "own"
+                    else _ours(sorted((results / folder / path.stem).glob("seed*.json")), metrics)
+                )
+                named = "; ".join(f"{ref.table}: {row['label']}" for ref, row in zip(cfg.paper, rows, strict=True))
+                cells = [named or _purpose(path), f"[{path.stem}]({folder}/{path.name})", *_cost(cfg), paper, ours]
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _purpose(path: Path) -> str:
+    """Returns the first sentence of a config's comment."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0]
+
+
+def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
+    """Sorts a config by its first row in the tables; those without one come last."""
+    order = list(labels)
+    return min((order.index((ref.table, ref.row)) for ref in cfg.paper), default=len(order)), cfg.model.backbone
+
+
+def _cost(cfg: Config) -> tuple[str, str, str]:
+    parts, strides = costs(cfg)
+    gmac = sum(part.gmac for part in parts)
+    parameters = sum(part.parameters for part in parts) / 1e6
+    return f"{parameters:.2f}", f"{strides['cls']} / {strides['loc']}", f"{gmac:.0f}" if gmac >= 10 else f"{gmac:.2f}"
+
+
+def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:
+    """Returns the means over the result files, in percent; a dash for a metric that a file does not have."""
+    if not paths:
+        return "not run"
+    found = [json.loads(path.read_text())["metrics"] for path in paths]
+    cells = []
+    for name in metrics:
+        values = [metrics_.get(_OURS[name]) for metrics_ in found]
+        cells.append("–" if None in values else f"{100 * statistics.mean(values):.1f}")
+    return f"{' / '.join(cells)} ({len(paths)} seed{'s' * (len(paths) > 1)})"
+
+
+if __name__ == "__main__":
+    root = Path(__file__).resolve().parents[1]
+    (root / "configs/README.md").write_text(catalogue(root / "configs", root / "results"))
