@@ -22,8 +22,8 @@ venv: .venv/installed
 # A venv sees the packages of the interpreter behind PYTHON, but not those of a venv that PYTHON is in;
 # the .pth file adds them, after .venv's own.
 $(VENV_PYTHON):
-	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or \
-	    sys.exit(f'grcn needs Python 3.10 or newer (got {sys.version.split()[0]}); make PYTHON=/path/to/python')"
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or \
+	    sys.exit(f'grcn needs Python 3.11 or newer (got {sys.version.split()[0]}); make PYTHON=/path/to/python')"
 	$(PYTHON) -m venv --system-site-packages .venv
 	$(PYTHON) -c "import sys, sysconfig; sys.prefix == sys.base_prefix or \
 	    print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
