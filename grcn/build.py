@@ -10,6 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grcn.catalog import (
+    COCO_CLASSES,
+    RESNET_UNITS,
+    RESNET_WIDTH,
+    SHAPES_CLASSES,
+    TINY_BLOCKS,
+    VGG16_BLOCKS,
+    VOC_CLASSES,
+)
 from grcn.config.model_schema import Model
 from grcn.config.schema import Data, Eval, FilesData, ShapesData, Train
 from grcn.data import coco, voc
@@ -17,7 +26,6 @@ from grcn.data.annotations import Table
 from grcn.data.faults import Report
 from grcn.data.images import FileImages
 from grcn.data.synthetic import dataset as shapes
-from grcn.data.synthetic.scenes import CLASSES
 from grcn.errors import DataError, one_line
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
@@ -25,12 +33,12 @@ from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.features import TASKS
 from grcn.models.init import initialise
-from grcn.models.resnet import RESNET_UNITS, SplitResNet, conv5_units
+from grcn.models.resnet import SplitResNet, conv5_units
 from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
 from grcn.models.roi_pool import RoIPool
 from grcn.models.rpn import Proposing, RegionProposalNetwork
 from grcn.models.transform import DetectionTransform
-from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
 
 _READERS = {"voc": voc.load, "coco": coco.load}
@@ -96,11 +104,11 @@ def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
             cfg.split,
             {"cls": cfg.cls.stride, "loc": cfg.loc.stride},
             det=name != cfg.backbone,
-            width=cfg.width if tiny else 64,
+            width=cfg.width if tiny else RESNET_WIDTH,
             stride_in=stride_in_of(cfg.weights),
             from_scratch=tiny,
         )
-    blocks = [[cfg.width * factor] for factor in (1, 2, 4, 4, 4)] if tiny else VGG16_BLOCKS
+    blocks = [[cfg.width * factor] for factor in TINY_BLOCKS] if tiny else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
     return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
 
@@ -112,7 +120,7 @@ def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5He
     if cfg.head.kind == "conv":
         return ConvHead(channels, cfg.head.dim)
     name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
-    count, width = RESNET_UNITS[name][3], cfg.width if tiny else 64
+    count, width = RESNET_UNITS[name][3], cfg.width if tiny else RESNET_WIDTH
     units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
     return Conv5Head(units, out_features=32 * width)
 
@@ -134,7 +142,7 @@ def class_names(cfg: Data) -> tuple[str, ...] | None:
     """Returns the classes of a model trained on this data; None where the test split itself names them all."""
     if isinstance(cfg, ShapesData) or cfg.classes is not None or cfg.format == "coco":
         return cfg.classes if isinstance(cfg, FilesData) else None
-    if read_annotations(cfg, "test", None).classes == voc.VOC_CLASSES:
+    if read_annotations(cfg, "test", None).classes == VOC_CLASSES:
         return None
     return read_annotations(cfg, "train", None).classes
 
@@ -142,8 +150,8 @@ def class_names(cfg: Data) -> tuple[str, ...] | None:
 def usual_classes(cfg: Data) -> tuple[str, ...]:
     """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
     if isinstance(cfg, ShapesData):
-        return CLASSES[cfg.level]
-    return cfg.classes or (voc.VOC_CLASSES if cfg.format == "voc" else coco.COCO_CLASSES)
+        return SHAPES_CLASSES[cfg.level]
+    return cfg.classes or (VOC_CLASSES if cfg.format == "voc" else COCO_CLASSES)
 
 
 def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:

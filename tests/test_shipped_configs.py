@@ -11,8 +11,8 @@ import yaml
 from generate_config_table import catalogue
 from PIL import Image
 
+from grcn.catalog import COCO_CLASSES
 from grcn.config.files import load_config
-from grcn.data.coco import COCO_CLASSES
 from grcn.run import train as run
 
 ROOT = Path(__file__).resolve().parents[1]

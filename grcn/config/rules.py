@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS, WEIGHT_LAYOUTS
+
 if TYPE_CHECKING:
     from grcn.config.model_schema import Model
     from grcn.config.schema import Config
-
-# Weights that torchvision publishes; they carry their own normalisation.
-NAMED_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "IMAGENET1K_FEATURES")
-WEIGHT_LAYOUTS = ("torchvision", "caffe")
-# Units of conv4, of which the last can be split off.
-CONV4_UNITS = {"resnet50": 6, "resnet101": 23, "tiny_resnet": 3}
 
 
 def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
@@ -100,14 +96,14 @@ def _resnet(model: Model) -> bool:
 def _channels(model: Model) -> int:
     """Channels of the maps."""
     if _resnet(model):
-        return (model.width if _tiny(model) else 64) * (32 if model.backbone.endswith("_det") else 16)
-    return 4 * model.width if _tiny(model) else 512
+        return (model.width if _tiny(model) else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
+    return model.width * TINY_BLOCKS[-1] if _tiny(model) else VGG16_BLOCKS[-1][-1]
 
 
 def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
     """Yields splits, strides and last poolings that the backbone does not have."""
-    if model.backbone in CONV4_UNITS:
-        most = CONV4_UNITS[model.backbone]
+    if model.backbone in RESNET_UNITS:
+        most = RESNET_UNITS[model.backbone][2]
         if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
             yield (
                 "split",
@@ -150,7 +146,7 @@ def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
             "weights",
             f"backbone {model.backbone} has no pretrained weights (got {model.weights!r}); set null",
         )
-    elif model.weights == ("IMAGENET1K_FEATURES" if _resnet(model) else "IMAGENET1K_V2"):
+    elif model.weights in NAMED_WEIGHTS and model.weights not in RELEASES[model.backbone.removesuffix("_det")]:
         yield (
             "weights",
             f"{model.backbone} has none of this name (got {model.weights!r}); set IMAGENET1K_V1",

@@ -23,6 +23,7 @@ from xml.parsers.expat import ErrorString
 
 import numpy as np
 
+from grcn.catalog import VOC_CLASSES
 from grcn.data import elsewhere
 from grcn.data.annotations import Table, concatenate
 from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
@@ -30,12 +31,6 @@ from grcn.data.validate import pack
 from grcn.errors import DataError
 
 logger = logging.getLogger("grcn")
-
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 

@@ -20,7 +20,6 @@ from torchvision.models.convnext import LayerNorm2d
 
 from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
 
-RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
 EXPANSION = 4
 # The unit that the paper edits: the first of conv4.
 _EDITED = "layer3_0"

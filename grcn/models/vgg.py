@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
+from grcn.catalog import VGG_SPLITS
 from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
 
-VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}
 # Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
 _STRIDE_BEFORE_LAST_POOL = 8
 _LAST_POOL_STRIDE = {"max": 2, "none": 1, "conv2x2_s2": 2, "max2x2_s1": 1}
@@ -58,7 +57,7 @@ class SplitVGG(Backbone):
             raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
         self.shared = split == "none"
         self._format = "train_units" if from_scratch else "train"
-        first = SPLITS.get(split, 5)
+        first = VGG_SPLITS.get(split, 5)
         if frozen_blocks >= first:
             raise ValueError(f"the split at {split} lies inside the {frozen_blocks} frozen blocks")
         self.frozen = _chain(blocks, range(1, frozen_blocks + 1), from_scratch)

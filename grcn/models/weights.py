@@ -26,13 +26,13 @@ from torchvision.models.detection import (
     RetinaNet_ResNet50_FPN_Weights,
 )
 
+from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, VGG16_BLOCKS, WEIGHT_LAYOUTS
 from grcn.errors import CheckpointError
 from grcn.fileio import read_file, unusable
 from grcn.models.detector import Detector
 from grcn.models.features import Backbone
-from grcn.models.resnet import RESNET_UNITS
 from grcn.models.transform import Normalisation
-from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.vgg import SplitVGG
 from grcn.models.weight_files import fetch, few, tensors
 
 TORCHVISION = Normalisation()
@@ -40,9 +40,8 @@ CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 
 # The convolutions of the Caffe release as torchvision ships them: converted to RGB in 0-1, so the deviation is 1/255.
 CAFFE_RGB = Normalisation(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
 
-_LAYOUTS = {"torchvision": TORCHVISION, "caffe": CAFFE}
-_NAMED = {"IMAGENET1K_V1": TORCHVISION, "IMAGENET1K_V2": TORCHVISION, "IMAGENET1K_FEATURES": CAFFE_RGB}
-_RELEASES: dict[str, type[WeightsEnum]] = {
+_EXPECTED = {"torchvision": TORCHVISION, "caffe": CAFFE, "caffe_rgb": CAFFE_RGB}
+_URLS: dict[str, type[WeightsEnum]] = {
     "vgg16": VGG16_Weights,
     "resnet50": ResNet50_Weights,
     "resnet101": ResNet101_Weights,
@@ -68,12 +67,12 @@ def normalisation_of(entry: str | None) -> Normalisation:
     """Returns what the weights of ``entry`` expect of their input; no weights: torchvision's. Reads no file."""
     if entry is None:
         return TORCHVISION
-    if entry in _NAMED:
-        return _NAMED[entry]
+    if entry in NAMED_WEIGHTS:
+        return _EXPECTED[NAMED_WEIGHTS[entry]]
     layout = entry.partition(":")[0]
-    if layout in _LAYOUTS and ":" in entry:
-        return _LAYOUTS[layout]
-    names = ", ".join(_NAMED)
+    if layout in WEIGHT_LAYOUTS and ":" in entry:
+        return _EXPECTED[layout]
+    names = ", ".join(NAMED_WEIGHTS)
     raise CheckpointError(f"model.weights: unknown entry {entry!r}; use {names}, torchvision:FILE or caffe:FILE")
 
 
@@ -222,7 +221,7 @@ def _network(backbone: Backbone) -> str:
     """Returns torchvision's name of the network that a backbone is made from."""
     if isinstance(backbone, SplitVGG):
         return "vgg16"
-    found = [name for name in _RELEASES if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
+    found = [name for name in RELEASES if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
     if not found:
         raise CheckpointError("model.weights: this backbone has no pretrained weights; set null")
     return found[0]
@@ -258,10 +257,10 @@ def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str,
 
 def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str, str]:
     """Returns tensors by key, what to call their source, and the SHA-256 of the file."""
-    if entry in _NAMED:
-        if entry not in _RELEASES[network].__members__:
+    if entry in NAMED_WEIGHTS:
+        if entry not in RELEASES[network]:
             raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
-        path = fetch(entry, _RELEASES[network][entry].url)
+        path = fetch(entry, _URLS[network][entry].url)
         contents = read_file(path, "remove it and run again")
         digest = hashlib.sha256(contents).hexdigest()
         if not digest.startswith(path.stem.rpartition("-")[2]):

@@ -11,6 +11,7 @@ import pytest
 from bad_data import set_field
 from pycocotools.coco import COCO
 
+from grcn.catalog import COCO_CLASSES
 from grcn.data import coco
 from grcn.errors import DataError
 
@@ -105,8 +106,8 @@ def test_reads_what_pycocotools_reads(tmp_path):
 
 
 def test_the_eighty_classes_come_in_the_order_of_cocos_ids(tmp_path):
-    assert len(coco.COCO_CLASSES) == len(set(coco.COCO_CLASSES)) == len(OFFICIAL_IDS) == 80
-    by_id = dict(zip(OFFICIAL_IDS, coco.COCO_CLASSES, strict=True))
+    assert len(COCO_CLASSES) == len(set(COCO_CLASSES)) == len(OFFICIAL_IDS) == 80
+    by_id = dict(zip(OFFICIAL_IDS, COCO_CLASSES, strict=True))
     # Anchors of the published list, whose ids run to 90 with gaps.
     anchors = {1: "person", 13: "stop sign", 27: "backpack", 44: "bottle", 62: "chair"}
     anchors |= {67: "dining table", 70: "toilet", 72: "tv", 84: "book", 90: "toothbrush"}
@@ -115,7 +116,7 @@ def test_the_eighty_classes_come_in_the_order_of_cocos_ids(tmp_path):
     content["categories"] = [{"id": k, "name": name} for k, name in reversed(by_id.items())]
     write(tmp_path, content)
     table = coco.load(tmp_path, ["train"])
-    assert table.classes == coco.COCO_CLASSES
+    assert table.classes == COCO_CLASSES
     assert table.category_ids.tolist() == OFFICIAL_IDS
 
 

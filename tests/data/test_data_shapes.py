@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from grcn.catalog import SHAPES_CLASSES
 from grcn.data.synthetic import dataset as shapes
 from grcn.data.synthetic import painting as shapes_draw
 from grcn.data.synthetic import scenes as shapes_layout
 from grcn.data.synthetic.dataset import ShapesImages, load
-from grcn.data.synthetic.scenes import CLASSES, Scene
+from grcn.data.synthetic.scenes import Scene
 from grcn.errors import DataError
 
-LEVELS = tuple(CLASSES)
+LEVELS = tuple(SHAPES_CLASSES)
 RANGES = {"flat": (12, 64, 0.66), "full": (10, 80, 0.49)}  # long side; least short : long
 OUTLINES = ("oval", "triangle", "square", "trapezoid", "cross", "star", "sun", "crescent")
 
@@ -87,7 +88,7 @@ def test_table(level: str) -> None:
     table, (low, high, slimmest) = load(level, "train", 2000, 128, 0), RANGES[level]
     sides = table.boxes[:, 2:] - table.boxes[:, :2]
     counts, labels = np.diff(table.offsets), np.bincount(table.labels)[1:]
-    assert table.classes == CLASSES[level] and len(table) == 2000
+    assert table.classes == SHAPES_CLASSES[level] and len(table) == 2000
     assert np.array_equal(table.image_ids, np.arange(2000)) and (table.sizes == 128).all()
     assert table.boxes.min() >= 1 and table.boxes.max() <= 127
     assert sides.min() >= 8 and sides.max() <= high and sides.max(axis=1).min() >= low

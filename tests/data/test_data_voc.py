@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from grcn.catalog import VOC_CLASSES
 from grcn.data import coco, voc, voc_results
 from grcn.errors import DataError
 
@@ -55,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 def test_reads_a_split(root):
     table = voc.load(root, ["VOC2007/trainval"])
     assert table.name == "VOC2007/trainval"
-    assert table.classes == voc.VOC_CLASSES
+    assert table.classes == VOC_CLASSES
     assert table.image_ids.tolist() == [b"a", b"b"]
     assert table.files.tolist() == [b"VOC2007/JPEGImages/a.jpg", b"VOC2007/JPEGImages/b.png"]
     assert Path(table.path(1)).is_file()
@@ -77,8 +78,8 @@ def test_several_splits_are_joined_and_images_without_objects_stay(root):
 
 
 def test_the_twenty_classes_are_the_official_ones_in_order():
-    assert len(voc.VOC_CLASSES) == 20
-    assert sorted(voc.VOC_CLASSES) == list(voc.VOC_CLASSES)
+    assert len(VOC_CLASSES) == 20
+    assert sorted(VOC_CLASSES) == list(VOC_CLASSES)
 
 
 def test_classes_are_those_found_unless_all_are_of_voc(root):
@@ -93,7 +94,7 @@ def test_an_unknown_class_names_file_and_class(root):
     write_image(root, "d", ("Person", (1, 1, 5, 5)))
     write_list(root, "own", "d\n")
     with pytest.raises(DataError, match=r"d\.xml: object 1: unknown class \(got 'Person', .*'person"):
-        voc.load(root, ["VOC2007/own"], voc.VOC_CLASSES)
+        voc.load(root, ["VOC2007/own"], VOC_CLASSES)
 
 
 def test_lists_per_class_have_a_second_column(root):
@@ -271,7 +272,7 @@ def test_result_files_are_the_devkits(root, tmp_path):
     }
     voc_results.write_detections(tmp_path / "results", "trainval", table, one)
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {f"comp4_det_trainval_{name}.txt" for name in voc.VOC_CLASSES}
+    assert names == {f"comp4_det_trainval_{name}.txt" for name in VOC_CLASSES}
     dog = (tmp_path / "results/comp4_det_trainval_dog.txt").read_text()
     assert dog == "b 0.75 1.0 5.0 10.5 30.0\n"
     assert (tmp_path / "results/comp4_det_trainval_cat.txt").read_text() == ""

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from torchvision.ops import nms
 
 from grcn import boxes, build_model, load_config, rng
+from grcn.catalog import VGG16_BLOCKS
 from grcn.models.context import ContextAttention
 from grcn.models.roi_heads import Detecting, RoIHeads, Sampling, _row_keys
-from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.vgg import SplitVGG
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -11,12 +11,12 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from grcn.build import build_model
+from grcn.catalog import RESNET_UNITS
 from grcn.config.model_schema import Model
-from grcn.config.rules import CONV4_UNITS
 from grcn.errors import CheckpointError
 from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
-from grcn.models.resnet import RESNET_UNITS, FrozenNormConv, SplitResNet
+from grcn.models.resnet import FrozenNormConv, SplitResNet
 from grcn.models.weights import layer_name, load_weights
 
 UNITS = (1, 2, 4, 2)
@@ -270,10 +270,6 @@ def test_impossible_strides_are_refused(options):
 def test_impossible_splits_are_refused(split, det):
     with pytest.raises(ValueError, match="cannot split"):
         SplitResNet(UNITS, split, det=det, width=4)
-
-
-def test_config_and_backbone_agree_on_the_units_of_conv4():
-    assert {name: units[2] for name, units in RESNET_UNITS.items()} == CONV4_UNITS
 
 
 def test_values_stay_finite_without_pretrained_weights():

@@ -5,9 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from grcn.build import build_model
+from grcn.catalog import VGG16_BLOCKS
 from grcn.config.model_schema import Model
 from grcn.config.schema import Config
-from grcn.models.vgg import VGG16_BLOCKS, SplitVGG
+from grcn.models.vgg import SplitVGG
 
 NARROW = [[8] * len(widths) for widths in VGG16_BLOCKS]
 KINDS = {"max": 16, "none": 8, "conv2x2_s2": 16, "max2x2_s1": 8}

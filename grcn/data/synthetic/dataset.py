@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 
 from grcn import rng
+from grcn.catalog import SHAPES_CLASSES
 from grcn.data.annotations import Table
 from grcn.data.synthetic.painting import (
     Box,
@@ -68,7 +69,7 @@ from grcn.data.synthetic.painting import (
     paint,
     rod,
 )
-from grcn.data.synthetic.scenes import CLASSES, FRAME, Scene, flat_scene, full_scene
+from grcn.data.synthetic.scenes import FRAME, Scene, flat_scene, full_scene
 from grcn.data.validate import pack
 from grcn.errors import DataError
 
@@ -116,7 +117,7 @@ def load(level: str, split: str, count: int, size: int, seed: int) -> Table:
     if count < 1:
         raise DataError(f"shapes: too few images (got count {count}); ask for at least 1")
     read_image = ShapesImages(level, split, size, seed)
-    classes = CLASSES[level]
+    classes = SHAPES_CLASSES[level]
     objects = [(row, *found) for row in range(count) for found in read_image.scene(row).objects]
     return pack(
         f"shapes-{level}/{split}",
@@ -136,8 +137,8 @@ class ShapesImages:
     """
 
     def __init__(self, level: str, split: str, size: int, seed: int) -> None:
-        if level not in CLASSES:
-            raise DataError(f"shapes: unknown level (got {level!r}); use one of {list(CLASSES)}")
+        if level not in SHAPES_CLASSES:
+            raise DataError(f"shapes: unknown level (got {level!r}); use one of {list(SHAPES_CLASSES)}")
         if split not in SPLITS:
             raise DataError(f"shapes: unknown split (got {split!r}); use one of {list(SPLITS)}")
         if size < 32:
@@ -163,7 +164,7 @@ class ShapesImages:
         return layout(draw, self.size / FRAME)
 
     def _key(self, row: int, purpose: int) -> int:
-        level, split = list(CLASSES).index(self.level), SPLITS.index(self.split)
+        level, split = list(SHAPES_CLASSES).index(self.level), SPLITS.index(self.split)
         return rng.hash_int(self.seed, rng.SHAPES, level, split, row, purpose)
 
 

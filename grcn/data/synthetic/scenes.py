@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from grcn.catalog import SHAPES_CLASSES
 from grcn.data.synthetic.painting import Box, Draw, between, draw_int
-
-# The order of levels and classes is part of the data.
-CLASSES = {
-    "flat": ("disc", "square", "triangle", "star", "cross", "crescent"),
-    "full": ("sun", "moon", "lark", "owl", "boat", "cart", "beetle", "crate"),
-}
 
 FRAME = 128.0  # pixels; the lengths below refer to it
 MARGIN = 1.0  # pixels between a box and the image's edge
@@ -100,7 +95,7 @@ def _gap(a: Box, b: Box) -> float:
 def flat_scene(draw: Draw, scale: float) -> Scene:
     layout, names = _Layout(), []
     for _ in range(draw_int(draw, 1, 6)):
-        name = CLASSES["flat"][draw_int(draw, 0, 5)]
+        name = SHAPES_CLASSES["flat"][draw_int(draw, 0, 5)]
         if layout.place(draw, _Sizes(12, 64, slimmest=0.7)):
             names.append(name)
     return Scene("plain", [], list(zip(names, layout.scaled(scale), strict=True)))
