@@ -1,23 +1,31 @@
-"""Files of weights, judged by their bytes before anything in them is unpacked or unpickled.
+"""Files that are written whole or not at all, that one process writes, and that are safe to read.
 
-Half a megabyte of a zip archive can unpack to a gigabyte of zeros, and neither torch nor numpy looks before it does so.
-Nor does torch compare checksums: it returns other weights where a bit has flipped.
+Files of weights are judged by their bytes before anything in them is unpacked or unpickled. Half a megabyte of a zip
+archive can unpack to a gigabyte of zeros, and neither torch nor numpy looks before it does so. Nor does torch compare
+checksums: it returns other weights where a bit has flipped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import io
+import os
 import pickle
+import socket
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from grcn.errors import CheckpointError, EnvironmentFault, is_of_the_machine, named, one_line
 
-from grcn.errors import CheckpointError, is_of_the_machine, one_line
+if TYPE_CHECKING:  # imported where it is used: torch takes seconds to import, and some tools do without
+    from torch import Tensor
 
 # A detector has some thousand tensors; to list a million entries takes gigabytes.
 MAX_ENTRIES = 2**16
@@ -31,10 +39,6 @@ _ZIP_ERRORS = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError),
     *(struct.error, zlib.error, OverflowError, IndexError),
 )
-_KINDS = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-}
 _FORMATS = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89PNG": "a PNG image",
@@ -46,6 +50,59 @@ _FORMATS = {
     b"<": "a web page or XML",
     b"{": "JSON text",
 }
+
+
+def write_durably(path: Path, contents: bytes | memoryview) -> None:
+    """Replaces a file; after a crash at any moment the old one or the new one is there, whole."""
+    temporary = path.parent / f".tmp-{path.name}"
+    try:
+        with named(path), temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Brings what a file holds, or which files a folder holds, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process from writing to a run's folder, for as long as the context is open.
+
+    A POSIX record lock: it vanishes with the process however that ends, and forked workers do not
+    inherit it (``flock`` would outlive a killed trainer in its workers). Nothing else may open the
+    file: closing it anywhere in the process releases the lock.
+
+    Raises:
+        EnvironmentFault: another process holds it, or the file system has no locks.
+    """
+    path = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise EnvironmentFault(f"{path}: cannot lock ({error.strerror}); use another file system") from error
+            holder = os.read(descriptor, 300).decode(errors="replace").strip() or "another process"
+            raise EnvironmentFault(f"{folder}: in use by {holder}; stop that run or choose another folder") from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: Path, remedy: str) -> bytes:
@@ -92,8 +149,12 @@ def cause(error: Exception) -> str:
 
 def unusable(tensors: Mapping[str, Tensor]) -> str | None:
     """Says which tensor out of a file is not to be computed with, and why; None if all are sound."""
+    import torch
+
+    kinds = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    kinds |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
     for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.dtype not in _KINDS:
+        if tensor.layout != torch.strided or tensor.dtype not in kinds:
             return f"{key} is of a kind that is not read ({tensor.dtype}, {tensor.layout})"
         # With strides of zero a few bytes pose as any number of values, which every operation would write out.
         if tensor.numel() > tensor.untyped_storage().nbytes():
@@ -135,3 +196,63 @@ def check_archive(contents: bytes, *, compressed: bool = False, checksums: bool 
         raise ValueError("an archive whose entries cannot be read") from error
     if broken is not None:
         raise ValueError(f"wrong checksum of {broken!r:.60}")
+
+
+def fetch(entry: str, url: str) -> Path:
+    """Downloads a release into torch's hub folder, unless it is there.
+
+    Args:
+        entry: its name, for messages.
+        url: its address, whose last part has the beginning of the file's SHA-256.
+
+    Raises:
+        CheckpointError: the network fails, or what comes is something else.
+    """
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except Exception as error:  # whatever the network makes urllib raise
+        raise CheckpointError(f"{entry}: cannot load {url} ({cause(error)}); put the file at {path}") from error
+    return path
+
+
+def read_tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
+    """Reads tensors out of what a file holds, after making sure that unpacking it is harmless.
+
+    Raises:
+        CheckpointError: it is damaged, or not a flat dict of tensors.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        if is_archive(contents):  # torch's own old format, in which some releases are, is none
+            check_archive(contents, compressed=path.suffix == ".npz")
+        elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
+            raise ValueError(appearance(contents))
+        if path.suffix == ".npz":
+            with np.load(io.BytesIO(contents), allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
+        remedy = "use another, or download it again"
+        raise CheckpointError(
+            f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        keys = f" of {few([str(key) for key in state])}" if isinstance(state, dict) else ""
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}{keys}, not tensors; save the state_dict alone")
+    return state
+
+
+def few(names: Sequence[str]) -> str:
+    """Lists the first of some names."""
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "none"

@@ -23,9 +23,9 @@ from downloads import Answer, Published, Server, become, noise, tiny_coco, tiny_
 from grcn.apps.prepare_data.download import Unreachable
 from grcn.apps.prepare_data.prepare import prepare, tabulate
 from grcn.apps.prepare_data.published import DATA_SETS, Split
-from grcn.engine.lock import run_lock
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError, EnvironmentFault
+from grcn.fileio import run_lock
 
 TOOL = "tools/prepare_data.py"
 

@@ -27,10 +27,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from grcn import errors
 from grcn.engine import checkpoint, distributed
 from grcn.engine.evaluate import detect
-from grcn.engine.lock import run_lock
 from grcn.engine.log import start_logging
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import learning_rate, train
+from grcn.fileio import run_lock
 
 IMAGES = 5  # to evaluate on
 

@@ -11,8 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from grcn import errors
 from grcn.apps.benchmark.data import evaluation_seconds, loader_rate
 from grcn.apps.benchmark.describe import as_json, costs
@@ -21,7 +19,7 @@ from grcn.apps.benchmark.scaling import measure_scaling
 from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
 from grcn.config.files import load_config
 from grcn.engine.distributed import process_group
-from grcn.engine.memory import keep_freed_memory
+from grcn.run.backend import prepare
 from grcn.vis.curves import scaling_curves
 
 SCORED_IMAGES = 500
@@ -56,10 +54,7 @@ def main() -> None:
     shown = [costs_as_text(args.config, cfg, parts, strides)]
     if not args.describe:
         with process_group(cfg.run.device) as device:
-            torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-            if device.type == "cpu":
-                keep_freed_memory()
-            torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
+            prepare(cfg, device)
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)
                 scaling_curves(scaling, args.scaling, f"{args.config} (grey: in proportion)")

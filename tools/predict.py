@@ -64,8 +64,8 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     """Predicts in batches; a file that cannot be read is told and left out, and makes the exit code 3."""
     from tqdm import tqdm
 
-    from grcn.engine.durable import write_durably
     from grcn.engine.log import start_logging
+    from grcn.fileio import write_durably
     from grcn.progress import progress_bar
     from grcn.run.predict import as_record, as_tensor, load
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from grcn.engine.distributed import world_size
-from grcn.engine.durable import write_durably
 from grcn.errors import DataError
+from grcn.fileio import write_durably
 
 
 def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:

@@ -15,10 +15,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from grcn import rng
 from grcn.engine import distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import logger
 from grcn.engine.recorder import Metrics, Recorder
-from grcn.engine.restore import restore
 from grcn.engine.signals import Stopped, StopSignals
 from grcn.errors import CheckpointError
 from grcn.progress import progress_bar

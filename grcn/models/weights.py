@@ -28,12 +28,11 @@ from torchvision.models.detection import (
 
 from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, VGG16_BLOCKS, WEIGHT_LAYOUTS
 from grcn.errors import CheckpointError
-from grcn.fileio import read_file, unusable
+from grcn.fileio import fetch, few, read_file, read_tensors, unusable
 from grcn.models.detector import Detector
 from grcn.models.features import Backbone
 from grcn.models.transform import Normalisation
 from grcn.models.vgg import SplitVGG
-from grcn.models.weight_files import fetch, few, tensors
 
 TORCHVISION = Normalisation()
 CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), bgr=True)
@@ -265,7 +264,7 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str, str]:
         digest = hashlib.sha256(contents).hexdigest()
         if not digest.startswith(path.stem.rpartition("-")[2]):
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not that in its name); remove it and run again")
-        return tensors(path, contents), entry, digest
+        return read_tensors(path, contents), entry, digest
     path = Path(entry.partition(":")[2])
     contents = read_file(path, "give model.weights=LAYOUT:FILE an existing file")
-    return tensors(path, contents), str(path), hashlib.sha256(contents).hexdigest()
+    return read_tensors(path, contents), str(path), hashlib.sha256(contents).hexdigest()

@@ -1,18 +1,22 @@
-"""What a config says of the machine, said to torch."""
+"""Sets torch and the C library to the threads, arithmetic and memory use of a config."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import platform
+import sys
 
 import torch
 
 from grcn.config.schema import Config
-from grcn.engine.memory import keep_freed_memory
 from grcn.errors import ConfigError
 
 AMP = {"none": None, "bf16": torch.bfloat16}
+# Parameters of glibc's mallopt(3), and the largest value of one.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_LARGEST = 2**31 - 1
 
 logger = logging.getLogger("grcn")
 
@@ -35,6 +39,19 @@ def prepare(cfg: Config, device: torch.device) -> None:
             raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrices are multiplied
         torch.use_deterministic_algorithms(True)
+
+
+def keep_freed_memory() -> None:
+    """Lets freed tensors be used again instead of given back to the system at once.
+
+    A step on a CPU frees and takes the same buffers over and over, and each page that is taken anew is a fault: it
+    trains about a tenth faster without, and takes about a tenth more memory, which stays with the process. Elsewhere
+    than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, _LARGEST)
 
 
 def _computes_bf16() -> bool:

@@ -15,8 +15,8 @@ from grcn.build import Split
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.engine import checkpoint
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import detect, move_images, move_targets
-from grcn.engine.restore import restore
 from grcn.engine.step import peak_mb, training_step
 from grcn.models.detector import Detector
 

@@ -17,10 +17,10 @@ from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Table
 from grcn.data.loader import eval_batches
 from grcn.engine import checkpoint, distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import detect
 from grcn.engine.log import start_logging
 from grcn.engine.recorder import Metrics
-from grcn.engine.restore import restore
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
 from grcn.models.detector import Detector, to_device

@@ -6,8 +6,8 @@ import csv
 import json
 from pathlib import Path
 
-from grcn.engine.durable import write_durably
 from grcn.errors import EnvironmentFault
+from grcn.fileio import write_durably
 from grcn.vis.curves import loss_curves
 from grcn.vis.html import page, picture, table, text
 

@@ -9,7 +9,7 @@ from grcn.config.files import parse_config
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.engine import checkpoint, distributed
-from grcn.engine.restore import restore
+from grcn.engine.checkpoint import restore
 from grcn.errors import ConfigError
 from grcn.models.detector import Detector
 from grcn.models.weights import load_weights, normalisation_of

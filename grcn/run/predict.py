@@ -17,8 +17,8 @@ from grcn import build
 from grcn.config.files import parse_config
 from grcn.data.images import read_image
 from grcn.engine import checkpoint, distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images
-from grcn.engine.restore import restore
 from grcn.models.detector import Detector, to_device
 from grcn.run.compatibility import check_record
 

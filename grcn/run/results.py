@@ -16,11 +16,11 @@ from grcn.config.schema import Config
 from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Table
-from grcn.engine.durable import sync, write_durably
 from grcn.engine.signals import StopSignals
 from grcn.errors import DataError, EnvironmentFault, named
 from grcn.evaluation import coco, voc
 from grcn.evaluation.diagnosis import diagnose
+from grcn.fileio import sync, write_durably
 from grcn.vis.boxes import detection_grid
 from grcn.vis.curves import pr_curves
 

@@ -12,25 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from grcn import build
+from grcn import build, fileio
 from grcn.apps.browse.browse import write_inputs
 from grcn.apps.check_data.images import check_before_training
 from grcn.config.files import dump_config
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.data.loader import train_batches
-from grcn.engine import checkpoint, distributed, durable
+from grcn.engine import checkpoint, distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.environment import write_environment
-from grcn.engine.events import check_tensorboard
-from grcn.engine.lock import run_lock
-from grcn.engine.log import is_evaluated, start_logging
+from grcn.engine.log import check_tensorboard, is_evaluated, start_logging
 from grcn.engine.recorder import Metrics
-from grcn.engine.restore import restore
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import learning_rate
 from grcn.engine.train import train as train_loop
 from grcn.errors import ConfigError
 from grcn.evaluation.detections import check_objects
+from grcn.fileio import run_lock
 from grcn.models.detector import Detector, count_parameters, to_device
 from grcn.models.features import TASKS, memory_formats
 from grcn.run.backend import AMP, prepare
@@ -243,7 +242,7 @@ def _record(cfg: Config, table: Table) -> dict[str, Any]:
 
 
 def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int], device: torch.device) -> None:
-    durable.write_durably(folder / "config.yaml", dump_config(cfg).encode())
+    fileio.write_durably(folder / "config.yaml", dump_config(cfg).encode())
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from grcn.engine import durable
+from grcn import fileio
 from grcn.errors import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -35,4 +35,4 @@ def write_picture(picture: Image.Image, path: Path) -> None:
     """Replaces a file, whose suffix sets the format; after a crash the old picture or the new one is there, whole."""
     encoded = io.BytesIO()
     picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
-    durable.write_durably(path, encoded.getbuffer())
+    fileio.write_durably(path, encoded.getbuffer())

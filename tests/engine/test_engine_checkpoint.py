@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from grcn.engine import checkpoint
-from grcn.engine.restore import restore
+from grcn.engine.checkpoint import restore
 from grcn.errors import CheckpointError, EnvironmentFault
 
 

@@ -12,8 +12,7 @@ import torch
 from tqdm import tqdm
 
 from grcn.engine.environment import write_environment
-from grcn.engine.events import check_tensorboard
-from grcn.engine.log import MetricsLog, start_logging
+from grcn.engine.log import MetricsLog, check_tensorboard, start_logging
 from grcn.errors import EnvironmentFault
 
 

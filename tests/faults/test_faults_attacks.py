@@ -17,9 +17,9 @@ import pytest
 import torch
 from foreign import BIG, bomb, named, read_weights, refusal, saved
 
+from grcn import fileio
 from grcn.engine import checkpoint
 from grcn.errors import CheckpointError
-from grcn.models import weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def growth(read: Callable[[Any], object], given: Any, report: Path, patch: Calla
 
 
 def without_the_archive_check() -> None:
-    checkpoint.check_archive = weight_files.check_archive = lambda *args, **options: None
+    checkpoint.check_archive = fileio.check_archive = lambda *args, **options: None
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")

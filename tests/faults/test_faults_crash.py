@@ -29,7 +29,7 @@ PLACES = (
     "pathlib:Path.unlink",
     "grcn.engine.log:MetricsLog._write_line",
 )
-PLACES += ("grcn.engine.checkpoint:save", "grcn.engine.durable:write_durably", "grcn.engine.checkpoint:_prune")
+PLACES += ("grcn.engine.checkpoint:save", "grcn.fileio:write_durably", "grcn.engine.checkpoint:_prune")
 
 
 def die_on_the_way(nth: int, share: float) -> None:

@@ -29,8 +29,8 @@ from grcn.data.annotations import Table
 from grcn.data.images import FileImages
 from grcn.data.loader import train_batches
 from grcn.engine import checkpoint
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images
-from grcn.engine.restore import restore
 from grcn.errors import CheckpointError, UserError
 from grcn.evaluation import coco as coco_protocol
 from grcn.evaluation import voc as voc_protocol

@@ -198,7 +198,7 @@ def other_annotations() -> None:
 
 
 def test_a_locked_folder_is_told_once(tmp_path: Path) -> None:
-    from grcn.engine.lock import run_lock
+    from grcn.fileio import run_lock
 
     with run_lock(tmp_path / "run"):
         results = pair(tmp_path)

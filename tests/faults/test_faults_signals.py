@@ -22,7 +22,7 @@ PHASES = (
     ("building", "grcn.build:build_optimizer", 1),
     ("warm-up", "grcn.models.detector:Detector.forward", 1),
     ("training", "grcn.models.detector:Detector.forward", 5),
-    ("saving", "grcn.engine.durable:write_durably", 2),
+    ("saving", "grcn.fileio:write_durably", 2),
     ("evaluating", "grcn.models.roi_heads:RoIHeads._shortlist", 2),
     ("scoring", "grcn.run.train:score", 1),
 )
@@ -75,9 +75,9 @@ def test_the_check_sees_a_loop_that_does_not_look(tmp_path: Path) -> None:
 
 def twice(first: int, second: int) -> None:
     """A patch: two signals, one after the other, in the middle of saving."""
-    from grcn.engine import durable
+    from grcn import fileio
 
-    real = durable.write_durably
+    real = fileio.write_durably
 
     def write(path: Path, contents: memoryview) -> None:
         if path.suffix == ".pt":
@@ -87,7 +87,7 @@ def twice(first: int, second: int) -> None:
             time.sleep(5)
         real(path, contents)
 
-    durable.write_durably = write
+    fileio.write_durably = write
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

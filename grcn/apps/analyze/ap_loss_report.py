@@ -14,10 +14,10 @@ from grcn.build import Split
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.engine import distributed
-from grcn.engine.durable import write_durably
 from grcn.engine.signals import StopSignals
 from grcn.errors import EnvironmentFault, named
 from grcn.evaluation.ap_loss import Analysis, analyse
+from grcn.fileio import write_durably
 from grcn.run.evaluate import found_detections
 from grcn.vis.boxes import detection_grid
 from grcn.vis.charts import confusion_map, error_curves

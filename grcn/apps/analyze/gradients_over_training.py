@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from grcn import build
+from grcn import build, fileio
 from grcn.apps.analyze.gradients import Conflict, conflict
 from grcn.config.schema import Config
 from grcn.data.loader import train_batches
-from grcn.engine import checkpoint, distributed, durable
+from grcn.engine import checkpoint, distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.environment import read_environment
 from grcn.engine.log import start_logging
-from grcn.engine.memory import keep_freed_memory
-from grcn.engine.restore import restore
 from grcn.engine.signals import StopSignals
 from grcn.errors import CheckpointError, ConfigError, EnvironmentFault, named
 from grcn.models.detector import Detector, to_device
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run import train as run
+from grcn.run.backend import prepare
 from grcn.run.compatibility import check_continuation
 from grcn.vis.charts import cosine_curves
 
@@ -131,9 +131,7 @@ def _cosine(of: dict[str, Any]) -> str:
 
 def _start(cfg: Config, device: torch.device) -> tuple[build.Split, Detector]:
     """Reads the training split and builds the model as training starts with it."""
-    torch.set_num_threads(cfg.run.threads or torch.get_num_threads())
-    if device.type == "cpu":
-        keep_freed_memory()
+    prepare(cfg, device)
     data = build.build_train_split(cfg.data)
     model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
     if cfg.model.weights is not None:
@@ -190,7 +188,7 @@ def _write(output: Path, settings: dict[str, Any], compared: dict[int, Layers]) 
     with named(output):
         output.mkdir(parents=True, exist_ok=True)
         contents = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        durable.write_durably(output / "gradients.json", contents.encode())
+        fileio.write_durably(output / "gradients.json", contents.encode())
         try:
             cosine_curves(steps, lines, output / "gradients.png", title)
         except EnvironmentFault as error:

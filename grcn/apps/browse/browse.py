@@ -18,9 +18,9 @@ from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.data.loader import train_batches, usable_rows
 from grcn.engine import checkpoint, distributed
+from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import start_logging
-from grcn.engine.restore import restore
 from grcn.models.detector import Detector, to_device
 from grcn.models.transform import DetectionTransform
 from grcn.models.weights import load_weights

@@ -23,10 +23,9 @@ from tqdm import tqdm
 from grcn.apps.prepare_data.download import Unreachable, difference, discard, fetch, part_of
 from grcn.apps.prepare_data.published import Archive, DataSet, Split
 from grcn.apps.prepare_data.unpack import check_space, unpack
-from grcn.engine.durable import write_durably
-from grcn.engine.lock import run_lock
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
+from grcn.fileio import run_lock, write_durably
 from grcn.progress import progress_bar
 
 logger = logging.getLogger("grcn")

@@ -24,10 +24,10 @@ from grcn.apps.reproduce.statistics import Difference, compare
 from grcn.config.schema import Data, Eval
 from grcn.data import coco as coco_files
 from grcn.data.annotations import Table as Images
-from grcn.engine.durable import write_durably
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, EnvironmentFault
 from grcn.evaluation import bootstrap, coco, voc
+from grcn.fileio import write_durably
 from grcn.progress import progress_bar
 from grcn.vis.charts import difference_dots
 

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from grcn.engine.memory import keep_freed_memory
+from grcn.run.backend import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def faults():
