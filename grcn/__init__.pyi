@@ -10,6 +10,6 @@ from grcn.models.roi_heads import RoIHeads as RoIHeads
 from grcn.models.rpn import RegionProposalNetwork as RegionProposalNetwork
 from grcn.models.vgg import SplitVGG as SplitVGG
 from grcn.models.weights import load_weights as load_weights
-from grcn.run.predict import load as load
+from grcn.run.load_detector import load as load
 
 __version__: str

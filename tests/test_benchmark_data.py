@@ -6,11 +6,11 @@ import json
 import multiprocessing
 from pathlib import Path
 
-import grcn.benchmark.data as benchmark
 import numpy as np
 import pytest
 import torch
 
+import grcn.apps.benchmark.data as benchmark
 from grcn.config.files import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

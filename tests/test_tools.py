@@ -114,17 +114,16 @@ def test_a_run_that_lacks_its_evaluation_only_is_evaluated_as_it_is_told(finishe
     args = ["--config", folder / "config.yaml", "--resume", "--allow-changes", "eval.limit=2", "model.roi.nms=0.4"]
     done = programs.call("tools/train.py", *args, folder=tmp_path)
     stderr = done.stderr
-    assert (
-        done.code == 0 and "finished" not in stderr and "going on under a change: model.roi.nms: 0.3 -> 0.4" in stderr
-    )
+    assert done.code == 0 and "finished" not in stderr
+    assert "continuing with a changed setting: model.roi.nms: 0.3 -> 0.4" in stderr
     assert json.loads((folder / "eval/step_4/results.json").read_text())["images"] == 2
-    assert "going on under a change: eval.limit: null -> 2" in stderr
+    assert "continuing with a changed setting: eval.limit: null -> 2" in stderr
     done = programs.call("tools/train.py", "--config", finished[0] / "config.yaml", "--output-dir", folder, "--resume",
                          folder=tmp_path)  # fmt: skip
     assert done.code == 2 and "eval.limit: 2 -> null" in done.stderr, "what is on record is of two images"
     args = ["--config", folder / "config.yaml", "--resume", "--allow-changes", "train.steps=5", "eval.limit=3"]
     done = programs.call("tools/train.py", *args, folder=tmp_path)
-    assert done.code == 0 and "going on under a change: eval.limit: " in done.stderr, (
+    assert done.code == 0 and "continuing with a changed setting: eval.limit: " in done.stderr, (
         "what is the best, is chosen among all evaluations"
     )
 

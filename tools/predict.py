@@ -67,11 +67,12 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     from grcn.engine.log import start_logging
     from grcn.fileio import write_durably
     from grcn.progress import progress_bar
-    from grcn.run.predict import as_record, as_tensor, load
+    from grcn.run.load_detector import load_detector
+    from grcn.run.predict import as_record, as_tensor
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
     start_logging()
-    predictor = load(args.checkpoint, args.device)
+    predictor = load_detector(args.checkpoint, device=args.device)
     # What the model finds anyway tells the best score where nothing is shown.
     least = min(args.score_threshold, predictor.model.roi_heads.detecting.score_thresh)
     records: list[dict[str, object]] = []

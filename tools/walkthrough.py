@@ -36,7 +36,7 @@ def main() -> None:
     check_output(args.output)
     cfg = grcn.load_config(CONFIG)
     if args.checkpoint:
-        detector = grcn.load(args.checkpoint, "cpu")
+        detector = grcn.load(args.checkpoint, device="cpu")
     else:
         classes = usual_classes(cfg.data)
         detector = Predictor(grcn.build_model(cfg.model, len(classes) + 1), classes, torch.device("cpu"))

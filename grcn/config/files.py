@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -21,7 +22,8 @@ from pydantic import ValidationError
 from grcn.config.messages import clip, explain, show
 from grcn.config.rules import without_effect
 from grcn.config.schema import Config
-from grcn.config.types import Section
+from grcn.config.types import Role, Section
+from grcn.config.types import roles as _roles
 from grcn.config.yaml_nodes import (
     MAX_DEPTH,
     Node,
@@ -122,12 +124,18 @@ def leaves(section: Section, prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def difference(before: Config, after: Config) -> list[str]:
-    """Returns one line ``key: before -> after`` for each setting in which two configs differ."""
+def difference(before: Config, after: Config) -> dict[str, str]:
+    """Returns the settings in which two configs differ, by dotted key, each as ``key: before -> after``."""
     old = {key: _flow(value) for key, value in leaves(before).items()}
     new = {key: _flow(value) for key, value in leaves(after).items()}
     changed = [key for key in old | new if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in changed]
+    return {key: f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in changed}
+
+
+@cache
+def roles() -> dict[str, Role]:
+    """Returns what each setting changes, by dotted key."""
+    return _roles(Config)
 
 
 def dump_config(config: Config) -> str:

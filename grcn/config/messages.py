@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from grcn.config.schema import Config
-from grcn.config.types import Section
+from grcn.config.types import Section, section_kinds
 from grcn.config.yaml_nodes import Node, Problem, is_plain_word
 
 Keys = tuple[str, ...]
@@ -121,21 +121,12 @@ def _sections(kind: type[Section], path: Keys = ()) -> Iterator[tuple[Keys, list
     """Yields pydantic's path and the keys of a section and of those in it."""
     yield path, list(kind.model_fields)
     for name, field in kind.model_fields.items():
-        for inner in _section_kinds(field.annotation):
+        for inner in section_kinds(field.annotation):
             if field.discriminator is None:
                 yield from _sections(inner, (*path, name))
             else:
                 for tag in get_args(inner.model_fields[str(field.discriminator)].annotation):
                     yield from _sections(inner, (*path, name, tag))
-
-
-def _section_kinds(annotation: Any) -> list[type[Section]]:
-    """Returns the sections named in a type such as ``A | B`` or ``tuple[A, ...]``."""
-    if parts := get_args(annotation):
-        return [kind for part in parts for kind in _section_kinds(part)]
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return []
 
 
 def _as_written(loc: Path) -> Path:

@@ -9,7 +9,19 @@ from pydantic import Field, Strict, ValidationError, ValidatorFunctionWrapHandle
 from pydantic_core import PydanticCustomError
 
 from grcn.config.rules import model_contradictions
-from grcn.config.types import Count, CountOrZero, Positive, PositiveOrZero, Positives, Section, Share, Size
+from grcn.config.types import (
+    DETECTION,
+    MODEL,
+    TRAINING,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Positives,
+    Section,
+    Share,
+    Size,
+)
 
 
 def _one_complaint(value: object, choose: ValidatorFunctionWrapHandler) -> Any:
@@ -27,6 +39,8 @@ Split = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValida
 class Image(Section):
     """Size of the images that the network sees; the aspect ratio is kept."""
 
+    role = MODEL
+
     short: Size = 600
     """Length in pixels to which the shorter side is resized. [S]"""
     max: Size = 1000
@@ -40,6 +54,8 @@ class Image(Section):
 class Branch(Section):
     """The feature map that one task reads."""
 
+    role = MODEL
+
     last_pool: Literal["max", "none", "conv2x2_s2", "max2x2_s1"] = "max"
     """What stands before conv5: the 2x2 max pooling (the map has stride 16), nothing (stride 8), a
     2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). VGG16 and
@@ -52,6 +68,8 @@ class Branch(Section):
 class Context(Section):
     """Global context attention, eq. 1: every cell of a RoI attends to the whole image."""
 
+    role = MODEL
+
     on: Literal["none", "cls", "loc", "both"] = "none"
     """Task whose RoI features receive the context; none is Faster R-CNN, cls is G-RCN. [S]"""
     dim: Size | None = None
@@ -62,7 +80,7 @@ class Context(Section):
     """Whether the values are projected by W_V, which the paper discarded. [S]"""
     size: Size = 14
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
-    init: Literal["gaussian", "xavier"] = "gaussian"
+    init: Annotated[Literal["gaussian", "xavier"], TRAINING] = "gaussian"
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
     even; or Xavier's, which grow with fewer channels. The paper does not say. [O; R for new layers]"""
 
@@ -74,6 +92,8 @@ class Context(Section):
 class Anchors(Section):
     """Boxes that the RPN scores and refines at every cell of its map."""
 
+    role = MODEL
+
     sizes: Positives = (128, 256, 512)
     """Square roots of the anchors' areas, in pixels of the resized image. [S: three for VOC, five
     for COCO; R: the values]"""
@@ -84,33 +104,35 @@ class Anchors(Section):
 class Rpn(Section):
     """Region proposal network."""
 
+    role = MODEL
+
     reads: Literal["cls", "loc"] = "cls"
     """Branch whose map the RPN reads. [S]"""
     channels: Size = 512
     """Channels of its 3x3 convolution. [C]"""
-    pre_nms_train: Size = 12000
+    pre_nms_train: Annotated[Size, TRAINING] = 12000
     """Best-scored boxes that enter NMS in training. [C]"""
-    pre_nms_test: Size = 6000
+    pre_nms_test: Annotated[Size, DETECTION] = 6000
     """Best-scored boxes that enter NMS at test. [C]"""
-    post_nms_train: Size = 2000
+    post_nms_train: Annotated[Size, TRAINING] = 2000
     """Proposals per image in training. [S]"""
-    post_nms_test: Size = 300
+    post_nms_test: Annotated[Size, DETECTION] = 300
     """Proposals per image at test. [S]"""
     nms: Share = 0.7
     """IoU above which the lower-scored of two proposals is dropped. [R]"""
-    batch: Size = 256
+    batch: Annotated[Size, TRAINING] = 256
     """Anchors per image in the RPN's losses. [S]"""
-    fg_fraction: Share = 0.5
+    fg_fraction: Annotated[Share, TRAINING] = 0.5
     """Largest share of foreground anchors among them. [R]"""
-    fg_iou: Share = 0.7
+    fg_iou: Annotated[Share, TRAINING] = 0.7
     """IoU from which an anchor is foreground; the best anchors of a box are foreground too. [R]"""
-    bg_iou: Share = 0.3
+    bg_iou: Annotated[Share, TRAINING] = 0.3
     """IoU below which an anchor is background. [R]"""
-    straddling: bool = False
+    straddling: Annotated[bool, TRAINING] = False
     """Whether anchors that cross the image border are trained on. [R]"""
     min_size: PositiveOrZero = 16
     """Smallest side of a proposal, in pixels of the original image. [C]"""
-    smooth_l1_beta: Positive = 1 / 9
+    smooth_l1_beta: Annotated[Positive, TRAINING] = 1 / 9
     """Where the box loss turns from quadratic to linear. [C]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -121,6 +143,8 @@ class Rpn(Section):
 class Roi(Section):
     """RoI pooling, sampling of RoIs, their losses and the final detections."""
 
+    role = MODEL
+
     op: Literal["pool", "align"] = "pool"
     """RoIPool or RoIAlign. [S: 7x7 RoI pooling]"""
     size: Size = 7
@@ -129,15 +153,15 @@ class Roi(Section):
     """RoIAlign only: samples per cell and axis; 0 chooses by the size of the RoI. [O]"""
     aligned: bool = True
     """RoIAlign only: shift by half a cell, so that samples sit at cell centres. [O]"""
-    batch: Size = 128
+    batch: Annotated[Size, TRAINING] = 128
     """RoIs per image in training. [S]"""
-    fg_fraction: Share = 0.25
+    fg_fraction: Annotated[Share, TRAINING] = 0.25
     """Largest share of foreground RoIs among them. [R]"""
-    fg_iou: Share = 0.5
+    fg_iou: Annotated[Share, TRAINING] = 0.5
     """IoU from which a RoI is foreground. [R]"""
-    bg_iou_low: Share = 0.0
+    bg_iou_low: Annotated[Share, TRAINING] = 0.0
     """IoU from which a RoI that is not foreground is background; others are not used. [R]"""
-    add_gt: bool = True
+    add_gt: Annotated[bool, TRAINING] = True
     """Whether the ground-truth boxes join the proposals in training. [C]"""
     box_weights: Annotated[tuple[Positive, Positive, Positive, Positive], Strict(False)] = (
         10,
@@ -146,13 +170,13 @@ class Roi(Section):
         5,
     )
     """Weights of the box targets (dx, dy, dw, dh). [C]"""
-    smooth_l1_beta: Positive = 1.0
+    smooth_l1_beta: Annotated[Positive, TRAINING] = 1.0
     """Where the box loss turns from quadratic to linear. [C]"""
-    score_thresh: Share = 0.05
+    score_thresh: Annotated[Share, DETECTION] = 0.05
     """Detections must score above it. [C]"""
-    nms: Share = 0.3
+    nms: Annotated[Share, DETECTION] = 0.3
     """IoU above which the lower-scored of two detections of one class is dropped. [S]"""
-    detections: Size = 100
+    detections: Annotated[Size, DETECTION] = 100
     """Most detections per image. [C]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -166,12 +190,14 @@ class Roi(Section):
 class Head(Section):
     """The layers that turn pooled features into scores and boxes."""
 
+    role = MODEL
+
     kind: Literal["fc", "conv5", "conv"] = "fc"
     """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
     its mean; or two convolutions, 3x3, and their mean. [S; O: size and mean of the two convolutions]"""
     dim: Size = 4096
     """Width of each layer; conv5 has its own. [C]"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1), TRAINING] = 0.5
     """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
     tasks: Literal["shared", "separate", "ensemble"] = "shared"
     """One head for both tasks (detect-F), one for each (detect-RF), or two whose fc7 are joined
@@ -180,6 +206,8 @@ class Head(Section):
 
 class Model(Section):
     """The detector: every row of the paper's tables is one setting of these keys."""
+
+    role = MODEL
 
     backbone: Literal[
         "tiny", "tiny_resnet", "tiny_resnet_det", "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det"

@@ -8,6 +8,10 @@ The defaults are the *paper* preset. The tag after a sentence says where its def
 * [C] in neither paper, but common to the public Faster R-CNN implementations of that time
 * [O] our choice: none of the above decides it, or we deviate on purpose
 
+What a setting changes (the training, what is detected, the measure, or only how a run is carried out) is its
+:class:`grcn.config.types.Role`: that of its section, unless its annotation names another. Resuming, evaluating and
+comparing runs read it there.
+
 What depends on the data set (schedule, anchor sizes) is set by ``configs/_base/*.yaml``; here stand
 VOC's values or none. The number of classes is no setting: it comes from the data. Files are read by
 :mod:`grcn.config.files`.
@@ -23,6 +27,10 @@ from pydantic import Field, Strict
 
 from grcn.config.model_schema import Model
 from grcn.config.types import (
+    DATA,
+    HOW,
+    MEASURE,
+    TRAINING,
     Count,
     CountOrZero,
     Names,
@@ -40,9 +48,11 @@ from grcn.config.types import (
 class DataSection(Section):
     """What every data set has."""
 
-    flip: Share = 0.5
+    role = DATA
+
+    flip: Annotated[Share, TRAINING] = 0.5
     """Probability of a horizontal flip in training. [C]"""
-    drop_empty: bool = True
+    drop_empty: Annotated[bool, TRAINING] = True
     """Whether training skips images without boxes; evaluation never does. [C]"""
 
 
@@ -53,11 +63,11 @@ class ShapesData(DataSection):
     """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
     level: Literal["flat", "full"] = "flat"
     """flat is quick to learn, for demonstrations; full is for studies. [O]"""
-    train_images: Annotated[int, Field(ge=1, le=10**7)] = 2000
+    train_images: Annotated[int, Field(ge=1, le=10**7), TRAINING] = 2000
     """Images of the training split. [O]"""
-    test_images: Annotated[int, Field(ge=1, le=10**7)] = 500
+    test_images: Annotated[int, Field(ge=1, le=10**7), MEASURE] = 500
     """Images of the test split. [O]"""
-    test: Literal["test", "val"] = "test"
+    test: Annotated[Literal["test", "val"], MEASURE] = "test"
     """Split to evaluate on: val to choose settings by, test for results. [O]"""
     size: Annotated[int, Field(ge=32, le=10**5)] = 128
     """Side of the square images in pixels. [O]"""
@@ -70,14 +80,14 @@ class FilesData(DataSection):
 
     format: Literal["voc", "coco"]
     """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
-    root: Annotated[str, Field(min_length=1)]
+    root: Annotated[str, Field(min_length=1), HOW]
     """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/), relative to the
     current directory."""
-    train: Names
+    train: Annotated[Names, TRAINING]
     """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
     annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
     annotation file, both below root."""
-    test: Names
+    test: Annotated[Names, MEASURE]
     """Splits to evaluate on."""
     classes: Names | None = None
     """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
@@ -112,6 +122,8 @@ Data = Annotated[ShapesData | FilesData, Field(discriminator="format")]
 class Train(Section):
     """The training schedule; a step is one update of the weights."""
 
+    role = TRAINING
+
     steps: Count
     """Number of updates."""
     batch: Size = 1
@@ -141,13 +153,13 @@ class Train(Section):
     """Where the warm-up starts. [O]"""
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient; null does not clip. [C]"""
-    checkpoint_every: Count = 2000
+    checkpoint_every: Annotated[Count, HOW] = 2000
     """Steps between checkpoints; one is always written at the end. [O]"""
-    keep: Count = 3
+    keep: Annotated[Count, HOW] = 3
     """Newest checkpoints to keep. [O]"""
-    eval_every: CountOrZero = 0
+    eval_every: Annotated[CountOrZero, HOW] = 0
     """Steps between evaluations; 0 evaluates only at the end. [O]"""
-    log_every: Count = 20
+    log_every: Annotated[Count, HOW] = 20
     """Steps between lines of metrics.jsonl, which hold the mean losses since the last. [O]"""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
@@ -160,6 +172,8 @@ class Train(Section):
 class Eval(Section):
     """What is measured on the test splits."""
 
+    role = MEASURE
+
     protocols: Annotated[tuple[Literal["voc", "coco"], ...], Strict(False), Field(min_length=1)] = (
         "voc",
         "coco",
@@ -169,10 +183,10 @@ class Eval(Section):
     """IoU thresholds of the VOC protocol, in whole percents. [S: 0.7; O: the others]"""
     limit: Count | None = None
     """Evaluate only that many images; null takes all. [O]"""
-    pictures: CountOrZero = 8
+    pictures: Annotated[CountOrZero, HOW] = 8
     """Images drawn with ground truth and detections after each evaluation; 0 draws nothing, neither curves nor the
     first inputs. [O]"""
-    best: str | None = None
+    best: Annotated[str | None, HOW] = None
     """Metric whose best evaluation keeps its checkpoint, as best-….pt; null takes coco_ap if the COCO protocol is
     among protocols, voc_area_ap at the first of voc_iou otherwise. [O]"""
 
@@ -200,17 +214,19 @@ class Eval(Section):
 
 
 class Run(Section):
-    """Where and how a run is carried out; only seed, deterministic, amp and tf32 change what is computed."""
+    """Where and how a run is carried out."""
 
-    seed: Seed = 0
+    role = HOW
+
+    seed: Annotated[Seed, TRAINING] = 0
     """Seed of everything random but the shapes data. [O]"""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
-    deterministic: bool = False
+    deterministic: Annotated[bool, TRAINING] = False
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
-    amp: Literal["none", "bf16"] = "none"
+    amp: Annotated[Literal["none", "bf16"], TRAINING] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
-    tf32: bool = False
+    tf32: Annotated[bool, TRAINING] = False
     """Whether a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), faster; it convolves so in any case,
     torch's default. [O]"""
     workers: Annotated[int, Field(ge=0, le=10**4)] = 2
@@ -231,6 +247,8 @@ class Run(Section):
 class PaperRow(Section):
     """One row of one table of the paper."""
 
+    role = HOW
+
     table: Annotated[int, Field(ge=1, le=5)]
     """Number of the table."""
     row: str
@@ -239,6 +257,8 @@ class PaperRow(Section):
 
 class Config(Section):
     """A whole config file."""
+
+    role = HOW
 
     model: Model = Model()
     data: Data

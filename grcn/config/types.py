@@ -1,9 +1,10 @@
-"""What every section of the config has in common: strictness, and the kinds of numbers."""
+"""What every section of the config has in common: strictness, the kinds of numbers, and what a setting changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
@@ -26,8 +27,36 @@ def repeated(values: Sequence[object]) -> list[object]:
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a setting changes; one that changes nothing decides only how, how fast and where a run is carried out.
+
+    Attributes:
+        training: the weights that a training ends with.
+        detection: what a detector with given weights finds in an image.
+        measure: which images and figures it is measured by.
+    """
+
+    training: bool = False
+    detection: bool = False
+    measure: bool = False
+
+
+MODEL = Role(training=True, detection=True)
+TRAINING = Role(training=True)
+DETECTION = Role(detection=True)
+DATA = Role(training=True, measure=True)
+MEASURE = Role(measure=True)
+HOW = Role()
+
+
 class Section(BaseModel):
-    """A group of settings: no unknown keys, no silent conversions, no change after reading."""
+    """A group of settings: no unknown keys, no silent conversions, no change after reading.
+
+    A setting has the :class:`Role` that its annotation names, or else its section's.
+    """
+
+    role: ClassVar[Role]
 
     model_config = ConfigDict(
         extra="forbid",
@@ -53,3 +82,26 @@ class Section(BaseModel):
             context = {"text": text, "problems": problems}
             raise PydanticCustomError("contradiction", "{text}", context)
         return self
+
+
+def roles(kind: type[Section], prefix: str = "") -> dict[str, Role]:
+    """Returns what each setting of a section changes, by dotted key; of all variants of a section that has several."""
+    found: dict[str, Role] = {}
+    for name, field in kind.model_fields.items():
+        inner = section_kinds(field.annotation)
+        if inner and not get_args(field.annotation)[1:2] == (...,):
+            for variant in inner:
+                found |= roles(variant, f"{prefix}{name}.")
+        else:
+            named = [item for item in field.metadata if isinstance(item, Role)]
+            found[prefix + name] = named[0] if named else kind.role
+    return found
+
+
+def section_kinds(annotation: Any) -> list[type[Section]]:
+    """Returns the sections named in a type such as ``A | B`` or ``tuple[A, ...]``."""
+    if parts := get_args(annotation):
+        return [kind for part in parts for kind in section_kinds(part)]
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return []

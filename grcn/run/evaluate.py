@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,15 @@ from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Table
 from grcn.data.loader import eval_batches
-from grcn.engine import checkpoint, distributed
-from grcn.engine.checkpoint import restore
+from grcn.engine import distributed
 from grcn.engine.evaluate import detect
 from grcn.engine.log import start_logging
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
 from grcn.run.backend import AMP, prepare
-from grcn.run.compatibility import check_classes, check_model
+from grcn.run.load_detector import check_classes, load_detector
 from grcn.run.results import score
 
 
@@ -73,9 +71,9 @@ def found_detections(
         start_logging()
         prepare(cfg, device)
         if weights is not None:
-            test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, allow_changes))
+            test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, device, allow_changes))
             distributed.obey(stop)
-            found = detect_all(to_device(model, device), cfg, test, device, stop)
+            found = detect_all(model, cfg, test, device, stop)
         elif detections is not None:
             test, found = distributed.together(lambda: _read_detections(cfg, detections))
         else:
@@ -97,22 +95,21 @@ def detect_all(
     return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
 
 
-def _read_to_evaluate(cfg: Config, weights: Path, allow_changes: bool) -> tuple[build.Split, Detector]:
-    state = checkpoint.load(weights)
-    check_model(cfg, state, weights, allow_changes)
-    classes = tuple(state["classes"])
+def _read_to_evaluate(
+    cfg: Config, weights: Path, device: torch.device, allow_changes: bool
+) -> tuple[build.Split, Detector]:
+    detector = load_detector(weights, device, cfg=cfg, allow_changes=allow_changes)
     try:
-        test = build.build_test_split(cfg.data, classes)
+        test = build.build_test_split(cfg.data, detector.classes)
     except DataError:
-        _check_own_classes(cfg.data, state, weights)
+        _check_own_classes(cfg.data, detector.classes, weights)
         raise
-    check_classes(state, weights, test.table)  # the built-in data have their own, whatever the model's are
-    model = build.build_model(cfg.model, len(classes) + 1)
-    restore(state, model, path=weights)
-    return test, model
+    # The built-in data have their own classes, whatever the model's are.
+    check_classes(detector.classes, weights, test.table.classes)
+    return test, detector.model
 
 
-def _check_own_classes(cfg: Data, state: Mapping[str, Any], weights: Path) -> None:
+def _check_own_classes(cfg: Data, classes: Sequence[str], weights: Path) -> None:
     """Refuses a checkpoint where test splits that cannot be read with its classes can be with the data's own.
 
     Those are the training splits', as a test split need not have all; the test splits' where there is no training data.
@@ -124,7 +121,7 @@ def _check_own_classes(cfg: Data, state: Mapping[str, Any], weights: Path) -> No
             own = build.read_annotations(cfg, "train", cfg.classes).classes
         except DataError:
             own = build.read_annotations(cfg, "test", cfg.classes).classes
-        check_classes(state, weights, build.build_test_split(cfg, own).table)
+        check_classes(classes, weights, build.build_test_split(cfg, own).table.classes)
 
 
 def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:

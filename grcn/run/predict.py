@@ -1,11 +1,10 @@
-"""From a checkpoint to boxes: ``grcn.load(file).predict(image)``."""
+"""From images to boxes: ``grcn.load(file).predict(image)``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grcn import build
-from grcn.config.files import parse_config
 from grcn.data.images import read_image
-from grcn.engine import checkpoint, distributed
-from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images
 from grcn.models.detector import Detector, to_device
-from grcn.run.compatibility import check_record
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
 
@@ -53,12 +47,14 @@ class Predictor:
     Attributes:
         model: the detector, in evaluation mode, on its device.
         classes: names of the labels 1..C.
+        step: of training, after which the weights are these.
     """
 
-    def __init__(self, model: Detector, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(self, model: Detector, classes: Sequence[str], device: torch.device, step: int = 0) -> None:
         self.model = to_device(model, device).eval()
         self.classes = tuple(classes)
         self.device = device
+        self.step = step
 
     def predict(self, image: Picture, score_threshold: float | None = None) -> Prediction:
         """Finds objects in one image; see :meth:`predict_all`.
@@ -100,25 +96,6 @@ class Predictor:
         fields = {key: found[key].cpu() for key in ("boxes", "labels", "scores")}
         names = [self.classes[label - 1] for label in fields["labels"].tolist()]
         return Prediction(**fields, names=names).from_score(score_threshold)
-
-
-def load(path: str | os.PathLike[str], device: str = "auto") -> Predictor:
-    """Loads a detector that ``tools/train.py`` has trained, ready to predict.
-
-    Args:
-        path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU, if there is one.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or of something else.
-        EnvironmentFault: there is no such device.
-    """
-    state = checkpoint.load(Path(path))
-    check_record(state, Path(path))
-    cfg = parse_config(state["config"], str(path))
-    model = build.build_model(cfg.model, len(state["classes"]) + 1)
-    restore(state, model, path=Path(path))
-    return Predictor(model, state["classes"], distributed.local_device(device))
 
 
 def as_tensor(image: Picture) -> Tensor:

@@ -33,11 +33,15 @@ from grcn.fileio import run_lock
 from grcn.models.detector import Detector, count_parameters, to_device
 from grcn.models.features import TASKS, memory_formats
 from grcn.run.backend import AMP, prepare
-from grcn.run.compatibility import check_continuation, check_same_evaluation, tell_other_evaluation
 from grcn.run.dry_run import dry_run as try_steps
 from grcn.run.evaluate import detect_all
 from grcn.run.html_report import write_report
-from grcn.run.initial import load_initial
+from grcn.run.load_detector import (
+    check_continuation,
+    check_same_evaluation,
+    load_initial_weights,
+    warn_of_other_evaluation,
+)
 from grcn.run.results import score
 from grcn.torchvision_baseline import baseline_of, torchvision_twin
 
@@ -102,7 +106,7 @@ def train(
         state = None if found is None else found[1]
         if state is None:
             distributed.on_main(lambda: _look_over(cfg, data.table, test.table, model))
-            load_initial(model, cfg, init, data.table)
+            load_initial_weights(model, cfg.model, init, data.table.classes)
         strides = [model.backbone.feature_specs[task].stride for task in TASKS]
         trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
         optimizer = build.build_optimizer(cfg.train, trained)
@@ -120,7 +124,7 @@ def train(
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
             if found is not None:
-                tell_other_evaluation(cfg, found[1], found[0])
+                warn_of_other_evaluation(cfg, found[1], found[0])
             distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
             if state is None and cfg.eval.pictures:
                 distributed.on_main(lambda: _draw_inputs(folder, cfg, data, model))

@@ -196,8 +196,8 @@ READ_MUCH = """
 import multiprocessing
 import numpy as np, torch
 from pathlib import Path
-from grcn.data.loading import train_batches
-from grcn.data.packing import pack
+from grcn.data.loader import train_batches
+from grcn.data.validate import pack
 
 def private_memory(pid):
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]

@@ -37,7 +37,7 @@ def test_freed_memory_is_used_again():
 
 
 def test_other_systems_are_left_alone(monkeypatch):
-    from grcn.engine import memory
+    from grcn.run import backend as memory
 
     monkeypatch.setattr(sys, "platform", "darwin")
     opened = []

@@ -150,7 +150,7 @@ def test_a_signal_stops_the_processes_and_the_next_start_continues_them(tmp_path
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's death")
 def test_no_run_goes_on_after_its_study_was_killed(tmp_path):
     program = (
-        "from pathlib import Path; from grcn.study import runs; from grcn.engine.signals import StopSignals\n"
+        "from pathlib import Path; from grcn.apps.reproduce import runs; from grcn.engine.signals import StopSignals\n"
         "from grcn.apps.reproduce.rows import Row\n"
         f"planned = runs.plan([Row('', Path({str(ROWS[0].config)!r}))], [0], Path({str(tmp_path)!r}),"
         " ['train.steps=5000', 'train.lr=0.01'])\n"
@@ -194,7 +194,7 @@ def test_a_job_lets_its_training_save_before_it_is_continued_elsewhere(tmp_path)
     """As submitit does it: ``checkpoint`` runs in a signal handler of the job's process, which then ends."""
     run = runs.plan(ROWS[:1], [0], tmp_path, ["train.steps=4000", "train.lr=0.01"])[0]
     program = (
-        "import signal, sys; from grcn.study import slurm\n"
+        "import signal, sys; from grcn.apps.reproduce import slurm\n"
         f"job = slurm.Job({[*TOY, *runs.arguments(run)]!r}, {str(run.folder / 'train.log')!r})\n"
         "def preempted(*_):\n    job.checkpoint()\n    sys.exit(-1)\n"
         "signal.signal(signal.SIGUSR1, preempted)\njob()"

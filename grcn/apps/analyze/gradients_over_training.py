@@ -26,7 +26,7 @@ from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run import train as run
 from grcn.run.backend import prepare
-from grcn.run.compatibility import check_continuation
+from grcn.run.load_detector import check_continuation
 from grcn.vis.charts import cosine_curves
 
 logger = logging.getLogger("grcn")

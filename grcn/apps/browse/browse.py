@@ -17,8 +17,7 @@ from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
 from grcn.data.loader import train_batches, usable_rows
-from grcn.engine import checkpoint, distributed
-from grcn.engine.checkpoint import restore
+from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import start_logging
 from grcn.models.detector import Detector, to_device
@@ -26,7 +25,7 @@ from grcn.models.transform import DetectionTransform
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run.backend import AMP, prepare
-from grcn.run.compatibility import check_classes, check_model
+from grcn.run.load_detector import load_detector
 from grcn.vis.boxes import contact_sheet, title_of
 from grcn.vis.image_file import check_output, write_picture
 from grcn.vis.samples import Sample, inputs_of, samples_of
@@ -81,12 +80,12 @@ def browse(
     device = distributed.local_device(cfg.run.device)
     prepare(cfg, device)
     data = build.build_train_split(cfg.data)
-    start = _start(cfg, data.table, weights, allow_changes, needed="rois" in panels)
+    start = _start(cfg, data.table, weights, device, allow_changes, needed="rois" in panels)
     first = start.step if step is None else step - 1
     count = min(images, len(usable_rows(data.table, cfg.data.drop_empty)))
     if count < images:
         logger.info("%s: %d images to train on, all are drawn", data.table.name, count)
-    samples = _fed(cfg, data, to_device(start.model, device).train(), first, count, panels)
+    samples = _fed(cfg, data, start.model.train(), first, count, panels)
     titles = [_title(data.table, sample) for sample in samples]
     last = first + -(-count // cfg.train.batch)
     steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
@@ -153,19 +152,18 @@ def _per_image(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f} per image ({min(counts)} to {max(counts)})"
 
 
-def _start(cfg: Config, table: Table, weights: Path | None, allow_changes: bool, needed: bool) -> _Start:
+def _start(
+    cfg: Config, table: Table, weights: Path | None, device: torch.device, allow_changes: bool, needed: bool
+) -> _Start:
     """Builds the model with the weights of a checkpoint, or else with those that training starts from.
 
     Args:
         needed: whether anything that is shown depends on the weights; else initial ones are not loaded.
     """
-    model = build.build_model(cfg.model, len(table.classes) + 1, cfg.run.seed)
     if weights is not None:
-        state = checkpoint.load(weights)
-        check_classes(state, weights, table)
-        check_model(cfg, state, weights, allow_changes)
-        restore(state, model, path=weights)
-        return _Start(model, f"{weights.name}, step {state['step']}", state["step"])
+        detector = load_detector(weights, device, cfg=cfg, classes=table.classes, allow_changes=allow_changes)
+        return _Start(detector.model, f"{weights.name}, step {detector.step}", detector.step)
+    model = to_device(build.build_model(cfg.model, len(table.classes) + 1, cfg.run.seed), device)
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)
     if needed:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from grcn.config.files import difference, leaves, load_config
+from grcn.config.files import difference, leaves, load_config, roles
+from grcn.config.types import HOW, Role
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError
-from grcn.run.compatibility import HARMLESS, MEASURED
 from grcn.torchvision_baseline import baseline_of, check_twin
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from grcn.apps.reproduce.runs import Run
 
-# Of the data section, what training alone depends on.
-_TRAINING = ("data.flip", "data.drop_empty", "data.train", "data.train_images")
 # Flags of tools/train.py after which a run is not what its config says.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
@@ -43,8 +41,10 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 
 def _check_same_test(first: Run, other: Run) -> None:
+    known = roles()
     tested = [
-        {key: value for key, value in leaves(run.settings).items() if _is_of_the_test(key)} for run in (first, other)
+        {key: value for key, value in leaves(run.settings).items() if _decides_images(key, known[key])}
+        for run in (first, other)
     ]
     for key in sorted(tested[0].keys() | tested[1].keys()):
         ours, theirs = (values.get(key, "absent") for values in tested)
@@ -55,8 +55,9 @@ def _check_same_test(first: Run, other: Run) -> None:
             )
 
 
-def _is_of_the_test(key: str) -> bool:
-    return key == "eval.limit" or key.startswith("data.") and key not in _TRAINING
+def _decides_images(key: str, role: Role) -> bool:
+    """Whether a setting decides which images a run is tested on; by which protocol they are scored may differ."""
+    return key in ("data.root", "eval.limit") or (key.startswith("data.") and role.measure)
 
 
 def _check_folder(run: Run) -> None:
@@ -67,9 +68,13 @@ def _check_folder(run: Run) -> None:
             raise DataError(f"{path}: missing; restore it, or remove the run's folder")
         return
     remedy = "choose another --output-dir"
-    lines = difference(load_config(path), run.settings)
-    relevant = ("data.root", *MEASURED)
-    changes = [line for line in lines if line.startswith(relevant) or not line.startswith(HARMLESS)]
+    known = roles()
+    # Where the data are says nothing of what they are, but their fingerprint is not known before a run.
+    changes = [
+        line
+        for key, line in difference(load_config(path), run.settings).items()
+        if key == "data.root" or known[key] != HOW
+    ]
     if changes:
         told = (
             f"{run.folder}: holds a run under other settings (its -> these); {remedy}, or give the same settings, as "

@@ -1,0 +1,181 @@
+"""The one way from a checkpoint to a detector, and what may differ between a checkpoint and the config beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grcn.build import build_model
+from grcn.config.files import difference, parse_config, roles
+from grcn.config.model_schema import Model
+from grcn.config.schema import Config
+from grcn.config.types import Role
+from grcn.data.annotations import Table
+from grcn.engine import checkpoint, distributed
+from grcn.errors import CheckpointError, ConfigError, named
+from grcn.models.detector import Detector
+from grcn.models.weights import load_weights, normalisation_of
+from grcn.run.predict import Predictor
+
+logger = logging.getLogger("grcn")
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    *,
+    cfg: Config | None = None,
+    classes: Sequence[str] | None = None,
+    allow_changes: bool = False,
+) -> Predictor:
+    """Loads a detector that ``tools/train.py`` has trained, ready to predict.
+
+    Args:
+        path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU, if there is one.
+        cfg: build the detector by this config instead of the checkpoint's own.
+        classes: those of the data; the checkpoint must have them, in this order.
+        allow_changes: accept a ``cfg`` in which settings that a detection depends on differ from the checkpoint's.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of something else; its classes are others.
+        ConfigError: ``cfg`` differs in a setting that a detection depends on. Most of them, as the normalisation,
+            change no weight's shape.
+        EnvironmentFault: there is no such device.
+    """
+    path = Path(path)
+    state = checkpoint.load(path)
+    own = _settings(state, path, classes)
+    if cfg is not None:
+        changes = _changes(own, cfg, lambda role: role.detection)
+        remedy = "use the config.yaml of its run or pass --allow-changes"
+        _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
+    model = build_model((cfg or own).model, len(state["classes"]) + 1)
+    checkpoint.restore(state, model, path=path)
+    if isinstance(device, str):
+        device = distributed.local_device(device)
+    return Predictor(model, state["classes"], device, step=state["step"])
+
+
+load = load_detector  # its public name, grcn.load
+
+
+def load_initial_weights(model: Detector, cfg: Model, init: Path | None, classes: Sequence[str]) -> None:
+    """Gives a model the weights that training starts from; rank 0 downloads them before the others look.
+
+    Args:
+        cfg: the ``model`` section that it was built by.
+        init: a checkpoint; None for ``model.weights``.
+        classes: those of the data.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another network or other classes.
+        ConfigError: the checkpoint's detector expects other images or has other anchors.
+    """
+    level, message = distributed.on_main(lambda: _load_initial_weights(model, cfg, init, classes))
+    if not distributed.is_main():
+        _load_initial_weights(model, cfg, init, classes)
+    logger.log(level, message)
+
+
+def _load_initial_weights(model: Detector, cfg: Model, init: Path | None, classes: Sequence[str]) -> tuple[int, str]:
+    """Loads the initial weights; returns what to log about it, and how urgent that is."""
+    if init is not None:
+        state = checkpoint.load(init)
+        # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
+        theirs = _settings(state, init, classes).model
+        if normalisation_of(theirs.weights) != normalisation_of(cfg.weights):
+            needed = f"model.weights={theirs.weights}"
+            raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
+        if theirs.anchors != cfg.anchors:
+            raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
+        checkpoint.restore(state, model, path=init)
+        return logging.INFO, f"initial weights from {init}"
+    if cfg.weights is not None:
+        return logging.INFO, str(load_weights(model, cfg.weights))
+    if any(True for _ in model.backbone.frozen.parameters()):
+        return logging.WARNING, (
+            f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; give "
+            "weights, or use a tiny backbone, which trains all of its layers"
+        )
+    return logging.DEBUG, "initial weights are random"
+
+
+def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table: Table, allow_changes: bool) -> None:
+    """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
+    own = _settings(state, path, table.classes)
+    if state["step"] > cfg.train.steps:
+        got = f"step {state['step']}, train.steps: {cfg.train.steps}"
+        raise ConfigError(f"{path}: past the end (got {got}); raise train.steps, or pass an earlier one")
+    changes = _changes(own, cfg, lambda role: role.training or role.detection)
+    if state["data_fingerprint"] != table.fingerprint():
+        changes.append("data: the annotations are not those it was trained on")
+    _refuse(changes, f"{path}: the settings differ; restore them or pass --allow-changes", allow_changes)
+
+
+def warn_of_other_evaluation(cfg: Config, state: Mapping[str, Any], path: Path) -> None:
+    """Warns how the next evaluations differ from those before the checkpoint, with which they compete for the best.
+
+    What changes the training too, :func:`check_continuation` has refused or warned of.
+    """
+    for line in _changes(_settings(state, path), cfg, lambda role: role.measure and not role.training):
+        logger.warning("continuing with a changed setting: %s", line)
+
+
+def check_same_evaluation(cfg: Config, folder: Path) -> None:
+    """Refuses to report a finished run under another evaluation or model: it has metrics of its own only.
+
+    Raises:
+        ConfigError: ``config.yaml`` in its folder, which was written for its last evaluation, is another.
+    """
+    path = folder / "config.yaml"
+    with named(path):
+        its = parse_config(path.read_text(encoding="utf-8"), str(path))
+    changes = _changes(its, cfg, lambda role: role.measure or role.detection)
+    _refuse(
+        changes, f"{folder}: finished, and evaluated under other settings; use tools/eval.py with its checkpoint", False
+    )
+
+
+def check_classes(its: Sequence[str], path: Path, ours: Sequence[str]) -> None:
+    """Refuses a checkpoint of other classes than the data's; those of other names or order may fit every shape."""
+    for label, (theirs, own) in enumerate(zip_longest(its, ours), start=1):
+        if theirs != own:
+            got = f"class {label} is {theirs!r:.40} in it, {own!r:.40} in the data"
+            raise CheckpointError(f"{path}: of other classes (got {got}); use its data, or set data.classes to its")
+
+
+def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:
+    """Returns the settings of a checkpoint's run.
+
+    Raises:
+        CheckpointError: it is of somebody else's use of the training loop, which records what it likes; or not of
+            these classes.
+    """
+    kinds = {"config": str, "classes": list, "data_fingerprint": str}
+    missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    if missing:
+        raise CheckpointError(f"{path}: not of tools/train.py (no {', '.join(missing)} in it); use one of its runs")
+    if classes is not None:
+        check_classes(state["classes"], path, classes)
+    return parse_config(state["config"], str(path))
+
+
+def _changes(before: Config, after: Config, matters: Callable[[Role], bool]) -> list[str]:
+    """Lists the settings of roles that matter in which two configs differ, as ``key: before -> after``."""
+    known = roles()
+    return [line for key, line in difference(before, after).items() if matters(known[key])]
+
+
+def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
+    """Stops with the message and the changed settings or, where they are allowed, warns of each."""
+    if changes and not allow_changes:
+        raise ConfigError("\n".join([message, *changes]))
+    for line in changes:
+        logger.warning("continuing with a changed setting: %s", line)
