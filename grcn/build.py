@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grcn.catalog import (
     COCO_CLASSES,
@@ -19,13 +20,19 @@ from grcn.catalog import (
     VGG16_BLOCKS,
     VOC_CLASSES,
 )
+from grcn.config.files import dump_config
 from grcn.config.model_schema import Model
-from grcn.config.schema import Data, Eval, FilesData, ShapesData, Train
+from grcn.config.schema import Config, Data, Eval, FilesData, ShapesData, Train
 from grcn.data import coco, voc
 from grcn.data.annotations import Table
 from grcn.data.faults import Report
 from grcn.data.images import FileImages
+from grcn.data.loader import TrainBatch, train_batches
 from grcn.data.synthetic import dataset as shapes
+from grcn.engine import distributed
+from grcn.engine.recorder import Metrics, Recorder
+from grcn.engine.signals import StopSignals
+from grcn.engine.train import Batch, learning_rate, train
 from grcn.errors import DataError, one_line
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
@@ -40,6 +47,8 @@ from grcn.models.rpn import Proposing, RegionProposalNetwork
 from grcn.models.transform import DetectionTransform
 from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
+
+AMP = {"none": None, "bf16": torch.bfloat16}
 
 _READERS = {"voc": voc.load, "coco": coco.load}
 
@@ -164,7 +173,7 @@ def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
     return _split(cfg, "test", classes)
 
 
-def counted(cfg: Eval, table: Table) -> Table:
+def limit_images(cfg: Eval, table: Table) -> Table:
     """Returns the images of a test split that count: all, or the first ``eval.limit``."""
     return table if cfg.limit is None else table.first(cfg.limit)
 
@@ -200,6 +209,44 @@ def read_annotations(
         ) from error
 
 
+def build_batches(
+    cfg: Config,
+    data: Split,
+    *,
+    start_step: int = 0,
+    steps: int | None = None,
+    batch: int | None = None,
+    accumulate: int | None = None,
+    workers: int | None = None,
+    pin_memory: bool = False,
+    alone: bool = False,
+) -> Iterator[TrainBatch]:
+    """Yields this process's micro-batches of a training, as :func:`grcn.data.loader.train_batches` documents them.
+
+    Args:
+        start_step: the first step.
+        steps: the step to stop before; None for ``train.steps``.
+        batch, accumulate, workers: None for the config's.
+        alone: yield the micro-batches of all processes.
+    """
+    return train_batches(
+        data.table,
+        data.read_image,
+        seed=cfg.run.seed,
+        batch=cfg.train.batch if batch is None else batch,
+        steps=cfg.train.steps if steps is None else steps,
+        start_step=start_step,
+        accumulate=cfg.train.accumulate if accumulate is None else accumulate,
+        rank=0 if alone else distributed.rank(),
+        world=1 if alone else distributed.world_size(),
+        workers=cfg.run.workers if workers is None else workers,
+        flip=cfg.data.flip,
+        drop_empty=cfg.data.drop_empty,
+        pin_memory=pin_memory,
+        timeout=cfg.run.timeout,
+    )
+
+
 def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:
     """Builds SGD with momentum, fused into one pass over the parameters.
 
@@ -219,3 +266,99 @@ def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:
         },
     ]
     return torch.optim.SGD([g for g in groups if g["params"]], lr=cfg.lr, momentum=cfg.momentum, fused=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a config says of a training, built.
+
+    Attributes:
+        cfg: the config.
+        model: on the CPU, with the initial values of ``run.seed``; pretrained weights are not loaded.
+        train, test: the splits of the data.
+        record: what each checkpoint holds beside the weights: settings, classes, fingerprint of the annotations.
+    """
+
+    cfg: Config
+    model: Detector
+    train: Split
+    test: Split
+    record: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1..C."""
+        return self.train.table.classes
+
+    @property
+    def steps(self) -> int:
+        """The step that the training ends with."""
+        return self.cfg.train.steps
+
+    def __str__(self) -> str:
+        steps, images, lr = self.cfg.train.steps, self.cfg.train.batch, self.cfg.train.lr
+        return (
+            f"{steps} steps of {images} image{'s' * (images > 1)}, lr {lr:g} (scale lr with the batch: "
+            f"{lr / images:g} per image)"
+        )
+
+    def batches(self, device: torch.device, start_step: int = 0, workers: int | None = None) -> Iterator[TrainBatch]:
+        """Yields this process's micro-batches from a step on; see :func:`build_batches`."""
+        return build_batches(
+            self.cfg, self.train, start_step=start_step, workers=workers, pin_memory=device.type == "cuda"
+        )
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Builds the optimizer of a model that is on its device."""
+        return build_optimizer(self.cfg.train, model)
+
+    def recorder(self, folder: Path, state: dict[str, Any] | None) -> Recorder:
+        """Opens the log of a run's folder, to continue from the checkpoint ``state``, or at step 0."""
+        cfg = self.cfg
+        return Recorder(
+            folder, state=state, record=self.record, keep=cfg.train.keep, best=cfg.eval.best_metric,
+            tensorboard=cfg.run.tensorboard,
+        )  # fmt: skip
+
+    def lr_at(self, step: int) -> float:
+        """Returns the learning rate of update ``step``, counted from 0."""
+        cfg = self.cfg.train
+        return learning_rate(
+            step, lr=cfg.lr, steps=cfg.steps, schedule=cfg.schedule, milestones=cfg.lr_steps, gamma=cfg.gamma,
+            warmup=cfg.warmup, warmup_factor=cfg.warmup_factor,
+        )  # fmt: skip
+
+    def run(
+        self,
+        model: nn.Module,
+        batches: Iterator[Batch],
+        optimizer: torch.optim.Optimizer,
+        recorder: Recorder,
+        evaluate: Callable[[int], Metrics],
+        stop: StopSignals | None,
+    ) -> Metrics:
+        """Trains ``model`` by the schedule; arguments and result as of :func:`grcn.engine.train.train`."""
+        cfg = self.cfg.train
+        return train(
+            model, batches, optimizer, recorder, steps=cfg.steps, lr_at=self.lr_at, seed=self.cfg.run.seed,
+            accumulate=cfg.accumulate, amp=AMP[self.cfg.run.amp], clip_grad_norm=cfg.clip_grad_norm,
+            log_every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, evaluate=evaluate,
+            eval_every=cfg.eval_every, stop=stop,
+        )  # fmt: skip
+
+
+def build_training(cfg: Config) -> Training:
+    """Reads the annotations and builds the model.
+
+    Raises:
+        DataError: as the readers do.
+    """
+    train_split = build_train_split(cfg.data)
+    test_split = build_test_split(cfg.data, train_split.table.classes)
+    model = build_model(cfg.model, len(train_split.table.classes) + 1, cfg.run.seed)
+    record = {
+        "config": dump_config(cfg),
+        "classes": list(train_split.table.classes),
+        "data_fingerprint": train_split.table.fingerprint(),
+    }
+    return Training(cfg, model, train_split, test_split, record)

@@ -9,6 +9,7 @@ from grcn.build import build_model, build_optimizer, build_train_split
 from grcn.config.files import load_config
 from grcn.data.loader import eval_batches, train_batches
 from grcn.engine.evaluate import detect
+from grcn.engine.recorder import Recorder
 from grcn.engine.train import learning_rate, train
 from grcn.evaluation import coco, voc
 
@@ -29,12 +30,10 @@ def test_two_images_are_learnt_by_heart(row, tmp_path):
         model,
         batches,
         build_optimizer(cfg.train, model),
+        Recorder(tmp_path),
         steps=cfg.train.steps,
         lr_at=lambda step: learning_rate(step, lr=cfg.train.lr, steps=cfg.train.steps, schedule="cosine", warmup=10),
-        device=torch.device("cpu"),
-        folder=tmp_path,
         clip_grad_norm=cfg.train.clip_grad_norm,
-        progress=False,
     )
     found = detect(model, eval_batches(data.table, data.read_image), torch.device("cpu"), progress=False)
     assert voc.evaluate(data.table, found)["metrics"]["voc_area_ap75"] == 1.0

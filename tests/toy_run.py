@@ -28,6 +28,7 @@ from grcn import errors
 from grcn.engine import checkpoint, distributed
 from grcn.engine.evaluate import detect
 from grcn.engine.log import start_logging
+from grcn.engine.recorder import Recorder
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import learning_rate, train
 from grcn.fileio import run_lock
@@ -159,24 +160,20 @@ def run(
                 np.savez(out / f"step_{step}.npz", allow_pickle=False, **detections)
                 return {"mean_score": float(np.asarray(detections["scores"], np.float64).mean())}
 
+            record = {"config": {"lr": 0.02, "name": "toy"}, "classes": ["thing"]}
             train(
                 model,
                 batches(start, batch, accumulate, double, poison, pause),
                 optimizer,
+                Recorder(out, state=state, record=record, best="mean_score"),
                 steps=steps,
                 lr_at=partial(learning_rate, lr=0.02, steps=steps, schedule="cosine", warmup=5),
-                device=device,
-                folder=out,
-                state=state,
-                record={"config": {"lr": 0.02, "name": "toy"}, "classes": ["thing"]},
                 accumulate=accumulate,
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,
-                best="mean_score",
                 evaluate=evaluate if detector == "toy" else None,
                 eval_every=eval_every,
                 stop=stop,
-                progress=False,
             )
 
 

@@ -22,6 +22,7 @@ from grcn.data.workers import read_ahead
 from grcn.errors import ConfigError, DataError
 
 ReadImage = Callable[[int], Tensor]
+TrainBatch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def train_batches(
@@ -40,7 +41,7 @@ def train_batches(
     drop_empty: bool = True,
     pin_memory: bool = False,
     timeout: float = 0.0,
-) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+) -> Iterator[TrainBatch]:
     """Yields the micro-batches of one process, ``accumulate`` of them for every step.
 
     Each epoch goes through the usable images once, in a new order. Crowd regions and difficult

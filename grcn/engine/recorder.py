@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: the log, checkpoints, and the best of these."""
+"""The log and the checkpoints of a training: what it leaves in its folder, and what it continues from."""
 
 from __future__ import annotations
 
@@ -18,43 +18,55 @@ Metrics = dict[str, float | None]
 
 
 class Recorder:
-    """Saves a model in training and writes down how it does.
+    """Saves a model in training and logs how it does.
 
-    Every process has one and calls the same methods; the first one writes. Whatever moment it is
-    killed at, a new one that begins with the newest checkpoint's step leaves the same log and
-    checkpoints.
+    Every process has one and calls the same methods; rank 0 writes. Whatever moment it is killed at, a new one that
+    continues from the newest checkpoint leaves the same log and checkpoints.
 
     Attributes:
+        step: of the checkpoint to continue from; 0 for a new training.
         losses: of the steps since the last line of the log.
     """
 
     def __init__(
         self,
         folder: Path,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         *,
-        step: int = 0,
-        losses: list[list[float]],
-        keep: int,
+        state: dict[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
+        keep: int = 3,
         best: str | None = None,
         tensorboard: bool = False,
-        record: Mapping[str, Any] | None = None,
     ) -> None:
-        """Opens the log to continue after ``step``.
+        """Opens the log to continue after the step of ``state``; what is beyond it is cut off.
 
         Args:
-            losses: of the checkpoint of that step.
+            folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
+            state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
+            record: what else each checkpoint holds: plain types.
             keep: how many checkpoints to keep.
             best: metric whose highest value marks the checkpoint to keep besides, as ``best-….pt``.
             tensorboard: write TensorBoard's events too, into ``folder/tensorboard``.
-            record: what else each checkpoint holds.
         """
-        self._log = MetricsLog(folder / "metrics.jsonl", step, folder / "tensorboard" if tensorboard else None)
+        self.step: int = 0 if state is None else state["step"]
+        self.losses = RecentLosses([] if state is None else state["losses"])
+        self._log = MetricsLog(folder / "metrics.jsonl", self.step, folder / "tensorboard" if tensorboard else None)
         self._checkpoints = folder / "checkpoints"
-        self._model, self._optimizer = model, optimizer
-        self._keep, self._best, self._record = keep, best, record or {}
-        self.losses = RecentLosses(losses)
+        self._state, self._record = state, record or {}
+        self._keep, self._best = keep, best
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Loads the weights and the momenta of the checkpoint to continue from, if there is one.
+
+        They are taken out of its ``state``, where they would lie in memory for as long as the run takes.
+
+        Raises:
+            CheckpointError: they are of another model or optimizer; in all processes.
+        """
+        state, self._state = self._state, None
+        if state is not None:
+            distributed.together(lambda: checkpoint.restore(state, model, optimizer))
+            del state["model"], state["optimizer"]
 
     def log(self, step: int, lr: float) -> dict[str, float]:
         """Writes the learning rate and the mean losses since the last call; returns the losses."""
@@ -62,14 +74,14 @@ class Recorder:
         self._log.write(step, {"lr": lr, **averages})
         return averages
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Writes a checkpoint.
 
         Raises:
             NonFiniteError: a weight is not finite; nothing is written.
         """
         self.losses.fetch(step)
-        if not are_finite([weight for weight in self._model.parameters() if weight.requires_grad]):
+        if not are_finite([weight for weight in model.parameters() if weight.requires_grad]):
             raise NonFiniteError(
                 f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume --allow-changes"
             )
@@ -77,16 +89,20 @@ class Recorder:
         contents = {
             "format": checkpoint.FORMAT,
             "step": step,
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
             "losses": self.losses.fetched,
             **self._record,
         }
         distributed.on_main(lambda: checkpoint.save(self._checkpoints, contents, self._keep))
 
+    def recorded(self, step: int) -> Metrics | None:
+        """Returns the metrics that are on record of a step, None where there are none."""
+        return distributed.on_main(lambda: self._log.evaluations().get(step))
+
     def evaluation(self, step: int, evaluate: Callable[[int], Mapping[str, float | None]]) -> Metrics:
         """Returns the metrics of a step that is saved; those on record, if an interrupted run got so far."""
-        result = distributed.on_main(lambda: self._log.evaluations().get(step))
+        result = self.recorded(step)
         if result is None:
             result = self._log.write_evaluation(step, evaluate(step))
             self._log.sync()

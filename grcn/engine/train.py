@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from grcn import rng
 from grcn.engine import distributed
-from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import logger
 from grcn.engine.recorder import Metrics, Recorder
@@ -30,26 +28,19 @@ def train(
     model: nn.Module,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
+    recorder: Recorder,
     *,
     steps: int,
     lr_at: Callable[[int], float],
-    device: torch.device,
-    folder: Path,
-    state: dict[str, Any] | None = None,
-    record: Mapping[str, Any] | None = None,
     seed: int = 0,
     accumulate: int = 1,
     amp: torch.dtype | None = None,
     clip_grad_norm: float | None = None,
     log_every: int = 20,
     checkpoint_every: int = 1000,
-    keep: int = 3,
-    best: str | None = None,
-    tensorboard: bool = False,
     evaluate: Callable[[int], Mapping[str, float | None]] | None = None,
     eval_every: int = 0,
     stop: StopSignals | None = None,
-    progress: bool = True,
 ) -> Metrics:
     """Trains a detector up to ``steps`` updates, and returns its last evaluation.
 
@@ -58,29 +49,22 @@ def train(
     process calls this with its share of the batches.
 
     Args:
-        model: on ``device``; in training mode ``model(images, targets)`` returns a dict of scalar
+        model: on its device; in training mode ``model(images, targets)`` returns a dict of scalar
             losses, whose sum is minimised. torchvision's detectors are such models.
         batches: of images, uint8 or float ``[3, H, W]``, and their targets: ``accumulate`` per
             update, positioned at the step to continue from. Tensors in targets are moved to the
             device, other entries passed on.
         optimizer: any of torch's built with ``fused=True``: the fused ones can skip an update
             without the host looking.
+        recorder: writes the log and the checkpoints, and holds the checkpoint to continue from; it is closed.
         lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
             that have one.
-        folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
-        state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it. Its
-            weights are taken out of it: they would lie in memory for as long as the run takes.
-        record: what else each checkpoint holds: plain types.
         seed: of torch's global generator, set at each step for models that draw from it.
         amp: ``torch.bfloat16`` for autocast.
         clip_grad_norm: largest norm of the whole gradient.
         log_every: steps between lines of ``metrics.jsonl``; the host waits for the device at these,
             and to save, only.
         checkpoint_every: steps between checkpoints; there is one before each evaluation as well.
-        keep: how many checkpoints to keep.
-        best: name of a metric; the checkpoint evaluated with its highest value is kept besides, as
-            ``best-….pt``.
-        tensorboard: write events for TensorBoard too, into ``tensorboard/``.
         evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
             all processes; returns metrics. It may leave the model in evaluation mode.
         stop: signals to obey: the step in progress is finished and saved.
@@ -92,16 +76,10 @@ def train(
     """
     if not all(group.get("fused") for group in optimizer.param_groups):
         raise ValueError("this optimizer cannot skip a non-finite update; build it with fused=True")
-    start = 0 if state is None else state["step"]
-    if state is not None:
-        if start > steps:
-            raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
-        distributed.together(lambda: restore(state, model, optimizer))
-        del state["model"], state["optimizer"]
-    recorder = Recorder(
-        folder, model, optimizer, step=start, losses=[] if state is None else state["losses"], keep=keep, best=best,
-        tensorboard=tensorboard, record=record,
-    )  # fmt: skip
+    start, device = recorder.step, next(model.parameters()).device
+    if start > steps:
+        raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
+    recorder.restore(model, optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
     replica = distributed.wrap(model).train()
     failed = torch.zeros((), device=device)  # 1 from the first non-finite step on: no more updates
@@ -116,8 +94,7 @@ def train(
         replica.train()
         return metrics
 
-    show = progress and distributed.is_main()
-    bar = progress_bar(desc="train", total=steps, initial=start, disable=not show)
+    bar = progress_bar(desc="train", total=steps, initial=start, disable=not distributed.is_main())
     with recorder, bar:
         if 0 < start < steps and is_evaluated(start):
             evaluation(start)  # an interrupted run may have got this far
@@ -139,7 +116,7 @@ def train(
                 averages = recorder.log(step, lr)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in averages.items()}, refresh=False)
             if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
-                recorder.save(step)
+                recorder.save(step, model, optimizer)
             if code:
                 logger.info("stopped by a signal; step %d is saved, run again with --resume", step)
                 raise Stopped(code)

@@ -13,7 +13,6 @@ import torch
 from grcn.config.schema import Config
 from grcn.errors import ConfigError
 
-AMP = {"none": None, "bf16": torch.bfloat16}
 # Parameters of glibc's mallopt(3), and the largest value of one.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _LARGEST = 2**31 - 1

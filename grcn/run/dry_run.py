@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grcn.build import Split
-from grcn.config.schema import Config
+from grcn.build import AMP, Training
 from grcn.data.annotations import Table
 from grcn.engine import checkpoint
 from grcn.engine.checkpoint import restore
@@ -24,21 +23,24 @@ logger = logging.getLogger("grcn")
 
 
 def dry_run(
-    model: Detector,
-    optimizer: torch.optim.Optimizer,
-    cfg: Config,
-    train_table: Table,
-    test: Split,
-    first: tuple[list[Tensor], list[dict[str, Any]]],
-    device: torch.device,
+    training: Training, optimizer: torch.optim.Optimizer, state: dict[str, Any] | None, device: torch.device
 ) -> dict[str, float | None]:
     """Does a step on the first batch and one on the largest that the data allow, detects in two test images, and saves
     and reads a checkpoint, in a temporary folder. Leaves nothing behind.
 
+    Args:
+        training: its model is on ``device``.
+        state: a checkpoint whose weights are tried; None for those that the model has.
+
     Returns:
         the losses of the first batch.
     """
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
+    model, train_table, test = training.model, training.train.table, training.test
+    dtype = AMP[training.cfg.run.amp]
+    amp = torch.autocast(device.type, dtype, enabled=dtype is not None)
+    if state is not None:
+        restore(state, model)
+    first = next(training.batches(device, workers=0))
 
     def step(images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         return training_step(model, optimizer, move_images(images, device), move_targets(targets, device), amp)
@@ -49,7 +51,7 @@ def dry_run(
     logger.info("tests on %d images of %s", len(test.table), test.table.name)
     logger.info("classes: %s", ", ".join(test.table.classes))
 
-    images, targets = _largest(model, train_table, cfg.train.batch, len(first[0]))
+    images, targets = _largest(model, train_table, training.cfg.train.batch, len(first[0]))
     step(images, targets)
     batch = model.transform(images, targets)[0]
     logger.info(
@@ -58,7 +60,7 @@ def dry_run(
     )  # fmt: skip
     rows = range(min(2, len(test.table)))
     images_read = (([row], [test.read_image(row)]) for row in rows)
-    found = detect(model, images_read, device, amp=torch.bfloat16 if cfg.run.amp == "bf16" else None, progress=False)
+    found = detect(model, images_read, device, amp=dtype, progress=False)
     logger.info("detected in %d test images: %d boxes", len(rows), len(found["rows"]))
     logger.info("a checkpoint takes %.0f MB", _saved_megabytes(model, optimizer))
     return losses

@@ -22,7 +22,7 @@ from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
 from grcn.models.detector import Detector
-from grcn.run.backend import AMP, prepare
+from grcn.run.backend import prepare
 from grcn.run.load_detector import check_classes, load_detector
 from grcn.run.results import score
 
@@ -78,21 +78,21 @@ def found_detections(
             test, found = distributed.together(lambda: _read_detections(cfg, detections))
         else:
             raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
-        yield build.counted(cfg.eval, test.table), test, found
+        yield build.limit_images(cfg.eval, test.table), test, found
 
 
 def detect_all(
     model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
 ) -> dict[str, np.ndarray]:
     """Detects in all test images, in all processes."""
-    table = build.counted(cfg.eval, test.table)
+    table = build.limit_images(cfg.eval, test.table)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
         table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
         timeout=cfg.run.timeout,
     )  # fmt: skip
     share = len(range(rank, len(table), world))
-    return detect(model, batches, device, total=share, amp=AMP[cfg.run.amp], stop=stop)
+    return detect(model, batches, device, total=share, amp=build.AMP[cfg.run.amp], stop=stop)
 
 
 def _read_to_evaluate(
@@ -128,5 +128,5 @@ def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
     read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
     found = read(path, test.table)
-    known = found["rows"] < len(build.counted(cfg.eval, test.table))
+    known = found["rows"] < len(build.limit_images(cfg.eval, test.table))
     return test, {key: values[known] for key, values in found.items()}

@@ -5,34 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from grcn import build, fileio
-from grcn.apps.browse.browse import write_inputs
-from grcn.apps.check_data.images import check_before_training
-from grcn.config.files import dump_config
+from grcn import fileio
+from grcn.build import Training, build_training, limit_images
 from grcn.config.schema import Config
-from grcn.data.annotations import Table
-from grcn.data.loader import train_batches
 from grcn.engine import checkpoint, distributed
-from grcn.engine.checkpoint import restore
 from grcn.engine.environment import write_environment
-from grcn.engine.log import check_tensorboard, is_evaluated, start_logging
+from grcn.engine.log import check_tensorboard, start_logging
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
-from grcn.engine.train import learning_rate
-from grcn.engine.train import train as train_loop
 from grcn.errors import ConfigError
 from grcn.evaluation.detections import check_objects
 from grcn.fileio import run_lock
-from grcn.models.detector import Detector, count_parameters, to_device
+from grcn.models.detector import count_parameters, to_device
 from grcn.models.features import TASKS, memory_formats
-from grcn.run.backend import AMP, prepare
+from grcn.run.backend import prepare
+from grcn.run.checks_before_training import check_training
 from grcn.run.dry_run import dry_run as try_steps
 from grcn.run.evaluate import detect_all
 from grcn.run.html_report import write_report
@@ -44,6 +37,7 @@ from grcn.run.load_detector import (
 )
 from grcn.run.results import score
 from grcn.torchvision_baseline import baseline_of, torchvision_twin
+from grcn.vis.inputs import draw_inputs
 
 logger = logging.getLogger("grcn")
 
@@ -99,82 +93,53 @@ def train(
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
-        data, test, model = distributed.together(lambda: _read(cfg, found, allow_changes))
-        record = _record(cfg, data.table)
-        facts = {"settings": record["config"], "annotations": record["data_fingerprint"], "device": device.type}
-        distributed.check_same(facts)
+        training = distributed.together(lambda: _build(cfg, found, allow_changes))
+        settings, fingerprint = training.record["config"], training.record["data_fingerprint"]
+        distributed.check_same({"settings": settings, "annotations": fingerprint, "device": device.type})
         state = None if found is None else found[1]
         if state is None:
-            distributed.on_main(lambda: _look_over(cfg, data.table, test.table, model))
-            load_initial_weights(model, cfg.model, init, data.table.classes)
-        strides = [model.backbone.feature_specs[task].stride for task in TASKS]
-        trained = to_device(torchvision_twin(cfg.model, model) if torchvision else model, device)
-        optimizer = build.build_optimizer(cfg.train, trained)
+            distributed.on_main(lambda: check_training(training))
+            load_initial_weights(training.model, cfg.model, init, training.classes)
+        model = to_device(torchvision_twin(cfg.model, training.model) if torchvision else training.model, device)
+        optimizer = training.optimizer(model)
         distributed.obey(stop)
-
         if dry_run:
-            if state is not None:
-                restore(state, model)
-            first = next(_batches(cfg, data, device, 0, workers=0))
-            return try_steps(model, optimizer, cfg, data.table, test, first, device)
-        batches = _batches(cfg, data, device, 0 if state is None else state["step"], cfg.run.workers)
-        finished = state is not None and state["step"] == cfg.train.steps
-        if finished and distributed.on_main(lambda: is_evaluated(folder / "metrics.jsonl", cfg.train.steps)):
+            return try_steps(training, optimizer, state, device)
+
+        batches = training.batches(device, 0 if state is None else state["step"])
+        recorder = held.enter_context(training.recorder(folder, state))
+        if recorder.step == training.steps and recorder.recorded(training.steps) is not None:
             distributed.on_main(lambda: check_same_evaluation(cfg, folder))
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
             if found is not None:
                 warn_of_other_evaluation(cfg, found[1], found[0])
-            distributed.on_main(lambda: _write_facts(folder, cfg, trained, strides, device))
-            if state is None and cfg.eval.pictures:
-                distributed.on_main(lambda: _draw_inputs(folder, cfg, data, model))
+            distributed.on_main(lambda: _write_facts(folder, training, model, device))
+            if state is None:
+                distributed.on_main(lambda: _draw_inputs(folder, training))
 
         evaluated: list[int] = []
 
         def evaluate_now(step: int) -> Metrics:
             evaluated.append(step)
-            found = detect_all(trained, cfg, test, device, stop)
-            table, into = build.counted(cfg.eval, test.table), folder / "eval" / f"step_{step}"
-            return distributed.on_main(lambda: score(cfg, table, test, found, into, stop=stop))
+            found = detect_all(model, cfg, training.test, device, stop)
+            table, into = limit_images(cfg.eval, training.test.table), folder / "eval" / f"step_{step}"
+            return distributed.on_main(lambda: score(cfg, table, training.test, found, into, stop=stop))
 
-        metrics = train_loop(
-            trained, batches, optimizer, steps=cfg.train.steps,
-            lr_at=partial(
-                learning_rate, lr=cfg.train.lr, steps=cfg.train.steps, schedule=cfg.train.schedule,
-                milestones=cfg.train.lr_steps, gamma=cfg.train.gamma, warmup=cfg.train.warmup,
-                warmup_factor=cfg.train.warmup_factor,
-            ),
-            device=device, folder=folder, state=state, record=record, seed=cfg.run.seed,
-            accumulate=cfg.train.accumulate, amp=AMP[cfg.run.amp], clip_grad_norm=cfg.train.clip_grad_norm,
-            log_every=cfg.train.log_every, checkpoint_every=cfg.train.checkpoint_every, keep=cfg.train.keep,
-            best=cfg.eval.best_metric, tensorboard=cfg.run.tensorboard,
-            evaluate=evaluate_now, eval_every=cfg.train.eval_every, stop=stop,
-        )  # fmt: skip
+        metrics = training.run(model, batches, optimizer, recorder, evaluate_now, stop)
         if evaluated or not (folder / "report.html").exists():
-            distributed.on_main(lambda: _report(folder, cfg))
+            distributed.on_main(lambda: _report(folder, training))
         return metrics
 
 
-def _batches(
-    cfg: Config, data: build.Split, device: torch.device, start: int, workers: int
-) -> Iterator[tuple[list[torch.Tensor], list[dict[str, Any]]]]:
-    """Yields this process's batches from step ``start`` on."""
-    return train_batches(
-        data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, steps=cfg.train.steps,
-        start_step=start, accumulate=cfg.train.accumulate, rank=distributed.rank(), world=distributed.world_size(),
-        workers=workers, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty, pin_memory=device.type == "cuda",
-        timeout=cfg.run.timeout,
-    )  # fmt: skip
-
-
-def _draw_inputs(folder: Path, cfg: Config, data: build.Split, model: Detector) -> None:
+def _draw_inputs(folder: Path, training: Training) -> None:
     with _dispensable(folder, "vis/inputs.png"):
-        write_inputs(cfg, data, model.transform, folder / "vis" / "inputs.png")
+        draw_inputs(training, folder / "vis" / "inputs.png")
 
 
-def _report(folder: Path, cfg: Config) -> None:
+def _report(folder: Path, training: Training) -> None:
     with _dispensable(folder, "report.html"):
-        write_report(folder, cfg.train.steps, cfg.eval.pictures > 0)
+        write_report(folder, training.steps, training.cfg.eval.pictures > 0)
         best = "".join(f", the best checkpoint {path}" for path in folder.glob("best-step_*.pt"))
         logger.info("the report is %s%s", folder / "report.html", best)
 
@@ -218,41 +183,21 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
     return resume_from, state
 
 
-def _read(
-    cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes: bool
-) -> tuple[build.Split, build.Split, Detector]:
-    """Reads both splits and builds the model, after making sure that the checkpoint belongs to config and data."""
-    data = build.build_train_split(cfg.data)
-    test = build.build_test_split(cfg.data, data.table.classes)
-    check_objects(build.counted(cfg.eval, test.table))
+def _build(cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes: bool) -> Training:
+    """Reads the data and builds the model, and makes sure that a checkpoint belongs to them."""
+    training = build_training(cfg)
+    check_objects(limit_images(cfg.eval, training.test.table))
     if found is not None:
         path, state = found
-        check_continuation(cfg, state, path, data.table, allow_changes)
+        check_continuation(cfg, state, path, training.train.table, allow_changes)
         logger.info("resuming from %s", path)
-    return data, test, build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
+    return training
 
 
-def _look_over(cfg: Config, train: Table, test: Table, model: Detector) -> None:
-    """Warns of what is odd with the data; finds most of what would end the run later."""
-    check_before_training(
-        train, test, short=cfg.model.image.short, longest=cfg.model.image.max,
-        stride=model.backbone.feature_specs[cfg.model.rpn.reads].stride, drop_empty=cfg.data.drop_empty,
-        limit=cfg.eval.limit,
-    )  # fmt: skip
-
-
-def _record(cfg: Config, table: Table) -> dict[str, Any]:
-    return {"config": dump_config(cfg), "classes": list(table.classes), "data_fingerprint": table.fingerprint()}
-
-
-def _write_facts(folder: Path, cfg: Config, model: nn.Module, strides: list[int], device: torch.device) -> None:
-    fileio.write_durably(folder / "config.yaml", dump_config(cfg).encode())
+def _write_facts(folder: Path, training: Training, model: nn.Module, device: torch.device) -> None:
+    fileio.write_durably(folder / "config.yaml", training.record["config"].encode())
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
-    images = cfg.train.batch
-    logger.info(
-        "%s: %.1f M parameters, strides %s, %d steps of %d image%s, lr %g (scale lr with the batch: %g per image)",
-        folder, parameters / 1e6, "/".join(map(str, strides)),
-        cfg.train.steps, images, "s" * (images > 1), cfg.train.lr, cfg.train.lr / images,
-    )  # fmt: skip
+    strides = "/".join(str(training.model.backbone.feature_specs[task].stride) for task in TASKS)
+    logger.info("%s: %.1f M parameters, strides %s, %s", folder, parameters / 1e6, strides, training)

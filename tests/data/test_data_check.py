@@ -22,7 +22,6 @@ from bad_data import noise
 from PIL import Image
 from torchvision.ops import box_iou
 
-from grcn.apps.check_data import images as check_images
 from grcn.apps.check_data.check import as_text, check_data
 from grcn.apps.check_data.pictures import _surroundings
 from grcn.config.files import load_config
@@ -32,6 +31,7 @@ from grcn.data.faults import Fault
 from grcn.data.validate import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
+from grcn.run import checks_before_training as check_images
 from grcn.run.anchor_fit import Anchors, Objects, fit, objects_of
 
 CONFIG = """

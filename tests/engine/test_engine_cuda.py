@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grcn.engine import distributed
+from grcn.engine.recorder import Recorder
 from grcn.engine.train import train
 from grcn.errors import NonFiniteError
 
@@ -48,7 +49,7 @@ def fit(folder: Path, data: Iterator[Any], **options: Any) -> Quiet:
         sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
         settings: dict[str, Any] = {"steps": 20, "log_every": 10, "clip_grad_norm": 1.0, **options}
         try:
-            train(model, data, sgd, lr_at=lambda step: 0.1, device=device, folder=folder, **settings)
+            train(model, data, sgd, Recorder(folder), lr_at=lambda step: 0.1, **settings)
         except NonFiniteError as error:
             assert "step 13:" in str(error) and "images 13;" in str(error)
         finally:

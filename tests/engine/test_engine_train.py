@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector
 from toy_run import ToyDetector, batches, tiny_faster_rcnn
 
 from grcn.engine import checkpoint
+from grcn.engine.recorder import Recorder
 from grcn.engine.train import Batch, learning_rate, train
 from grcn.errors import CheckpointError, NonFiniteError
 
@@ -30,10 +31,10 @@ def fit(model: nn.Module, data: Iterator[Batch], folder: Path, **options: Any) -
         "steps": 6,
         "lr_at": lambda step: 0.02,
         "optimizer": sgd(model),
-        "progress": False,
         **options,
     }
-    return train(model, data, options.pop("optimizer"), device=CPU, folder=folder, **options)
+    kept = {key: options.pop(key) for key in ("state", "record", "keep", "best", "tensorboard") if key in options}
+    return train(model, data, options.pop("optimizer"), Recorder(folder, **kept), **options)
 
 
 def toy(**options: Any) -> ToyDetector:

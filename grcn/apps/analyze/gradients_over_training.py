@@ -14,7 +14,6 @@ import torch
 from grcn import build, fileio
 from grcn.apps.analyze.gradients import Conflict, conflict
 from grcn.config.schema import Config
-from grcn.data.loader import train_batches
 from grcn.engine import checkpoint, distributed
 from grcn.engine.checkpoint import restore
 from grcn.engine.environment import read_environment
@@ -142,11 +141,7 @@ def _start(cfg: Config, device: torch.device) -> tuple[build.Split, Detector]:
 def _batches(cfg: Config, data: build.Split, steps: int, step: int, stop: StopSignals) -> Iterator[Any]:
     """Yields the batches behind the last step, with a progress bar that names the step compared."""
     first = cfg.train.steps
-    batches = train_batches(
-        data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, start_step=first, steps=first + steps,
-        accumulate=cfg.train.accumulate, workers=cfg.run.workers, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty,
-        timeout=cfg.run.timeout,
-    )  # fmt: skip
+    batches = build.build_batches(cfg, data, start_step=first, steps=first + steps)
     for batch in progress_bar(batches, f"step {step}", steps * cfg.train.accumulate, leave=False):
         stop.check()
         yield batch

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 
+from grcn.build import Split, build_batches
 from grcn.config.schema import Config, ShapesData
 from grcn.data.annotations import Table
 from grcn.data.images import FileImages
-from grcn.data.loader import train_batches
 from grcn.data.synthetic import dataset as shapes
 from grcn.data.validate import pack
 from grcn.evaluation import coco, voc
@@ -43,14 +43,17 @@ def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
         for shapes. Both are medians of five turns.
     """
     with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
-        table, read_image = _data(cfg, images, folder)
-        passes: list[Callable[[], None]] = [lambda: _exhaust(_batches(cfg, table, read_image, 0, 1, images))]
+        data = _data(cfg, images, folder)
+        table = data.table
+        passes: list[Callable[[], None]] = [
+            lambda: _exhaust(build_batches(cfg, data, batch=1, accumulate=1, steps=images, workers=0))
+        ]
         if table.root:
             passes.append(lambda: _read_as_torchvision(table, cfg.model.image.short, cfg.model.image.max))
         ours, *reference = (1000 * seconds / images for seconds in _cpu_seconds(passes))
         count = images + 2 * cfg.run.workers * cfg.train.batch  # more than the workers read ahead
         steps = -(-2 * count // cfg.train.batch)
-        rate = _rate(_batches(cfg, table, read_image, cfg.run.workers, cfg.train.batch, steps), count)
+        rate = _rate(build_batches(cfg, data, accumulate=1, steps=steps), count)
     return {
         "loader_img_s": rate,
         "loader_cpu_ms": ours,
@@ -72,8 +75,8 @@ def data_wait_ms(cfg: Config, step: Callable[[], object], batch: int, steps: int
     """
     waits = []
     with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
-        table, read_image = _data(cfg, max(8, batch), folder)
-        batches = iter(_batches(cfg, table, read_image, cfg.run.workers, batch, steps + 1))
+        data = _data(cfg, max(8, batch), folder)
+        batches = build_batches(cfg, data, batch=batch, accumulate=1, steps=steps + 1)
         next(batches)
         for _ in range(steps):
             step()
@@ -105,33 +108,18 @@ def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> 
     return {"coco_s": between - start, "voc_s": time.process_time() - between, "backend": backend}
 
 
-def _batches(
-    cfg: Config, table: Table, read_image: Callable[[int], Tensor], workers: int, batch: int, steps: int
-) -> Iterable[tuple[list[Tensor], object]]:
-    return train_batches(
-        table,
-        read_image,
-        seed=cfg.run.seed,
-        batch=batch,
-        steps=steps,
-        workers=workers,
-        flip=cfg.data.flip,
-        drop_empty=cfg.data.drop_empty,
-    )
-
-
-def _data(cfg: Config, images: int, folder: str) -> tuple[Table, Callable[[int], Tensor]]:
-    """Returns the table of some images and what reads them; files are written into ``folder``."""
+def _data(cfg: Config, images: int, folder: str) -> Split:
+    """Makes some images to train on; files are written into ``folder``."""
     data = cfg.data
     if isinstance(data, ShapesData):
         table = shapes.load(data.level, "train", images, data.size, data.seed)
-        return table, shapes.ShapesImages(data.level, "train", data.size, data.seed)
+        return Split(table, shapes.ShapesImages(data.level, "train", data.size, data.seed))
     generator = np.random.default_rng(0)
     names = [f"{row:06d}.jpg" for row in range(images)]
     for name in names:
         _photograph(generator).save(Path(folder, name), quality=90)
     table = _table(generator, images, 20, names, folder)
-    return table, FileImages(table)
+    return Split(table, FileImages(table))
 
 
 def _photograph(generator: np.random.Generator) -> Image.Image:

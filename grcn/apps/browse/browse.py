@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from grcn import build
 from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
 from grcn.config.schema import Config
 from grcn.data.annotations import Table
-from grcn.data.loader import train_batches, usable_rows
+from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import start_logging
 from grcn.models.detector import Detector, to_device
-from grcn.models.transform import DetectionTransform
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
-from grcn.run.backend import AMP, prepare
+from grcn.run.backend import prepare
 from grcn.run.load_detector import load_detector
-from grcn.vis.boxes import contact_sheet, title_of
 from grcn.vis.image_file import check_output, write_picture
+from grcn.vis.inputs import sample_title
 from grcn.vis.samples import Sample, inputs_of, samples_of
 
 MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
-_INPUTS = 8  # images at most of the picture in a run's folder
 
 logger = logging.getLogger("grcn")
 
@@ -86,7 +82,7 @@ def browse(
     if count < images:
         logger.info("%s: %d images to train on, all are drawn", data.table.name, count)
     samples = _fed(cfg, data, start.model.train(), first, count, panels)
-    titles = [_title(data.table, sample) for sample in samples]
+    titles = [sample_title(data.table, sample) for sample in samples]
     last = first + -(-count // cfg.train.batch)
     steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
     heading = [f"{data.table.name}, seed {cfg.run.seed}, step {steps}: {count} image{'s' * (count > 1)}"]
@@ -95,24 +91,6 @@ def browse(
     sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
     write_picture(sheet, path)
     return "\n".join([*heading, *figures(samples, cfg.model.anchors.sizes), f"drawn in {path}"])
-
-
-def write_inputs(cfg: Config, data: build.Split, transform: DetectionTransform, path: Path) -> None:
-    """Draws images of a run's first batch as the network sees them, with ground truth.
-
-    Raises:
-        OSError: the picture cannot be written.
-        DataError: an image cannot be read.
-    """
-    device = transform.mean.device
-    samples: list[Sample] = []
-    # One by one, which changes neither images nor draws, so that no more are read than are drawn.
-    for images, targets in itertools.islice(_batches(cfg, data, 0, cfg.train.batch), min(_INPUTS, cfg.train.batch)):
-        samples += inputs_of(transform, move_images(images, device), move_targets(targets, device))
-    path.parent.mkdir(exist_ok=True)
-    titles = [_title(data.table, sample) for sample in samples]
-    shown = [sample.image for sample in samples], [sample.target for sample in samples]
-    write_picture(contact_sheet(*shown, data.table.classes, titles=titles), path)
 
 
 def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
@@ -176,11 +154,12 @@ def _fed(
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
     device = model.transform.mean.device
-    amp = AMP[cfg.run.amp]
+    amp = build.AMP[cfg.run.amp]
     share = cfg.train.batch // cfg.train.accumulate
-    batches = itertools.islice(_batches(cfg, data, first, cfg.train.accumulate), -(-count // share))
+    number = -(-count // share)
+    batches = build.build_batches(cfg, data, start_step=first, steps=first + MOST_IMAGES, workers=0)
     samples: list[Sample] = []
-    for images, targets in progress_bar(batches, "browse", -(-count // share), leave=False):
+    for images, targets in progress_bar(itertools.islice(batches, number), "browse", number, leave=False):
         fed = move_images(images, device), move_targets(targets, device)
         if panels == ["inputs"]:
             samples += inputs_of(model.transform, *fed)
@@ -188,17 +167,3 @@ def _fed(
         with torch.autocast(device.type, amp, enabled=amp is not None):
             samples += samples_of(model, *fed, rois="rois" in panels)
     return samples[:count]
-
-
-def _batches(cfg: Config, data: build.Split, first: int, accumulate: int) -> Iterator[Any]:
-    """Yields the micro-batches that training gets after ``first`` steps."""
-    return train_batches(
-        data.table, data.read_image, seed=cfg.run.seed, batch=cfg.train.batch, start_step=first,
-        steps=first + MOST_IMAGES, accumulate=accumulate, flip=cfg.data.flip, drop_empty=cfg.data.drop_empty,
-    )  # fmt: skip
-
-
-def _title(table: Table, sample: Sample) -> str:
-    number = int(sample.target["image_id"])
-    row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
-    return title_of(table, row) + ", mirrored" * sample.target["mirrored"]

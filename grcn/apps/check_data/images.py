@@ -1,4 +1,4 @@
-"""What the image files of a data set show: those that are missing, broken, turned, of another size, or copies."""
+"""Checks the image files of a data set: which are missing, broken, turned, of another size, or copies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from torch import Tensor
 
 from grcn.data.annotations import Table
 from grcn.data.faults import Fault, read_bytes
-from grcn.data.findings import MOST_EXAMPLES, Example, FaultCounter, Finding, check_tables, finding, images_at, name_of
+from grcn.data.findings import MOST_EXAMPLES, Example, FaultCounter, Finding, finding, images_at, name_of
 from grcn.data.images import missing_rows, read_header, read_row
-from grcn.data.loader import usable_rows
 from grcn.data.workers import read_ahead
+from grcn.run.checks_before_training import SAMPLE, name_image, odd_images
 
 logger = logging.getLogger("grcn")
-
-SAMPLE = 200  # images of a split of which the start of training reads the header
-MOST_WARNINGS = 4  # logged at the start of training
 
 
 class ImageFacts(NamedTuple):
@@ -63,7 +60,7 @@ def _inspect_row(table: Table, row: int) -> tuple[Tensor, ImageFacts]:
         contents, header = hashlib.sha256(data).digest(), read_header(io.BytesIO(data))
         image = read_row(table, row)
     except Fault as fault:
-        facts = ImageFacts(row, _of_image(fault, table, row), contents=contents)
+        facts = ImageFacts(row, name_image(fault, table, row), contents=contents)
     else:
         facts = ImageFacts(row, None, contents=contents)
         pixels = hashlib.sha256(repr(tuple(image.shape)).encode())
@@ -115,56 +112,9 @@ def check_leaks(
 def check_headers(table: Table, split: str, rows: np.ndarray, most: int = SAMPLE) -> list[Finding]:
     """Finds images that cannot be used among a sample, evenly spread: they are decoded only if their header is odd."""
     broken = FaultCounter()
-    for fault in _odd_images(table, rows, most):
+    for fault in odd_images(table, rows, most):
         broken(fault)
     return broken.findings(split)
-
-
-def check_before_training(
-    train: Table, test: Table, *, short: int, longest: int, stride: int, drop_empty: bool, limit: int | None = None
-) -> None:
-    """Logs a few warnings about a data set that is about to be trained on; reads 400 headers, in about 0.1 seconds.
-
-    Generated data are as they should be. Arguments as of :func:`grcn.data.findings.check_tables`, and
-
-    Args:
-        limit: how many images of ``test`` will be read, None for all; which classes there are, all of them say.
-
-    Raises:
-        DataError: an image of the sample cannot be used, which would end training when its turn comes.
-    """
-    if not train.root:
-        return
-    for table, rows in ((train, usable_rows(train, drop_empty)), (test, np.arange(len(test))[:limit])):
-        for fault in _odd_images(table, rows, SAMPLE):
-            raise fault
-    found = check_tables(train, test, short=short, longest=longest, stride=stride)
-    warnings = [one for one in found if one.severity == "warning"]
-    for one in warnings[:MOST_WARNINGS]:
-        logger.warning("%s: %s", one.split, one.text)
-    if len(warnings) > MOST_WARNINGS:
-        logger.warning("%d more such warnings; tools/check_data.py lists all", len(warnings) - MOST_WARNINGS)
-
-
-def _odd_images(table: Table, rows: np.ndarray, most: int) -> Iterator[Fault]:
-    chosen = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
-    for row in chosen.tolist():
-        path, size = table.path(row), tuple(table.sizes[row].tolist())
-        # A pipe or a device under the name of an image would block for ever.
-        header = read_header(path) if os.path.isfile(path) else None
-        if header is None or header.size != size or header.orientation > 4:
-            try:
-                read_row(table, row)
-            except Fault as fault:
-                yield _of_image(fault, table, row)
-
-
-def _of_image(fault: Fault, table: Table, row: int) -> Fault:
-    """Says in a fault which image it is of, and that it is of one."""
-    fault.image = os.fsdecode(table.files[row])
-    if not fault.kind.startswith("image-"):
-        fault.kind = "image-broken"
-    return fault
 
 
 def _known(fact: ImageFacts, first: dict[bytes, int], add: bool = True) -> int | None:

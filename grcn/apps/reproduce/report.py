@@ -78,7 +78,7 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
 
 def _draw_images(data: Data, evaluation: Eval, count: int) -> tuple[Images, np.ndarray]:
     """Returns the test images that count, and how often each of them is in each of ``count`` resamples."""
-    images = build.counted(evaluation, build.build_test_split(data, build.class_names(data)).table)
+    images = build.limit_images(evaluation, build.build_test_split(data, build.class_names(data)).table)
     return images, bootstrap.draws(len(images), count)[1:]
 
 
