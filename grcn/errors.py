@@ -180,7 +180,8 @@ def _silence(descriptor: int) -> None:
 
 
 def _tell(error: BaseException, *lines: str) -> None:
-    if not getattr(error, "shared", False) or os.environ.get("LOCAL_RANK", "0") == "0":
+    told_by_another = getattr(error, "shared", False) and os.environ.get("LOCAL_RANK", "0") != "0"
+    if sys.stderr is not None and not told_by_another:  # the shell's 2>&- leaves no stderr
         try:
             for line in lines:
                 print(PREFIX + one_line(line), file=sys.stderr, flush=True)

@@ -1,9 +1,12 @@
-"""Progress bars on stderr: redrawn in a terminal, and a line a minute where it goes to a file."""
+"""Messages and progress bars on stderr: redrawn in a terminal, and a line a minute where it goes to a file."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -12,10 +15,43 @@ _SECONDS = 60.0
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go, {rate_fmt}{postfix}"
 
 
+class _Stderr:
+    """Standard error, which falls silent, instead of failing, when its reader has gone or its disk is full.
+
+    What is written there is worth less than the run that writes it. The shell's ``2>&-`` leaves no stream at all.
+    """
+
+    def __init__(self) -> None:
+        self._stream: TextIO | None = sys.stderr
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def __eq__(self, other: object) -> bool:  # tqdm clears the bars that stand on the stream of a message
+        return self._stream == getattr(other, "_stream", other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Lines:
     """A stream on which each state of a bar is a line of its own, once."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Stderr) -> None:
         self._stream, self._last = stream, ""
 
     def write(self, text: str) -> None:
@@ -26,6 +62,25 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+class _AboveProgressBar(logging.Handler):
+    """Prints messages on stderr without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=_Stderr())
+
+
+def start_logging() -> None:
+    """Prints messages of the logger ``grcn`` on stderr, in rank 0 only; for programs, which the library is not."""
+    logger = logging.getLogger("grcn")
+    handler: logging.Handler = logging.NullHandler()
+    if os.environ.get("RANK", "0") == "0":  # as torchrun sets it
+        handler = _AboveProgressBar()
+        handler.setFormatter(logging.Formatter("grcn: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def progress_bar(
@@ -39,8 +94,9 @@ def progress_bar(
         total: how many there will be.
         options: others of tqdm.
     """
-    if sys.stderr.isatty():
-        return tqdm(iterable, desc, total, dynamic_ncols=True, **options)
+    stream = _Stderr()
+    if stream.isatty():
+        return tqdm(iterable, desc, total, file=stream, dynamic_ncols=True, **options)
     # A delay leaves out the line of the start.
     options = {"bar_format": _LINE, "delay": 1e-9, **options}
-    return tqdm(iterable, desc, total, file=_Lines(sys.stderr), mininterval=_SECONDS, maxinterval=_SECONDS, **options)
+    return tqdm(iterable, desc, total, file=_Lines(stream), mininterval=_SECONDS, maxinterval=_SECONDS, **options)

@@ -40,8 +40,8 @@ def test_loading_of_shapes():
 
 def test_made_up_files_are_as_large_as_photographs_and_differ(tmp_path):
     cfg = load_config(CONFIGS / "coco/grcn_vgg16.yaml", ["data.root=/nowhere"])
-    table, read_image = benchmark._data(cfg, 3, str(tmp_path))
-    images = [read_image(row) for row in range(3)]
+    data = benchmark._data(cfg, 3, str(tmp_path))
+    table, images = data.table, [data.read_image(row) for row in range(3)]
     assert {tuple(image.shape) for image in images} == {(3, 480, 640)}
     assert not torch.equal(images[0], images[1])
     for row in range(3):

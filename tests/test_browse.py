@@ -25,6 +25,7 @@ from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.transform import DetectionTransform, Normalisation
 from grcn.run import train as run
+from grcn.vis import inputs
 from grcn.vis.samples import Anchors, RoIs, Sample, samples_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,11 +312,11 @@ def test_mistakes_are_one_line(config, tmp_path, monkeypatch, capfd):
 def test_a_run_draws_its_first_inputs_and_a_resumed_one_does_not(config, tmp_path, monkeypatch):
     drawn = []
 
-    def sheet(images, targets, *args, real=browse.contact_sheet, **options):
+    def sheet(images, targets, *args, real=inputs.contact_sheet, **options):
         drawn.append((images, targets))
         return real(images, targets, *args, **options)
 
-    monkeypatch.setattr(browse, "contact_sheet", sheet)
+    monkeypatch.setattr(inputs, "contact_sheet", sheet)
     settings = ["train.batch=2", "eval.protocols=[coco]", "eval.pictures=1", "eval.limit=1"]
     run.train(load_config(config, settings), tmp_path / "run")
     picture = tmp_path / "run/vis/inputs.png"

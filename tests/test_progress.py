@@ -12,8 +12,7 @@ import sys
 import termios
 
 from grcn import progress
-from grcn.engine.log import start_logging
-from grcn.progress import progress_bar
+from grcn.progress import progress_bar, start_logging
 
 
 def test_a_file_gets_lines_and_none_of_what_is_done_at_once(monkeypatch, capfd):

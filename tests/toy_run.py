@@ -27,11 +27,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from grcn import errors
 from grcn.engine import checkpoint, distributed
 from grcn.engine.evaluate import detect
-from grcn.engine.log import start_logging
 from grcn.engine.recorder import Recorder
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import learning_rate, train
 from grcn.fileio import run_lock
+from grcn.progress import start_logging
 
 IMAGES = 5  # to evaluate on
 
@@ -185,6 +185,12 @@ def start(options: dict[str, Any], rank: int = 0, world: int = 1, port: int = 0)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"stderr_{rank}.txt").open("a", buffering=1) as sys.stderr:
         errors.run(lambda: run(**options))
+
+
+def messages(folder: Path) -> list[str]:
+    """Returns what rank 0 wrote on stderr, without its progress bars."""
+    lines = (folder / "stderr_0.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("train: ")]
 
 
 def launch(options: dict[str, Any], world: int = 1) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from grcn import errors
 from grcn.config.files import load_config
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 ERRORS = """Where average precision is lost, to classification or to localization.
 
@@ -29,6 +30,7 @@ def main() -> None:
     add_gradients(commands)
     # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
     args, rest = parser.parse_known_args()
+    start_logging()
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -19,6 +19,7 @@ from grcn.apps.benchmark.scaling import measure_scaling
 from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
 from grcn.config.files import load_config
 from grcn.engine.distributed import process_group
+from grcn.progress import start_logging
 from grcn.run.backend import prepare
 from grcn.vis.curves import scaling_curves
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images of a step and of a detection (default: 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    start_logging()
     for name in ("repeats", "batch"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1 (got {getattr(args, name)})")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from grcn import errors
 from grcn.config.files import load_config
+from grcn.progress import start_logging
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--allow-changes", action="store_true", help="go on where the model's settings have changed")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    start_logging()
     words = args.show or []  # which takes the settings behind it as well
     cfg = load_config(args.config, [*args.overrides, *(word for word in words if "=" in word)])
     from grcn.apps.browse.browse import MOST_IMAGES, browse  # imports torch, for seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grcn import errors
 from grcn.config.files import load_config
+from grcn.progress import start_logging
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="decode no image; the annotations and a sample of headers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    start_logging()
     cfg = load_config(args.config, args.overrides)
     from grcn.apps.check_data.check import as_text, check_data, raise_errors  # imports torch, for seconds
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grcn import errors
 from grcn.config.files import load_config
+from grcn.progress import start_logging
 from grcn.run import train as run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "shapes"
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, help="folder of both runs (default: runs/demo, or the next free)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")
     args = parser.parse_intermixed_args()
+    start_logging()
     folder = args.output_dir or next_free(Path("runs/demo"))
     start = time.monotonic()
     measured = {}

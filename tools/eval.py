@@ -10,6 +10,7 @@ from pathlib import Path
 from grcn import errors
 from grcn.config.files import load_config
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--allow-changes", action="store_true", help="evaluate under other settings of the model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    start_logging()
     cfg = load_config(args.config, args.overrides)
     with StopSignals() as stop:
         from grcn.engine.distributed import is_main

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from grcn import errors
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 logger = logging.getLogger("grcn")
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: the GPU, if there is one)")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
     args = parser.parse_args()
+    start_logging()
     if args.batch < 1:
         parser.error(f"argument --batch: at least 1 (got {args.batch})")
     if not math.isfinite(args.score_threshold):
@@ -64,14 +66,12 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     """Predicts in batches; a file that cannot be read is told and left out, and makes the exit code 3."""
     from tqdm import tqdm
 
-    from grcn.engine.log import start_logging
     from grcn.fileio import write_durably
     from grcn.progress import progress_bar
     from grcn.run.load_detector import load_detector
     from grcn.run.predict import as_record, as_tensor
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
-    start_logging()
     predictor = load_detector(args.checkpoint, device=args.device)
     # What the model finds anyway tells the best score where nothing is shown.
     least = min(args.score_threshold, predictor.model.roi_heads.detecting.score_thresh)

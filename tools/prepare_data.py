@@ -11,6 +11,7 @@ from grcn import errors
 from grcn.apps.prepare_data.prepare import prepare, tabulate
 from grcn.apps.prepare_data.published import DATA_SETS
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded, in <root>/.prepared")
     args = parser.parse_args()
+    start_logging()
     for url in args.mirror:
         if not url.startswith(("http://", "https://")):
             parser.error(f"argument --mirror: no address with http:// or https:// (got {url!r})")

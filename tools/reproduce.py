@@ -14,6 +14,7 @@ from pathlib import Path
 
 from grcn import errors
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
@@ -46,6 +47,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
     is_override = re.compile(r"(model|data|train|eval|run|paper)[.a-z0-9_]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
+    start_logging()
     args.overrides = [word for word in words if is_override(word)]
     for name, least in (("jobs", 1), ("draws", 0)):
         if getattr(args, name) < least:
@@ -78,9 +80,7 @@ def main() -> int:
     """Runs and reports; returns the exit code of the first run that failed, or 0."""
     args = parse(sys.argv[1:])
     from grcn.apps.reproduce import report, rows, runs, slurm
-    from grcn.engine.log import start_logging  # imports torch, for seconds
 
-    start_logging()
     if args.table:
         configs, data = Path(os.path.relpath(ROOT / "configs")), args.data or "shapes"
         tables = {f"table{number}": rows.paper_table(configs, number, data) for number in args.table}

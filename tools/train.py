@@ -11,6 +11,7 @@ from pathlib import Path
 from grcn import errors
 from grcn.config.files import load_config_with_sources, print_config, set_in_vain
 from grcn.engine.signals import StopSignals
+from grcn.progress import start_logging
 
 logger = logging.getLogger("grcn")
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
+    start_logging()
     if args.resume_from and args.init:
         parser.error("argument --init: not allowed with argument --resume-from")
     if args.torchvision and args.dry_run:
@@ -48,13 +50,11 @@ def main() -> None:
     cfg, sources = load_config_with_sources(args.config, args.overrides)
     with StopSignals() as stop:
         from grcn.engine.distributed import is_main
-        from grcn.engine.log import start_logging
         from grcn.run import train as run  # imports torch, for seconds
         from grcn.torchvision_baseline import check_twin
 
         if args.torchvision:
             check_twin(cfg.model)
-        start_logging()
         if in_vain := set_in_vain(cfg, sources, args.config):
             logger.warning("without effect here: %s", ", ".join(in_vain))
         if cfg.train.warmup >= cfg.train.steps and cfg.train.warmup_factor < 1:

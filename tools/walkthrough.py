@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from grcn import errors
+from grcn.progress import start_logging
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes" / "grcn_tiny.yaml"
 ROW = 30  # of the built-in test images
@@ -23,6 +24,7 @@ def main() -> None:
         "--output", type=Path, default=Path("walkthrough.png"), metavar="FILE", help="picture to write, PNG or JPEG"
     )
     args = parser.parse_args()
+    start_logging()
 
     import torch  # seconds
 

@@ -6,16 +6,13 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from grcn.engine.distributed import gather, is_main, mean
 from grcn.errors import EnvironmentFault, NonFiniteError, named
@@ -24,43 +21,6 @@ from grcn.fileio import write_durably
 logger = logging.getLogger("grcn")
 
 _LONGEST_LINE = 2**16  # bytes of metrics.jsonl; an evaluation takes 1,000
-
-
-class _AboveProgressBar(logging.Handler):
-    """Prints messages on stderr without tearing a progress bar apart."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _Unheard:
-    """A stream that falls silent, instead of failing, when its reader has gone or its disk is full: the run goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def start_logging() -> None:
-    """Sends messages of the logger ``grcn`` to stderr, from the main process only."""
-    if not isinstance(sys.stderr, _Unheard):
-        sys.stderr = _Unheard(sys.stderr or open(os.devnull, "w", encoding="utf-8"))  # the shell's 2>&- leaves none
-    handler = _AboveProgressBar()
-    handler.setFormatter(logging.Formatter("grcn: %(message)s"))
-    logger.handlers = [handler] if is_main() else [logging.NullHandler()]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 class MetricsLog:

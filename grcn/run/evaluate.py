@@ -17,7 +17,6 @@ from grcn.data.annotations import Table
 from grcn.data.loader import eval_batches
 from grcn.engine import distributed
 from grcn.engine.evaluate import detect
-from grcn.engine.log import start_logging
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
@@ -68,7 +67,6 @@ def found_detections(
     processes of torchrun stay together until the context is left.
     """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
-        start_logging()
         prepare(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, device, allow_changes))

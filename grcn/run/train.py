@@ -16,7 +16,7 @@ from grcn.build import Training, build_training, limit_images
 from grcn.config.schema import Config
 from grcn.engine import checkpoint, distributed
 from grcn.engine.environment import write_environment
-from grcn.engine.log import check_tensorboard, start_logging
+from grcn.engine.log import check_tensorboard
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError
@@ -86,7 +86,6 @@ def train(
         raise ConfigError("--torchvision: its FasterRCNN has neither split nor context; use a config of Faster R-CNN")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
-        start_logging()
         prepare(cfg, device)
         if cfg.run.tensorboard:
             distributed.on_main(check_tensorboard)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_run import IMAGES, finish, launch, wait_for
+from toy_run import IMAGES, finish, launch, messages, wait_for
 
 from grcn.engine import checkpoint, distributed
 from grcn.errors import EnvironmentFault, NonFiniteError
@@ -71,7 +71,7 @@ def test_non_finite_image_of_one_process_stops_both(tmp_path: Path) -> None:
     poisoned = 4 * 6 + 3  # the last image of step 7 belongs to process 1
     processes = launch({**RUN, "folder": str(tmp_path), "poison": poisoned}, 2)
     assert finish(processes) == [NonFiniteError.exit_code] * 2
-    [line] = (tmp_path / "stderr_0.txt").read_text().splitlines()
+    [line] = messages(tmp_path)
     assert line.startswith("grcn: error: step 7: loss or gradient not finite") and "images 24 25 26 27;" in line
     assert not (tmp_path / "stderr_1.txt").read_text(), "one tells it for all"
     assert final_state(tmp_path)["step"] == 6

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from grcn.engine.environment import write_environment
-from grcn.engine.log import MetricsLog, check_tensorboard, start_logging
+from grcn.engine.log import MetricsLog, check_tensorboard
 from grcn.errors import EnvironmentFault
+from grcn.progress import progress_bar, start_logging
 
 
 def test_continues_after_a_step(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_messages_do_not_tear_the_bar(capsys: pytest.CaptureFixture[str]) -> Non
     handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     try:
         start_logging()
-        with tqdm(total=3, file=sys.stderr) as bar:
+        with progress_bar(total=3) as bar:
             bar.update()
             logger.info("in between")
             bar.update()

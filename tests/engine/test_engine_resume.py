@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_run import finish, launch, results, wait_for
+from toy_run import finish, launch, messages, results, wait_for
 
 from grcn.errors import PREEMPTED
 
@@ -46,7 +46,7 @@ def test_program_killed_stopped_and_continued(tmp_path: Path, straight: dict[str
     os.kill(processes[0].pid, signal.SIGTERM)
     assert finish(processes) == [PREEMPTED]
     assert reached < newest_step(tmp_path) < 40
-    told = (tmp_path / "stderr_0.txt").read_text().splitlines()
+    told = messages(tmp_path)
     saved = f"grcn: stopped by a signal; step {newest_step(tmp_path)} is saved, run again with --resume"
     assert sorted(told) == ["grcn: SIGTERM: stopping; a second one ends the process at once", saved]
 

@@ -17,7 +17,6 @@ from grcn.config.schema import Config
 from grcn.engine import checkpoint, distributed
 from grcn.engine.checkpoint import restore
 from grcn.engine.environment import read_environment
-from grcn.engine.log import start_logging
 from grcn.engine.signals import StopSignals
 from grcn.errors import CheckpointError, ConfigError, EnvironmentFault, named
 from grcn.models.detector import Detector, to_device
@@ -67,7 +66,6 @@ def gradients_over_training(
         UserError: whatever is wrong with config, data, checkpoints or machine; the tasks share no layer.
         Stopped: a signal came.
     """
-    start_logging()
     stop = stop or StopSignals()
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         if distributed.world_size() > 1:

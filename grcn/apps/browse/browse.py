@@ -17,7 +17,6 @@ from grcn.data.annotations import Table
 from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
-from grcn.engine.log import start_logging
 from grcn.models.detector import Detector, to_device
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
@@ -72,7 +71,6 @@ def browse(
         UserError: whatever is wrong with arguments, data, checkpoint or machine.
     """
     check_output(path)
-    start_logging()
     device = distributed.local_device(cfg.run.device)
     prepare(cfg, device)
     data = build.build_train_split(cfg.data)

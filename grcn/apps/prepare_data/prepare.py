@@ -67,9 +67,6 @@ def prepare(
         index = work / f"index-{data_set.name}.json"
         found = None if pending else _read_index(index, data_set)
         if found is None:
-            from grcn.engine.log import start_logging  # imports torch, for seconds
-
-            start_logging()
             _check_space(root, pending, at_hand, keep)
             for archive in pending:
                 urls = [f"{url.rstrip('/')}/{archive.name}" for url in mirrors or archive.urls]
