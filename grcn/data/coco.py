@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data import elsewhere
 from grcn.data.annotations import Table, concatenate
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
-from grcn.data.faults import Report, fault, read_bytes, tell
+from grcn.data.faults import Report, fault, read_bytes, split_remedy, tell
 from grcn.data.validate import PART, pack, pack_detections
 from grcn.errors import DataError, one_line
 
@@ -120,7 +119,7 @@ def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: R
     folder, file, name = _places(split)
     path = root / file
     others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
-    remedy = elsewhere.remedy(root, file, split, others)
+    remedy = split_remedy(root, file, split, others)
     prefix = "" if folder == Path() else f"{folder}/"
     try:
         read = cached(path, FORMAT, remedy, partial(columns, path, prefix))

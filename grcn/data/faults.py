@@ -1,18 +1,20 @@
-"""How a fault of a data set is told, and what keeps names and files out of it from doing harm."""
+"""Errors of a data set, and what keeps the names and files in it from doing harm."""
 
 from __future__ import annotations
 
 import os
 import re
 import reprlib
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from grcn.errors import LONGEST_LINE, PREFIX, DataError, is_of_the_machine, one_line
 
 LONGEST_PATH = 1000  # a table keeps every name at the length of the longest one
+
+USUAL_REMEDY = "set data.root and the splits to what exists"
 
 _REPR = reprlib.Repr()  # of a document of gigabytes it takes the beginning only
 _REPR.maxstring = _REPR.maxother = 200
@@ -101,3 +103,31 @@ def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
         if is_of_the_machine(error):
             raise
         raise fault(path, f"{error.strerror or 'cannot be read'}; {remedy}") from None
+
+
+def split_remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> str:
+    """Says how to set ``data.root`` and the splits where a file of the data set cannot be read.
+
+    Args:
+        root: the folder of the data set.
+        file: below ``root``, that of ``split``.
+        split: as the settings name it.
+        others: the splits found below ``root``.
+
+    Returns:
+        the end of a message: the right folder, where it is one level above or below; the splits that there are.
+    """
+    if (root / file).exists():
+        return USUAL_REMEDY
+    try:
+        found = sorted(others)
+        same = [name for name in found if name.endswith(f"/{split}")]
+        below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        for folder in () if same else (*below, root.parent):
+            if (folder / file).is_file():
+                where = f"{folder.name}/ is below it" if folder in below else "the data are one folder higher"
+                return f"{where}: set data.root={folder}".replace("{", "{{").replace("}", "}}")
+    except OSError:
+        return USUAL_REMEDY
+    shown = ", ".join((same or found)[:5]) + (", ..." if len(same or found) > 5 else "")
+    return f"{USUAL_REMEDY} (found {shown})".replace("{", "{{").replace("}", "}}") if found else USUAL_REMEDY

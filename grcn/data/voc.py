@@ -24,9 +24,18 @@ from xml.parsers.expat import ErrorString
 import numpy as np
 
 from grcn.catalog import VOC_CLASSES
-from grcn.data import elsewhere
 from grcn.data.annotations import Table, concatenate
-from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained, read_bytes, tell
+from grcn.data.faults import (
+    USUAL_REMEDY,
+    Fault,
+    Report,
+    check_class_name,
+    fault,
+    is_contained,
+    read_bytes,
+    split_remedy,
+    tell,
+)
 from grcn.data.validate import pack
 from grcn.errors import DataError
 
@@ -141,7 +150,7 @@ def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
     lists = (path for path in root.glob("*/ImageSets/Main/*.txt") if "_" not in path.stem)
     others = (f"{path.relative_to(root).parts[0]}/{path.stem}" for path in lists)
     stems: dict[str, int] = {}
-    remedy = elsewhere.remedy(root, _list_of(split), split, others)
+    remedy = split_remedy(root, _list_of(split), split, others)
     for line, text in enumerate(lines_of(path, remedy), start=1):
         if not text.strip():
             continue
@@ -158,7 +167,7 @@ def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
     return list(stems)
 
 
-def lines_of(path: Path, remedy: str = elsewhere.USUAL) -> list[str]:
+def lines_of(path: Path, remedy: str = USUAL_REMEDY) -> list[str]:
     """Reads a text file; the message about one that cannot be read ends in ``remedy``.
 
     Raises:
