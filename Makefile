@@ -1,5 +1,6 @@
 # make demo       train and compare Faster R-CNN and G-RCN on the built-in data
 # make test       run the tests
+# make slow       run the tests that take minutes, which make test leaves out
 # make faults     kill runs at random moments, many times, and compare what they leave; minutes
 # make check      ruff and mypy
 # make generated  write configs/schema.json, configs/README.md and docs/config.md anew, after a change of a config
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: venv demo test faults check generated
+.PHONY: venv demo test slow faults check generated
 .DELETE_ON_ERROR:
 venv: .venv/installed
 
@@ -35,6 +36,9 @@ demo: venv
 # One thread per process: on a few cores, several tests at a time are faster than one with several threads.
 test: venv
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4
+
+slow: venv
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m slow --numprocesses auto --maxprocesses 4
 
 faults: venv
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests/faults --faults 12 --numprocesses auto --maxprocesses 4
