@@ -123,13 +123,6 @@ def read_header(file: str | io.BytesIO) -> Header | None:
         return None
 
 
-def horizontal_flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirrors an image [..., H, W] and its boxes [N, 4], absolute xyxy, left to right."""
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    width = image.shape[-1]
-    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
-
-
 def _open(file: str | io.BytesIO) -> Image.Image:
     """Reads the header of an image and decodes nothing yet."""
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grcn import rng
 from grcn.data.annotations import Table
-from grcn.data.images import horizontal_flip
+from grcn.data.augment import horizontal_flip
 from grcn.data.workers import read_ahead
 from grcn.errors import ConfigError, DataError
 

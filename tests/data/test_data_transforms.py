@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from grcn.data.annotations import Table
-from grcn.data.images import FileImages, horizontal_flip, read_image
+from grcn.data.augment import horizontal_flip
+from grcn.data.images import FileImages, read_image
 from grcn.data.validate import pack
 from grcn.errors import DataError
 
