@@ -137,6 +137,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as error:
         code = INTERRUPTED
         _tell(error, "interrupted; run it again")
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # the exit code matters, which Python's own flush in vain would change
+        _silence(2)
     sys.exit(code)
 
 
@@ -185,5 +190,5 @@ def _tell(error: BaseException, *lines: str) -> None:
         try:
             for line in lines:
                 print(PREFIX + one_line(line), file=sys.stderr, flush=True)
-        except OSError:  # where nobody can be told the exit code matters, which a last flush in vain would change
+        except OSError:  # nobody listens
             _silence(2)

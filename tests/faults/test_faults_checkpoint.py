@@ -142,7 +142,7 @@ def test_classes_of_other_names_or_order_are_refused(trained: tuple[Path, Path],
         result = programs.call("tools/train.py", *args, folder=tmp_path)
         programs.assert_contract(result, 4, path.name, "of other classes")
         args = ("--config", config, "--checkpoint", path, "--output-dir", tmp_path / "out")
-        programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, path.name, "other classes")
+        programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, path.name, "classes")
 
 
 def test_what_is_no_file_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_torchrun_starts_again_and_the_run_continues(tmp_path: Path, faults: int
 
 
 @pytest.mark.parametrize(
-    "place", ["grcn.run.train:_read", "grcn.models.detector:Detector.forward", "grcn.run.train:score"]
+    "place", ["grcn.run.train:_build", "grcn.models.detector:Detector.forward", "grcn.run.train:score"]
 )
 def test_a_signal_to_one_process_stops_both(tmp_path: Path, place: str) -> None:
     rank = 0 if place.endswith("score") else 1

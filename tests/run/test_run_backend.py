@@ -1,7 +1,6 @@
 """Freed memory is used again: a second pass over the same buffers takes no new pages."""
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -31,9 +30,8 @@ def test_freed_memory_is_used_again():
         # Else what glibc does depends on what happens to lie behind the buffers.
         env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
         counts[how] = int(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
-    pages = 4 * 8 * 2**25 // resource.getpagesize()
-    assert counts["kept"] < 0.001 * pages
-    assert counts["given back"] > 10 * counts["kept"] + 100  # pages may be huge
+    # Pages may be huge, and the system may take some back meanwhile.
+    assert counts["given back"] > 4 * counts["kept"] + 100
 
 
 def test_other_systems_are_left_alone(monkeypatch):
