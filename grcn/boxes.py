@@ -9,7 +9,9 @@ Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +168,7 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
     boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
-    chunk = max(256, count + count // 2) if waits_are_free(boxes) else max(1, len(boxes))
+    chunk = max(256, count + count // 2) if sync_is_free(boxes) else max(1, len(boxes))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
         if (scores[kept] > -torch.inf).sum() >= count:
@@ -177,9 +179,29 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     return kept[:count]
 
 
-def waits_are_free(like: Tensor) -> bool:
-    """Tells whether reading a value of a tensor costs nothing, as on a CPU; for other devices the host has to wait."""
-    return like.device.type == "cpu"
+_pretends_gpu = ContextVar("pretends_gpu", default=False)
+
+
+def sync_is_free(tensor: Tensor) -> bool:
+    """Tells whether reading a value of a tensor needs no host-device synchronisation, as on a CPU.
+
+    Code that picks between a form whose shapes depend on data (for a CPU) and one of fixed shapes asks this, so that
+    :func:`as_if_on_gpu` reaches all of it.
+    """
+    return tensor.device.type == "cpu" and not _pretends_gpu.get()
+
+
+@contextmanager
+def as_if_on_gpu() -> Iterator[None]:
+    """Makes :func:`sync_is_free` answer no in a ``with`` block, in the calling thread only.
+
+    The forms for a GPU then run on a CPU, where they can be counted and compared.
+    """
+    token = _pretends_gpu.set(True)
+    try:
+        yield
+    finally:
+        _pretends_gpu.reset(token)
 
 
 def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What makes things faster changes no result, and asks of a GPU what it is meant to; counted, not timed."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -31,9 +32,17 @@ ROWS = {
 }
 
 
-def as_on_a_gpu():
-    """Takes the ways on which no value is read."""
-    return mock.patch.object(boxes, "waits_are_free", return_value=False)
+def test_a_cpu_plays_a_gpu_in_one_thread_and_not_for_longer_than_asked():
+    tensor = torch.zeros(1)
+    assert boxes.sync_is_free(tensor) and not boxes.sync_is_free(tensor.to("meta"))
+    with pytest.raises(KeyError), boxes.as_if_on_gpu():
+        with boxes.as_if_on_gpu():
+            pass
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(boxes.sync_is_free, tensor).result()
+        assert not boxes.sync_is_free(tensor)
+        raise KeyError
+    assert boxes.sync_is_free(tensor)
 
 
 def all_in(memory_format):
@@ -78,7 +87,7 @@ def plain():
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("switch", [as_on_a_gpu, channels_last, loop_over_parameters])
+@pytest.mark.parametrize("switch", [boxes.as_if_on_gpu, channels_last, loop_over_parameters])
 def test_no_switch_moves_a_loss_or_a_detection(plain, row, switch):
     """RoIAlign as bags, suppression by chunks, RoIs chosen by score; memory formats; the fused update."""
     losses, detections = trained(row, switch)
@@ -106,7 +115,7 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
     weights = torch.randn_like(ours)
     found, expected = (torch.autograd.grad((out * weights).sum(), feature)[0] for out in (ours, theirs))
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    with as_on_a_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
+    with boxes.as_if_on_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
         assert_close(pool(feature, rois), ours)
     assert kernel.call_count == 1
     assert pool(feature, rois[:, :0]).shape == (0, 5, 4, 4)

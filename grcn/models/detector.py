@@ -80,11 +80,11 @@ def count_parameters(module: nn.Module) -> int:
 def _check_targets(targets: list[dict], classes: int) -> None:
     for index, target in enumerate(targets):
         found, labels = target["boxes"], target["labels"]
-        if boxes.waits_are_free(labels) and not ((labels > 0) & (labels < classes)).all():
+        if boxes.sync_is_free(labels) and not ((labels > 0) & (labels < classes)).all():
             raise ValueError(
                 f"target {index}: labels {labels.tolist()[:9]} must be 1 to {classes - 1}; 0 is background"
             )
-        if boxes.waits_are_free(found):
+        if boxes.sync_is_free(found):
             # An infinite one would end the process in torchvision's pooling.
             sound = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
             if not sound.all():

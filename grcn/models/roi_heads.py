@@ -138,7 +138,7 @@ class RoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
-        if not boxes.waits_are_free(proposals):
+        if not boxes.sync_is_free(proposals):
             return self._suppress(*self._shortlist(features, proposals, image_sizes)), {}
         # Image by image, each with as many RoIs and boxes as need be; reading counts costs a CPU nothing.
         detections = []
@@ -218,7 +218,7 @@ class RoIHeads(nn.Module):
             Those that do not count, the last of each image among them, have the score ``-inf``.
         """
         how = self.detecting
-        images, waits_are_free = len(rois), boxes.waits_are_free(rois)
+        images, waits_are_free = len(rois), boxes.sync_is_free(rois)
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
         classes = self.heads.cls_score.out_features

@@ -58,7 +58,7 @@ class RoIPool(nn.Module):
             ``[N * R, C, size, size]``, the boxes of image 0 first.
         """
         images, count = rois.shape[:2]
-        if self.op == "align" and self.sampling_ratio > 0 and boxes.waits_are_free(rois):
+        if self.op == "align" and self.sampling_ratio > 0 and boxes.sync_is_free(rois):
             return self._align(feature.to(rois.dtype), rois)
         owner = torch.arange(images, device=rois.device, dtype=rois.dtype).repeat_interleave(count)
         rows = torch.cat([owner[:, None], rois.reshape(-1, 4)], dim=1)
