@@ -18,7 +18,7 @@ from grcn.apps.benchmark.floor import record_floor
 from grcn.apps.benchmark.scene import make_scene, spread_scores
 from grcn.build import build_model
 from grcn.config.files import load_config
-from grcn.models import features
+from grcn.models import memory_format
 from grcn.models.roi_heads import Detecting, Sampling
 from grcn.models.roi_pool import RoIPool
 from grcn.torchvision_baseline import torchvision_twin
@@ -45,9 +45,9 @@ def test_a_cpu_plays_a_gpu_in_one_thread_and_not_for_longer_than_asked():
     assert boxes.sync_is_free(tensor)
 
 
-def all_in(memory_format):
-    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), memory_format)
-    return mock.patch.object(features, "memory_formats", return_value=formats)
+def all_in(layout):
+    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), layout)
+    return mock.patch.object(memory_format, "memory_formats", return_value=formats)
 
 
 def contiguous():
@@ -123,11 +123,11 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
 
 def test_the_table_knows_the_instruction_set():
     with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX512"):
-        assert features.memory_formats(CPU)["train_units"] == torch.channels_last
+        assert memory_format.memory_formats(CPU)["train_units"] == torch.channels_last
     with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX2"):
-        assert features.memory_formats(CPU)["train_units"] == torch.contiguous_format
-    assert set(features.memory_formats(torch.device("cuda"))) == set(features.memory_formats(CPU))
-    assert features.memory_formats(torch.device("meta")) == {}
+        assert memory_format.memory_formats(CPU)["train_units"] == torch.contiguous_format
+    assert set(memory_format.memory_formats(torch.device("cuda"))) == set(memory_format.memory_formats(CPU))
+    assert memory_format.memory_formats(torch.device("meta")) == {}
 
 
 @pytest.mark.parametrize("row", ROWS)

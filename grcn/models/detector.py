@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from grcn import boxes
@@ -13,8 +11,6 @@ from grcn.models.features import Backbone
 from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.transform import DetectionTransform
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class Detector(nn.Module):
@@ -64,12 +60,6 @@ class Detector(nn.Module):
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, original)
-
-
-def to_device(model: Module, device: torch.device) -> Module:
-    """Moves a detector to where it is to run, with its weights in the memory format of that device."""
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
 def count_parameters(module: nn.Module) -> int:

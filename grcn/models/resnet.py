@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
+from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.memory_format import to_memory_format
 
 EXPANSION = 4
 # The unit that the paper edits: the first of conv4.
@@ -194,8 +195,8 @@ class SplitResNet(Backbone):
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
-            x = self.frozen(in_format(x, "frozen"))
-        x = self.trunk(in_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
+            x = self.frozen(to_memory_format(x, "frozen"))
+        x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
         features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}
         features["loc"] = (

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from grcn.data.images import read_image
 from grcn.engine.evaluate import move_images
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
 
