@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.in_place import add, relu
 from grcn.models.memory_format import to_memory_format
 
 EXPANSION = 4
@@ -69,11 +70,6 @@ def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
     return nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
 
 
-def _relu(x: Tensor) -> Tensor:
-    """ReLU in place, but not on the view that a norm returns: autograd would copy the whole gradient three times."""
-    return F.relu(x, inplace=not x._is_view())
-
-
 class Stem(nn.Module):
     """conv1 and its pooling."""
 
@@ -84,7 +80,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
-        return F.max_pool2d(_relu(self.conv1(x, stride)), 3, 2, padding=1)
+        return F.max_pool2d(relu(self.conv1(x, stride)), 3, 2, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -117,11 +113,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
         strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
-        out = _relu(self.conv1(x, strides[0]))
-        out = _relu(self.conv2(out, strides[1]))
+        out = relu(self.conv1(x, strides[0]))
+        out = relu(self.conv2(out, strides[1]))
         shortcut = x if self.downsample is None else self.downsample(x, stride)
-        out = self.conv3(out)
-        return _relu(out + shortcut if out._is_view() else out.add_(shortcut))
+        return relu(add(self.conv3(out), shortcut))
 
 
 class Units(nn.Sequential):

@@ -100,7 +100,7 @@ def _chain(
             layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not from_scratch)
             if from_scratch:
                 layers[f"norm{name}"] = LayerNorm2d(width)
-            # A norm returns a view, in place on which autograd would copy the whole gradient three times.
+            # Not on the view that a norm returns: see grcn.models.in_place.
             layers[f"relu{name}"] = nn.ReLU(inplace=not from_scratch)
             channels = width
     return nn.Sequential(layers)
