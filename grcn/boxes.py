@@ -1,7 +1,7 @@
 """Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back
-to the host, :func:`first_of_nms` excepted: sizes never depend on data, and masks say which rows count.
+to the host, :func:`nms_top_k` excepted: sizes never depend on data, and masks say which rows count.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """
@@ -150,7 +150,7 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
     return torch.cat([fg, bg], dim=1).gather(1, source), slot < num_fg + num_bg, slot < num_fg
 
 
-def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
+def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
     """Returns the indices of the first ``count`` boxes that greedy suppression keeps, best score first.
 
     Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU,

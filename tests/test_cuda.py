@@ -74,7 +74,7 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
     model = small_detector(**row).cuda().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=True)
     images, targets = on("cuda", *small_batch())
-    plain = boxes.first_of_nms
+    plain = boxes.nms_top_k
 
     def allowed(*args):
         torch.cuda.set_sync_debug_mode("default")
@@ -82,7 +82,7 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
         torch.cuda.set_sync_debug_mode("error")
         return kept
 
-    monkeypatch.setattr(boxes, "first_of_nms", allowed)
+    monkeypatch.setattr(boxes, "nms_top_k", allowed)
     for warm in (False, True):  # the first round fills caches
         torch.cuda.set_sync_debug_mode("error" if warm else "default")
         try:

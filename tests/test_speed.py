@@ -175,7 +175,7 @@ def test_on_a_pretended_gpu_no_shape_depends_on_data_and_no_tensor_is_elsewhere(
     images, targets = small_batch()
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(
-        boxes, "first_of_nms", lambda found, scores, threshold, count: scores[:count].argsort(descending=True)
+        boxes, "nms_top_k", lambda found, scores, threshold, count: scores[:count].argsort(descending=True)
     )
     with FakeTensorMode():
         for module in model.modules():

@@ -263,7 +263,7 @@ class RoIHeads(nn.Module):
             apart = box.double() + (label * (box.max() + 1))[:, None]
             # Of the boxes that do not count one is left, the last; if nothing drops another, all of them, to be
             # told by a second wait.
-            kept = boxes.first_of_nms(apart, score.double(), how.nms, how.detections + 1)
+            kept = boxes.nms_top_k(apart, score.double(), how.nms, how.detections + 1)
             kept = kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf][: how.detections]
             detections.append({"boxes": box[kept], "labels": label[kept], "scores": score[kept]})
         return detections

@@ -164,7 +164,7 @@ class RegionProposalNetwork(nn.Module):
         how = self.proposing[self.training]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i in range(len(candidates)):
-            kept = boxes.first_of_nms(candidates[i], scores[i], how.nms, how.post_nms)
+            kept = boxes.nms_top_k(candidates[i], scores[i], how.nms, how.post_nms)
             proposals[i, : len(kept)] = torch.where(scores[i, kept, None] > -torch.inf, candidates[i, kept], 0)
         return proposals
 

@@ -174,7 +174,7 @@ def test_suppression_may_stop_at_the_first_kept():
     everything = nms(candidates, scores, 0.7)
     assert len(everything) > 700
     for count in (1, 50, 300, 700, 5000):
-        assert torch.equal(boxes.first_of_nms(candidates, scores, 0.7, count), everything[:count])
+        assert torch.equal(boxes.nms_top_k(candidates, scores, 0.7, count), everything[:count])
 
 
 def test_placeholders_do_not_end_suppression_early():
@@ -187,7 +187,7 @@ def test_placeholders_do_not_end_suppression_early():
     scores = torch.where(small, -torch.inf, torch.rand(2000, generator=generator).sort(descending=True).values)
     expected = nms(candidates[~small], scores[~small], 0.7)
     for count in (50, 100, 200):
-        kept = boxes.first_of_nms(candidates, scores, 0.7, count)
+        kept = boxes.nms_top_k(candidates, scores, 0.7, count)
         assert len(kept) == count
         assert torch.equal(kept, (~small).nonzero()[:, 0][expected[:count]])
 
