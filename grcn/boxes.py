@@ -153,16 +153,16 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
 def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
     """Returns the indices of the first ``count`` boxes that greedy suppression keeps, best score first.
 
-    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU,
-    where each call is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU one call is
-    one wait.
+    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read. On a CPU, where
+    each call is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU each call is a
+    host-device synchronisation, so there is one.
 
     Args:
         boxes: ``[A, 4]`` in order of falling score, inside an image.
         scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. If there
             are any, and the threshold is below 1, one of them is kept, behind all others.
         threshold: a box that overlaps a kept one by more than this is dropped.
-        count: how many are wanted.
+        count: the most that are returned.
     """
     # In one place outside the image they drop each other, and what is left of them is last.
     nowhere = boxes.new_full((4,), -2.0)
@@ -177,6 +177,31 @@ def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Te
         candidates = torch.cat([kept, fresh])
         kept = candidates[nms(boxes[candidates], scores[candidates], threshold)]
     return kept[:count]
+
+
+def batched_nms_top_k(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int) -> Tensor:
+    """Returns the indices of the first ``count`` boxes that suppression within each class keeps, best score first.
+
+    They are the first of ``torchvision.ops.batched_nms``, without the placeholders.
+
+    Args:
+        boxes: ``[A, 4]`` in order of falling score, inside an image.
+        scores: ``[A]``; boxes of score ``-inf`` are placeholders.
+        labels: int64 ``[A]``, not negative.
+        threshold, count: as of :func:`nms_top_k`.
+    """
+    if len(boxes) == 0:
+        return labels.new_empty(0)
+    # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high classes
+    # would lose their fractions.
+    apart = boxes.double() + (labels * (boxes.max() + 1))[:, None]
+    # With one more placeholder there is always one, of which suppression keeps one, as the last: it can be left out
+    # without reading a score, which would be a second host-device synchronisation.
+    apart, scores = F.pad(apart, (0, 0, 0, 1)), F.pad(scores.double(), (0, 1), value=-torch.inf)
+    kept = nms_top_k(apart, scores, threshold, count + 1)
+    if threshold < 1:
+        return kept[:-1]
+    return kept[scores[kept] > -torch.inf][:count]  # nothing drops another, so all placeholders may be among them
 
 
 _pretends_gpu = ContextVar("pretends_gpu", default=False)

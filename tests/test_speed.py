@@ -18,7 +18,7 @@ from grcn.apps.benchmark.floor import record_floor
 from grcn.apps.benchmark.scene import make_scene, spread_scores
 from grcn.build import build_model
 from grcn.config.files import load_config
-from grcn.models import memory_format
+from grcn.models import candidates, memory_format
 from grcn.models.roi_heads import Detecting, Sampling
 from grcn.models.roi_pool import RoIPool
 from grcn.torchvision_baseline import torchvision_twin
@@ -162,6 +162,47 @@ def test_suppression_that_stops_early_is_torchvisions(classes, count, limit):
     kept = batched_nms(found[real], scores[real], labels[real], 0.3)[:limit]
     assert torch.equal(ours["scores"], scores[real][kept]) and torch.equal(ours["boxes"], found[real][kept])
     assert torch.equal(ours["labels"], labels[real][kept])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("limit", [1, 20, 500])
+def test_suppression_within_classes_is_torchvisions_with_and_without_placeholders(threshold, limit):
+    generator = torch.Generator().manual_seed(limit)
+    corners = torch.rand(300, 2, generator=generator) * 90
+    found = torch.cat([corners, corners + 5 + 40 * torch.rand(300, 2, generator=generator)], 1)
+    labels = torch.randint(1, 5, (300,), generator=generator)
+    scores = torch.rand(300, generator=generator).sort(descending=True).values
+    expected = batched_nms(found, scores, labels, threshold)[:limit]
+    assert torch.equal(boxes.batched_nms_top_k(found, scores, labels, threshold, limit), expected)
+    scores[::3] = -torch.inf
+    real = (scores > -torch.inf).nonzero()[:, 0]
+    expected = real[batched_nms(found[real], scores[real], labels[real], threshold)[:limit]]
+    assert torch.equal(boxes.batched_nms_top_k(found, scores, labels, threshold, limit), expected)
+    scores.fill_(-torch.inf)
+    assert boxes.batched_nms_top_k(found, scores, labels, threshold, limit).tolist() == []
+    assert boxes.batched_nms_top_k(found[:0], scores[:0], labels[:0], threshold, limit).tolist() == []
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.4, 0.99])
+@pytest.mark.parametrize("most", [10, 10_000])
+def test_fixed_shapes_hold_what_compact_ones_do_and_placeholders(threshold, most):
+    scores = (4 * torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))).softmax(-1)[..., 1:]
+    best, index = candidates.candidates_above(scores, threshold, most)
+    passed = [image[image > threshold].sort(descending=True).values[:most] for image in scores]
+    assert best.shape[1] == max(len(image) for image in passed)
+    for i, expected in enumerate(passed):
+        assert torch.equal(best[i, : len(expected)], expected) and (best[i, len(expected) :] == -torch.inf).all()
+        assert torch.equal(scores[i].flatten()[index[i, : len(expected)]], expected)
+    with boxes.as_if_on_gpu():
+        padded, padded_index = candidates.candidates_above(scores, threshold, most)
+        assert candidates.rois_above(scores, threshold) == slice(None)
+        assert candidates.image_groups(scores) == [slice(0, 2)]
+    count = best.shape[1]
+    assert torch.equal(padded[:, :count], best) and torch.equal(padded_index[:, :count], index)
+    assert (padded[:, count:] == -torch.inf).all()
+    rows = torch.arange(50)[candidates.rois_above(scores[:1], threshold)]
+    assert rows.tolist() == [i for i in range(50) if (scores[0, i] > threshold).any()]
+    assert candidates.image_groups(scores) == [slice(0, 1), slice(1, 2)]
 
 
 def pretended(tensor):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grcn import boxes, rng
 from grcn.models.box_heads import TaskHeads
+from grcn.models.candidates import candidates_above, image_groups, rois_above
 from grcn.models.context import ContextAttention
 from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import as_tensor
@@ -138,13 +139,10 @@ class RoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
-        if not boxes.sync_is_free(proposals):
-            return self._suppress(*self._shortlist(features, proposals, image_sizes)), {}
-        # Image by image, each with as many RoIs and boxes as need be; reading counts costs a CPU nothing.
         detections = []
-        for i in range(len(proposals)):
-            maps = {task: map_[i : i + 1] for task, map_ in features.items()}
-            detections += self._suppress(*self._shortlist(maps, proposals[i : i + 1], image_sizes[i : i + 1]))
+        for group in image_groups(proposals):
+            maps = {task: map_[group] for task, map_ in features.items()}
+            detections += self._suppress(*self._shortlist(maps, proposals[group], image_sizes[group]))
         return detections, {}
 
     def _losses(
@@ -208,63 +206,41 @@ class RoIHeads(nn.Module):
     def _shortlist(
         self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Does all of detection before suppression; on a GPU in fixed shapes and without waiting for the device.
+        """Does all of detection before suppression.
 
         Args:
-            rois: ``[N, P, 4]``; on a CPU of one image, and only those are localized that can be detections.
+            rois: ``[N, P, 4]`` of the images of a group of :func:`grcn.models.candidates.image_groups`.
 
         Returns:
-            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling, and classes ``[N, S]``.
-            Those that do not count, the last of each image among them, have the score ``-inf``.
+            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling but for boxes too small to
+            count and placeholders, which have ``-inf``, and their classes int64 ``[N, S]``.
         """
-        how = self.detecting
-        images, waits_are_free = len(rois), boxes.sync_is_free(rois)
+        how, classes = self.detecting, self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
-        classes = self.heads.cls_score.out_features
-        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(images, rois.shape[1], classes)[..., 1:]
+        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)[..., 1:]
         scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
-        # A RoI without a class above a positive threshold gives no detection whatever its box. On a GPU finding out
-        # which costs more than it saves.
-        if how.score_thresh > 0 and waits_are_free:
-            rows = (scores[0] > how.score_thresh).any(1).nonzero()[:, 0]
-            rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
+
+        rows = rois_above(scores, how.score_thresh)
+        rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
             hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
-        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(images, rois.shape[1], classes, 4)[:, :, 1:]
+        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(*rois.shape[:2], classes, 4)[:, :, 1:]
 
-        wanted = torch.where(scores > how.score_thresh, scores, -torch.inf).flatten(1)
-        if waits_are_free:
-            slots = int((wanted > -torch.inf).sum())
-        else:  # the scores of a RoI sum to one, so only so many can pass
-            most = min(classes - 1, int(1 / how.score_thresh) if how.score_thresh > 0 else classes)
-            slots = scores.shape[1] * most
-        slots = min(slots, max(_MOST_CANDIDATES, how.detections))
-        best, index = wanted.sort(dim=1, descending=True, stable=True)
-        best, index = best[:, :slots], index[:, :slots]
+        best, index = candidates_above(scores, how.score_thresh, max(_MOST_CANDIDATES, how.detections))
         row, label = index // (classes - 1), index % (classes - 1)
-        own = rois.gather(1, row[..., None].expand(-1, -1, 4))
-        decoded = boxes.decode(
-            deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)), own, self.box_weights
-        )
-        decoded = boxes.clip(decoded, as_tensor(image_sizes, rois))
-        big = ((decoded[..., 2:] - decoded[..., :2]) >= 1e-2).all(-1)
-        best = F.pad(torch.where(big, best, -torch.inf), (0, 1), value=-torch.inf)
-        return F.pad(decoded, (0, 0, 0, 1)), best, F.pad(label + 1, (0, 1))
+        rois = rois.gather(1, row[..., None].expand(-1, -1, 4))
+        deltas = deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+        found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), as_tensor(image_sizes, rois))
+        counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
+        return found, torch.where(counts, best, -torch.inf), label + 1
 
     def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-        """Takes what :meth:`_shortlist` returns to detections; waits for the device once for each image."""
-        how = self.detecting
+        """Takes what :meth:`_shortlist` returns to detections; one host-device synchronisation for each image."""
         detections = []
         for box, score, label in zip(found, scores, labels, strict=True):
-            # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high
-            # classes would lose their fractions.
-            apart = box.double() + (label * (box.max() + 1))[:, None]
-            # Of the boxes that do not count one is left, the last; if nothing drops another, all of them, to be
-            # told by a second wait.
-            kept = boxes.nms_top_k(apart, score.double(), how.nms, how.detections + 1)
-            kept = kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf][: how.detections]
+            kept = boxes.batched_nms_top_k(box, score, label, self.detecting.nms, self.detecting.detections)
             detections.append({"boxes": box[kept], "labels": label[kept], "scores": score[kept]})
         return detections
 
