@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from grcn import boxes
 from grcn.models.features import Backbone
 from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
+from grcn.models.targets import check_targets
 from grcn.models.transform import DetectionTransform
 
 
@@ -45,13 +45,14 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or not finite,
-                a label out of range (checked where it costs no wait: on the CPU).
+            ValueError, TypeError: an image that is not ``[3, h, w]``; no targets in training, or targets that
+                :func:`grcn.models.targets.check_targets` refuses: for their types and shapes on every device, for their
+                values on a CPU only.
         """
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
-            _check_targets(targets, self.roi_heads.heads.cls_score.out_features)
+            check_targets(targets, len(images), self.roi_heads.heads.cls_score.out_features)
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
@@ -65,18 +66,3 @@ class Detector(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Counts what a module has learnt: weights, biases and norms, also where they are frozen and not parameters."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
-
-
-def _check_targets(targets: list[dict], classes: int) -> None:
-    for index, target in enumerate(targets):
-        found, labels = target["boxes"], target["labels"]
-        if boxes.sync_is_free(labels) and not ((labels > 0) & (labels < classes)).all():
-            raise ValueError(
-                f"target {index}: labels {labels.tolist()[:9]} must be 1 to {classes - 1}; 0 is background"
-            )
-        if boxes.sync_is_free(found):
-            # An infinite one would end the process in torchvision's pooling.
-            sound = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
-            if not sound.all():
-                worst = int(sound.logical_not().nonzero()[0])
-                raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent or is not finite")

@@ -4,11 +4,13 @@ learning."""
 import pytest
 import torch
 from support import OneMap, small_batch, small_detector, torchvision_twin
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn.models.roi_heads import Sampling
 from grcn.models.roi_pool import RoIPool
+from grcn.models.targets import check_targets
 from grcn.models.transform import ImageBatch
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
@@ -85,6 +87,72 @@ def test_mistakes_are_named():
         model(images, targets)
     with pytest.raises(ValueError, match=r"expected images \[3, h, w\] \(got \[1, 64, 64\]\)"):
         model.eval()([torch.rand(1, 64, 64)])
+
+
+@pytest.mark.parametrize("device", ["cpu", "pretended cuda"])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"boxes": torch.zeros(0)}, ValueError, r"boxes must be float \[N, 4\] \(got \[0\]\)"),
+        ({"boxes": torch.zeros(4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[4\]\)"),
+        ({"boxes": torch.zeros(1, 5)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 5\]\)"),
+        ({"boxes": torch.ones(1, 1, 4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 1, 4\]\)"),
+        ({"boxes": torch.ones(1, 4).long()}, TypeError, r"boxes must be float \[N, 4\] \(got int64\)"),
+        ({"boxes": [[1.0, 2, 3, 4]]}, TypeError, r"boxes must be float \[N, 4\] \(got list\)"),
+        ({"labels": torch.ones(1)}, TypeError, r"labels must be int64 \[N\] \(got float32\)"),
+        ({"labels": torch.ones(1).int()}, TypeError, r"labels must be int64 \[N\] \(got int32\)"),
+        ({"labels": [1]}, TypeError, r"labels must be int64 \[N\] \(got list\)"),
+        ({"labels": torch.tensor([1, 1])}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[2\]\)"),
+        (
+            {"labels": torch.tensor([[1]])},
+            ValueError,
+            r"labels must be int64 \[N\], N = 1 as of boxes \(got \[1, 1\]\)",
+        ),
+        ({"labels": torch.tensor(1)}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[\]\)"),
+    ],
+)
+def test_types_and_shapes_of_targets_are_checked_on_every_device(change, error, message, device):
+    targets = small_batch()[1]
+    targets[1] |= change
+    with pytest.raises(error, match=f"^target 1: {message}$"):
+        if device == "cpu":
+            small_detector().train()(small_batch()[0], targets)
+        with FakeTensorMode():
+            check_targets([as_on_cuda(target) for target in targets], 2, 5)
+
+
+def as_on_cuda(target):
+    """Replaces tensors by fake ones, without values, to be called in a FakeTensorMode."""
+    fake = lambda value: torch.empty(value.shape, dtype=value.dtype, device="cuda")  # noqa: E731
+    return {key: fake(value) if isinstance(value, torch.Tensor) else value for key, value in target.items()}
+
+
+def test_values_of_targets_are_read_on_a_cpu_only():
+    bad = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"target 0: labels \[0\] must be 1 to 4"):
+        check_targets([bad], 1, 5)
+    with FakeTensorMode():
+        check_targets([as_on_cuda(bad), as_on_cuda(EMPTY)], 2, 5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_there_is_one_target_for_each_image(count):
+    images, targets = small_batch()
+    with pytest.raises(ValueError, match=rf"one target per image \(got {count} targets, 2 images\)"):
+        small_detector().train()(images, [*targets, EMPTY][:count])
+
+
+@pytest.mark.parametrize(
+    "target, error, message",
+    [
+        ({"boxes": torch.zeros(0, 4)}, ValueError, r"must have boxes and labels \(no labels\)"),
+        ({}, ValueError, r"must have boxes and labels \(no boxes and no labels\)"),
+        (torch.zeros(0, 4), TypeError, r"must be a dict of boxes and labels \(got Tensor\)"),
+    ],
+)
+def test_a_target_is_a_dict_with_boxes_and_labels(target, error, message):
+    with pytest.raises(error, match=f"^target 1: {message}$"):
+        small_detector().train()(small_batch()[0], [EMPTY, target])
 
 
 def test_numbers_that_are_not_finite_do_not_reach_the_pooling():
