@@ -30,7 +30,7 @@ class Detector(nn.Module):
         self.roi_heads = roi_heads
 
     def forward(
-        self, images: Sequence[Tensor], targets: list[dict] | None = None
+        self, images: Sequence[Tensor], targets: list[dict] | None = None, score_thresh: float | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Computes losses in training mode and detections in evaluation mode.
 
@@ -38,6 +38,8 @@ class Detector(nn.Module):
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
             targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
                 ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loader``.
+            score_thresh: in evaluation, only detections of a higher score are returned; None: the threshold that the
+                RoI heads were built with.
 
         Returns:
             Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted
@@ -56,7 +58,7 @@ class Detector(nn.Module):
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
-        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets, score_thresh)
         if self.training:
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]

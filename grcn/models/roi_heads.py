@@ -122,14 +122,16 @@ class RoIHeads(nn.Module):
         proposals: Tensor,
         image_sizes: list[tuple[int, int]],
         targets: list[dict] | None = None,
+        score_thresh: float | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Classifies and refines proposals (torchvision's signature).
+        """Classifies and refines proposals (torchvision's signature, and ``score_thresh``).
 
         Args:
             features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
             proposals: ``[N, P, 4]``; rows of zero area are empty.
             image_sizes: ``(height, width)`` of each image.
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
+            score_thresh: in evaluation, scores must be above this; None: above that of ``detecting``.
 
         Returns:
             Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses
@@ -139,10 +141,12 @@ class RoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
+        score_thresh = self.detecting.score_thresh if score_thresh is None else score_thresh
         detections = []
         for group in image_groups(proposals):
             maps = {task: map_[group] for task, map_ in features.items()}
-            detections += self._suppress(*self._shortlist(maps, proposals[group], image_sizes[group]))
+            shortlist = self._shortlist(maps, proposals[group], image_sizes[group], score_thresh)
+            detections += self._suppress(*shortlist)
         return detections, {}
 
     def _losses(
@@ -204,7 +208,7 @@ class RoIHeads(nn.Module):
         return RoISample(rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground, owner)
 
     def _shortlist(
-        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]
+        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], score_thresh: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Does all of detection before suppression.
 
@@ -215,20 +219,20 @@ class RoIHeads(nn.Module):
             The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling but for boxes too small to
             count and placeholders, which have ``-inf``, and their classes int64 ``[N, S]``.
         """
-        how, classes = self.detecting, self.heads.cls_score.out_features
+        classes = self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
         scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)[..., 1:]
         scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
 
-        rows = rois_above(scores, how.score_thresh)
+        rows = rois_above(scores, score_thresh)
         rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
             hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
         deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(*rois.shape[:2], classes, 4)[:, :, 1:]
 
-        best, index = candidates_above(scores, how.score_thresh, max(_MOST_CANDIDATES, how.detections))
+        best, index = candidates_above(scores, score_thresh, max(_MOST_CANDIDATES, self.detecting.detections))
         row, label = index // (classes - 1), index % (classes - 1)
         rois = rois.gather(1, row[..., None].expand(-1, -1, 4))
         deltas = deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))

@@ -1,6 +1,8 @@
 """The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness,
 learning."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import OneMap, small_batch, small_detector, torchvision_twin
@@ -8,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from grcn import boxes
 from grcn.models.roi_heads import Sampling
 from grcn.models.roi_pool import RoIPool
 from grcn.models.targets import check_targets
@@ -60,6 +63,20 @@ def test_detections_are_in_original_pixels_and_inside():
         assert found[:, 2].max() <= width + 1e-4 and found[:, 3].max() <= height + 1e-4
         assert (detection["scores"].diff() <= 0).all()
         assert detection["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
+@torch.no_grad()
+def test_a_score_threshold_may_be_given_to_a_call(threshold):
+    model = small_detector(**GRCN).eval()
+    images, _ = small_batch()
+    usual, given = model(images), model(images, score_thresh=threshold)
+    with boxes.as_if_on_gpu():
+        assert_close(model(images, score_thresh=threshold), given)
+    assert_close(model(images), usual, rtol=0, atol=0)
+    model.roi_heads.detecting = replace(model.roi_heads.detecting, score_thresh=threshold)
+    assert_close(model(images), given, rtol=0, atol=0)
+    assert len(given[0]["boxes"]) != len(usual[0]["boxes"])
 
 
 def test_bytes_and_floats_are_the_same_image():
