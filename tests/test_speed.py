@@ -19,7 +19,7 @@ from grcn.apps.benchmark.scene import make_scene, spread_scores
 from grcn.build import build_model
 from grcn.config.files import load_config
 from grcn.models import candidates, memory_format
-from grcn.models.roi_heads import Detecting, Sampling
+from grcn.models.roi_heads import DetectionSettings, SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.torchvision_baseline import torchvision_twin
 
@@ -66,7 +66,7 @@ def loop_over_parameters():
 def trained(row, switch, steps=8):
     """Returns the losses of all steps and the detections before them, in float64."""
     with switch():
-        model = small_detector(**ROWS[row], sampling=Sampling(32, 0.5)).double()
+        model = small_detector(**ROWS[row], sampling=SamplingSettings(32, 0.5)).double()
         with torch.no_grad():
             detections = model.eval()(small_batch(torch.float64)[0])
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-3, fused=True)
@@ -156,7 +156,7 @@ def test_suppression_that_stops_early_is_torchvisions(classes, count, limit):
     scores = torch.rand(count, generator=generator).sort(descending=True).values
     scores[count // 2 :: 3] = -torch.inf
     found[-1], labels[-1], scores[-1] = 0.0, 0, -torch.inf
-    heads = small_detector(detecting=Detecting(0.05, 0.3, limit)).roi_heads
+    heads = small_detector(detecting=DetectionSettings(0.05, 0.3, limit)).roi_heads
     (ours,) = heads._suppress(found[None], scores[None], labels[None])
     real = scores > -torch.inf
     kept = batched_nms(found[real], scores[real], labels[real], 0.3)[:limit]

@@ -26,7 +26,7 @@ _MOST_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground."""
 
     batch: int = 128
@@ -42,7 +42,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Detecting:
+class DetectionSettings:
     """How detections are chosen: scores above ``score_thresh``, suppression per class, the best ``detections``."""
 
     score_thresh: float = 0.05
@@ -95,8 +95,8 @@ class RoIHeads(nn.Module):
         shared_map: bool,
         context: dict[str, ContextAttention] | None = None,
         context_pools: dict[str, RoIPool] | None = None,
-        sampling: Sampling | None = None,
-        detecting: Detecting | None = None,
+        sampling: SamplingSettings | None = None,
+        detecting: DetectionSettings | None = None,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         beta: float = 1.0,
     ) -> None:
@@ -106,8 +106,8 @@ class RoIHeads(nn.Module):
         self.context_pools = nn.ModuleDict(context_pools or {})
         self.heads = heads
         self.shared_map = shared_map
-        self.sampling = sampling or Sampling()
-        self.detecting = detecting or Detecting()
+        self.sampling = sampling or SamplingSettings()
+        self.detecting = detecting or DetectionSettings()
         self.box_weights, self.beta = box_weights, beta
         self.last_stats: dict[str, Tensor] = {}
 

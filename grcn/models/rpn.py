@@ -22,7 +22,7 @@ BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Proposing:
+class ProposalSettings:
     """How proposals are chosen from scored anchors.
 
     Attributes:
@@ -82,8 +82,8 @@ class RegionProposalNetwork(nn.Module):
         in_channels: int,
         channels: int,
         anchors: AnchorGenerator,
-        train: Proposing,
-        test: Proposing,
+        train: ProposalSettings,
+        test: ProposalSettings,
         reads: str = "cls",
         batch: int = 256,
         fg_fraction: float = 0.5,

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn import boxes
-from grcn.models.roi_heads import Sampling
+from grcn.models.roi_heads import SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.models.targets import check_targets
 from grcn.models.transform import ImageBatch
@@ -38,7 +38,7 @@ def test_images_without_objects_have_finite_losses_and_no_box_loss(row):
 
 @pytest.mark.parametrize("add_gt", [True, False])
 def test_no_proposals(add_gt):
-    model = small_detector(**GRCN, sampling=Sampling(16, add_gt=add_gt))
+    model = small_detector(**GRCN, sampling=SamplingSettings(16, add_gt=add_gt))
     images, targets = small_batch()
     model.rpn.proposing = {mode: type(how)(80, 40, 0.7, 10_000.0) for mode, how in model.rpn.proposing.items()}
     losses = model.train()(images, targets)
@@ -48,7 +48,7 @@ def test_no_proposals(add_gt):
 
 
 def test_no_foreground_gives_no_box_loss():
-    model = small_detector(**GRCN, sampling=Sampling(16, fg_iou=1.0, add_gt=False)).train()
+    model = small_detector(**GRCN, sampling=SamplingSettings(16, fg_iou=1.0, add_gt=False)).train()
     losses = model(*small_batch())
     backward(losses)
     assert losses["loss_box_reg"] == 0 < losses["loss_classifier"]

@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from grcn import boxes, build_model, load_config, rng
 from grcn.catalog import VGG16_BLOCKS
 from grcn.models.context import ContextAttention
-from grcn.models.roi_heads import Detecting, RoIHeads, Sampling, _row_keys
+from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings, _row_keys
 from grcn.models.vgg import SplitVGG
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,7 +51,7 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("row", PARTED)
 def test_foreground_slots_give_the_losses_and_gradients_of_all_rois(row, dtype):
-    model = small_detector(**PARTED[row], dropout=0.5, sampling=Sampling(24, 0.5)).to(dtype).train()
+    model = small_detector(**PARTED[row], dropout=0.5, sampling=SamplingSettings(24, 0.5)).to(dtype).train()
     images, targets = small_batch(dtype)
     batch, targets = model.transform(images, targets)
 
@@ -138,10 +138,10 @@ def test_before_training_the_split_changes_nothing(row, baseline):
 @torch.no_grad()
 def test_localizing_only_rois_above_the_threshold_gives_the_same_detections(row, monkeypatch):
     images, _ = small_batch(torch.float64)
-    model = small_detector(**PARTED[row], detecting=Detecting(0.3, 0.5, 100)).double().eval()
+    model = small_detector(**PARTED[row], detecting=DetectionSettings(0.3, 0.5, 100)).double().eval()
     fast = model(images)
     # A threshold of zero switches the selection off; what it adds scores below the real threshold and is cut here.
-    model.roi_heads.detecting = Detecting(0.0, 0.5, 10**6)
+    model.roi_heads.detecting = DetectionSettings(0.0, 0.5, 10**6)
     for ours, everything in zip(fast, model(images), strict=True):
         assert 0 < len(ours["boxes"]) < len(everything["boxes"])
         keep = everything["scores"] > 0.3
