@@ -1,7 +1,7 @@
 """Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back
-to the host, :func:`nms_top_k` excepted: sizes never depend on data, and masks say which rows count.
+to the host but suppression: sizes never depend on data, and masks say which rows count.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """
@@ -136,7 +136,7 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
         max_foreground: limit of foreground slots.
 
     Returns:
-        ``index`` int64 ``[N, count]`` into the candidates, ``taken`` bool ``[N, count]`` (False where an image has
+        ``indices`` int64 ``[N, count]`` into the candidates, ``valid`` bool ``[N, count]`` (False where an image has
         too few), ``foreground`` bool ``[N, count]``, a prefix of each row.
     """
     candidates = matched.shape[1]

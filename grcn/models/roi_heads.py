@@ -56,18 +56,18 @@ class RoISample(NamedTuple):
     Attributes:
         rois: ``[N, R, 4]``.
         labels: int64 ``[N, R]``, 0 for background.
-        wanted: ``[N, R, 4]``, regression targets, zero where not foreground.
-        taken: bool ``[N, R]``, False where an image has too few RoIs.
+        regression_targets: ``[N, R, 4]``, zero where not foreground.
+        valid: bool ``[N, R]``, False where an image has too few RoIs.
         foreground: bool ``[N, R]``.
-        owner: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
+        matched_gt: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
     """
 
     rois: Tensor
     labels: Tensor
-    wanted: Tensor
-    taken: Tensor
+    regression_targets: Tensor
+    valid: Tensor
     foreground: Tensor
-    owner: Tensor
+    matched_gt: Tensor
 
 
 class RoIHeads(nn.Module):
@@ -153,7 +153,7 @@ class RoIHeads(nn.Module):
         self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-        rois, labels, wanted, taken, foreground, _ = self.sample(proposals, targets, states[0])
+        rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, targets, states[0])
         loc = slice(0, self.sampling.max_fg)
         images, count = rois.shape[:2]
         cls_in = raw = self._pool("cls", features, rois)
@@ -172,12 +172,13 @@ class RoIHeads(nn.Module):
         deltas = self.heads.bbox_pred(loc_hidden).to(rois.dtype).view(images, -1, logits.shape[1], 4)
 
         classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
-        own = labels[:, loc, None, None].expand(-1, -1, -1, 4)
-        regression = F.smooth_l1_loss(deltas.gather(2, own)[:, :, 0], wanted[:, loc], beta=self.beta, reduction="none")
+        # The deltas of a RoI's own class.
+        deltas = deltas.gather(2, labels[:, loc, None, None].expand(-1, -1, -1, 4))[:, :, 0]
+        regression = F.smooth_l1_loss(deltas, regression_targets[:, loc], beta=self.beta, reduction="none")
         slots = images * self.sampling.batch
-        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (taken & ~foreground).sum()}
+        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
         return {
-            "loss_classifier": torch.where(taken, classification, 0).sum() / slots,
+            "loss_classifier": torch.where(valid, classification, 0).sum() / slots,
             "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots,
         }
 
@@ -191,21 +192,23 @@ class RoIHeads(nn.Module):
             states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ROIS``.
         """
         how = self.sampling
-        objects, object_labels, valid = boxes.pad_objects(targets)
-        objects = objects.to(proposals.dtype)
+        gt_boxes, gt_labels, gt_valid = boxes.pad_objects(targets)
+        gt_boxes = gt_boxes.to(proposals.dtype)
         usable = boxes.areas(proposals) > 0
         if how.add_gt:
-            proposals, usable = torch.cat([proposals, objects], 1), torch.cat([usable, valid], 1)
-        overlaps = boxes.iou(objects, proposals)
-        matched = boxes.match(overlaps, valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
+            proposals, usable = torch.cat([proposals, gt_boxes], 1), torch.cat([usable, gt_valid], 1)
+        overlaps = boxes.iou(gt_boxes, proposals)
+        matched = boxes.match(overlaps, gt_valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
         candidates = torch.arange(proposals.shape[1], device=proposals.device)
-        draw = rng.hash_on(states[:, None], candidates)
-        index, taken, foreground = boxes.sample(matched, draw, how.batch, how.max_fg)
-        rois = proposals.gather(1, index[..., None].expand(-1, -1, 4))
-        owner = matched.gather(1, index).clamp(min=0)
-        labels = torch.where(foreground, object_labels.gather(1, owner), 0)
-        wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
-        return RoISample(rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground, owner)
+        keys = rng.hash_on(states[:, None], candidates)
+        indices, valid, foreground = boxes.sample(matched, keys, how.batch, how.max_fg)
+        rois = proposals.gather(1, indices[..., None].expand(-1, -1, 4))
+        matched_gt = matched.gather(1, indices).clamp(min=0)
+        labels = torch.where(foreground, gt_labels.gather(1, matched_gt), 0)
+        matched_boxes = gt_boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4))
+        regression_targets = boxes.encode(matched_boxes, rois, self.box_weights)
+        regression_targets = torch.where(foreground[..., None], regression_targets, 0)
+        return RoISample(rois, labels, regression_targets, valid, foreground, matched_gt)
 
     def _shortlist(
         self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], score_thresh: float
@@ -225,6 +228,7 @@ class RoIHeads(nn.Module):
         scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)[..., 1:]
         scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
 
+        # A RoI without a score above the threshold gives no detection: it need not be localized.
         rows = rois_above(scores, score_thresh)
         rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
         if self.parted:

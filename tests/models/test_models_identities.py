@@ -31,7 +31,7 @@ PARTED = {
 def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-    rois, labels, wanted, taken, foreground, _ = heads.sample(proposals, targets, states[0])
+    rois, labels, regression_targets, valid, foreground, _ = heads.sample(proposals, targets, states[0])
     hidden = {}
     for number, task in enumerate(("cls", "loc")):
         x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
@@ -40,9 +40,9 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     deltas = heads.heads.bbox_pred(hidden["loc"]).view(len(logits), -1, 4)
     slots, labels, fg = labels.numel(), labels.flatten(), foreground.flatten()
     return {
-        "loss_classifier": F.cross_entropy(logits[taken.flatten()], labels[taken.flatten()], reduction="sum") / slots,
+        "loss_classifier": F.cross_entropy(logits[valid.flatten()], labels[valid.flatten()], reduction="sum") / slots,
         "loss_box_reg": F.smooth_l1_loss(
-            deltas[fg, labels[fg]], wanted.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
+            deltas[fg, labels[fg]], regression_targets.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
         )
         / slots,
     }
