@@ -1,7 +1,7 @@
 """Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back
-to the host, :func:`first_of_nms` excepted: sizes never depend on data, and masks say which rows count.
+to the host but suppression: sizes never depend on data, and masks say which rows count.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """
@@ -9,7 +9,9 @@ Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +136,7 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
         max_foreground: limit of foreground slots.
 
     Returns:
-        ``index`` int64 ``[N, count]`` into the candidates, ``taken`` bool ``[N, count]`` (False where an image has
+        ``indices`` int64 ``[N, count]`` into the candidates, ``valid`` bool ``[N, count]`` (False where an image has
         too few), ``foreground`` bool ``[N, count]``, a prefix of each row.
     """
     candidates = matched.shape[1]
@@ -148,25 +150,25 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
     return torch.cat([fg, bg], dim=1).gather(1, source), slot < num_fg + num_bg, slot < num_fg
 
 
-def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
+def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
     """Returns the indices of the first ``count`` boxes that greedy suppression keeps, best score first.
 
-    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read: on a CPU,
-    where each call is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU one call is
-    one wait.
+    Greedy suppression decides in order of score, so a prefix can be finished before the rest is read. On a CPU, where
+    each call is cheap and the work grows with the square of the boxes, it goes by chunks; on a GPU each call is a
+    host-device synchronisation, so there is one.
 
     Args:
         boxes: ``[A, 4]`` in order of falling score, inside an image.
         scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. If there
             are any, and the threshold is below 1, one of them is kept, behind all others.
         threshold: a box that overlaps a kept one by more than this is dropped.
-        count: how many are wanted.
+        count: the most that are returned.
     """
     # In one place outside the image they drop each other, and what is left of them is last.
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
     boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
-    chunk = max(256, count + count // 2) if waits_are_free(boxes) else max(1, len(boxes))
+    chunk = max(256, count + count // 2) if sync_is_free(boxes) else max(1, len(boxes))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
         if (scores[kept] > -torch.inf).sum() >= count:
@@ -177,9 +179,54 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
     return kept[:count]
 
 
-def waits_are_free(like: Tensor) -> bool:
-    """Tells whether reading a value of a tensor costs nothing, as on a CPU; for other devices the host has to wait."""
-    return like.device.type == "cpu"
+def batched_nms_top_k(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int) -> Tensor:
+    """Returns the indices of the first ``count`` boxes that suppression within each class keeps, best score first.
+
+    They are the first of ``torchvision.ops.batched_nms``, without the placeholders.
+
+    Args:
+        boxes: ``[A, 4]`` in order of falling score, inside an image.
+        scores: ``[A]``; boxes of score ``-inf`` are placeholders.
+        labels: int64 ``[A]``, not negative.
+        threshold, count: as of :func:`nms_top_k`.
+    """
+    if len(boxes) == 0:
+        return labels.new_empty(0)
+    # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high classes
+    # would lose their fractions.
+    apart = boxes.double() + (labels * (boxes.max() + 1))[:, None]
+    # With one more placeholder there is always one, of which suppression keeps one, as the last: it can be left out
+    # without reading a score, which would be a second host-device synchronisation.
+    apart, scores = F.pad(apart, (0, 0, 0, 1)), F.pad(scores.double(), (0, 1), value=-torch.inf)
+    kept = nms_top_k(apart, scores, threshold, count + 1)
+    if threshold < 1:
+        return kept[:-1]
+    return kept[scores[kept] > -torch.inf][:count]  # nothing drops another, so all placeholders may be among them
+
+
+_pretends_gpu = ContextVar("pretends_gpu", default=False)
+
+
+def sync_is_free(tensor: Tensor) -> bool:
+    """Tells whether reading a value of a tensor needs no host-device synchronisation, as on a CPU.
+
+    Code that picks between a form whose shapes depend on data (for a CPU) and one of fixed shapes asks this, so that
+    :func:`as_if_on_gpu` reaches all of it.
+    """
+    return tensor.device.type == "cpu" and not _pretends_gpu.get()
+
+
+@contextmanager
+def as_if_on_gpu() -> Iterator[None]:
+    """Makes :func:`sync_is_free` answer no in a ``with`` block, in the calling thread only.
+
+    The forms for a GPU then run on a CPU, where they can be counted and compared.
+    """
+    token = _pretends_gpu.set(True)
+    try:
+        yield
+    finally:
+        _pretends_gpu.reset(token)
 
 
 def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,9 +41,9 @@ from grcn.models.detector import Detector
 from grcn.models.features import TASKS
 from grcn.models.init import initialise
 from grcn.models.resnet import SplitResNet, conv5_units
-from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
-from grcn.models.rpn import Proposing, RegionProposalNetwork
+from grcn.models.rpn import ProposalSettings, RegionProposalNetwork
 from grcn.models.transform import DetectionTransform
 from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
@@ -70,8 +70,8 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
         specs[cfg.rpn.reads].channels,
         cfg.rpn.channels,
         AnchorGenerator(cfg.anchors.sizes, cfg.anchors.ratios, specs[cfg.rpn.reads].stride),
-        train=Proposing(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
-        test=Proposing(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
+        train=ProposalSettings(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
+        test=ProposalSettings(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
         reads=cfg.rpn.reads,
         batch=cfg.rpn.batch,
         fg_fraction=cfg.rpn.fg_fraction,
@@ -94,8 +94,10 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
             for task in in_context
         },
         context_pools={task: pool(task, cfg.context.size) for task in in_context},
-        sampling=Sampling(cfg.roi.batch, cfg.roi.fg_fraction, cfg.roi.fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt),
-        detecting=Detecting(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
+        sampling=SamplingSettings(
+            cfg.roi.batch, cfg.roi.fg_fraction, cfg.roi.fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt
+        ),
+        detecting=DetectionSettings(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
         box_weights=cfg.roi.box_weights,
         beta=cfg.roi.smooth_l1_beta,
     )

@@ -16,9 +16,9 @@ from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.init import initialise
 from grcn.models.resnet import SplitResNet, conv5_units
-from grcn.models.roi_heads import Detecting, RoIHeads, Sampling
+from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
-from grcn.models.rpn import Proposing, RegionProposalNetwork
+from grcn.models.rpn import ProposalSettings, RegionProposalNetwork
 from grcn.models.transform import DetectionTransform, Normalisation
 from grcn.models.vgg import SplitVGG
 
@@ -34,7 +34,7 @@ def small_detector(
     loc_pool: str = "max",
     context: tuple[str, ...] = (),
     tasks: str = "shared",
-    sampling: Sampling | None = None,
+    sampling: SamplingSettings | None = None,
     rpn_batch: int = 32,
     op: str = "align",
     dropout: float = 0.0,
@@ -43,7 +43,7 @@ def small_detector(
     beta: float = 1 / 9,
     seed: int = 3,
     short: int = 64,
-    detecting: Detecting | None = None,
+    detecting: DetectionSettings | None = None,
     resnet: bool = False,
     loc_stride: int = 16,
 ) -> Detector:
@@ -64,8 +64,8 @@ def small_detector(
         channels,
         16,
         AnchorGenerator(SIZES, RATIOS, specs["cls"].stride, anchor_offset),
-        train=Proposing(80, 40, 0.7, 0.0),
-        test=Proposing(60, 20, 0.7, 0.0),
+        train=ProposalSettings(80, 40, 0.7, 0.0),
+        test=ProposalSettings(60, 20, 0.7, 0.0),
         batch=rpn_batch,
         straddling=straddling,
     )
@@ -75,8 +75,8 @@ def small_detector(
         backbone.shared,
         {task: ContextAttention(channels) for task in context},
         {task: RoIPool(specs[task].stride, 6, op, aligned=False) for task in context},
-        sampling or Sampling(16),
-        detecting or Detecting(0.05, 0.5, 100),
+        sampling or SamplingSettings(16),
+        detecting or DetectionSettings(0.05, 0.5, 100),
         beta=beta,
     )
     model = Detector(DetectionTransform(short, 2 * short, PLAIN), backbone, rpn, roi_heads)

@@ -81,13 +81,13 @@ def test_what_is_shown_is_what_training_samples(name, settings, tmp_path, monkey
             sample, fg, roi_fg = samples[images], first.foreground[i], second.foreground[i]
             assert_close(sample.target["boxes"], target["boxes"], rtol=0, atol=0)
             assert sample.target["rng_key"] == target["rng_key"]
-            assert torch.equal(sample.anchors.boxes, anchors[first.chosen[i][fg]]) and fg.any()
-            assert torch.equal(sample.anchors.owner, first.owner[i][fg])
-            assert sample.anchors.num_bg == (first.taken[i] & ~fg).sum() > 0
+            assert torch.equal(sample.anchors.boxes, anchors[first.indices[i][fg]]) and fg.any()
+            assert torch.equal(sample.anchors.owner, first.matched_gt[i][fg])
+            assert sample.anchors.num_bg == (first.valid[i] & ~fg).sum() > 0
             assert torch.equal(sample.rois.boxes, second.rois[i][roi_fg]) and roi_fg.any()
             assert torch.equal(sample.rois.labels, second.labels[i][roi_fg])
             assert torch.equal(sample.rois.labels, target["labels"][sample.rois.owner])
-            assert torch.equal(sample.rois.background, second.rois[i][second.taken[i] & ~roi_fg])
+            assert torch.equal(sample.rois.background, second.rois[i][second.valid[i] & ~roi_fg])
             own = box_iou(target["boxes"], sample.rois.boxes).gather(0, sample.rois.owner[None])[0]
             assert_close(sample.rois.iou, own)
             assert torch.equal(sample.rois.truth, (sample.rois.iou > 1 - 1e-6))

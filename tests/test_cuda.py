@@ -8,7 +8,7 @@ from support import small_batch, small_detector
 from torch.testing import assert_close
 
 from grcn import boxes
-from grcn.models.roi_heads import Sampling
+from grcn.models.roi_heads import SamplingSettings
 
 pytestmark = [
     pytest.mark.cuda,
@@ -44,7 +44,7 @@ def losses_of(model, device, steps):
 @both_backbones
 def test_fifty_steps_equal_those_of_the_cpu(row):
     """In float64, where rounding does not have the time to grow into another sample of RoIs."""
-    model = small_detector(**row, sampling=Sampling(32, 0.5)).double()
+    model = small_detector(**row, sampling=SamplingSettings(32, 0.5)).double()
     on_cpu, on_gpu = (losses_of(model, device, 50) for device in ("cpu", "cuda"))
     assert_close(on_gpu, on_cpu, rtol=1e-6, atol=1e-8)
 
@@ -52,7 +52,7 @@ def test_fifty_steps_equal_those_of_the_cpu(row):
 @both_backbones
 def test_one_step_equals_that_of_the_cpu_in_single_precision(row):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = small_detector(**row, sampling=Sampling(32, 0.5))
+    model = small_detector(**row, sampling=SamplingSettings(32, 0.5))
     on_cpu, on_gpu = (losses_of(model, device, 1) for device in ("cpu", "cuda"))
     assert_close(on_gpu, on_cpu, rtol=1e-5, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
     model = small_detector(**row).cuda().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=True)
     images, targets = on("cuda", *small_batch())
-    plain = boxes.first_of_nms
+    plain = boxes.nms_top_k
 
     def allowed(*args):
         torch.cuda.set_sync_debug_mode("default")
@@ -82,7 +82,7 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
         torch.cuda.set_sync_debug_mode("error")
         return kept
 
-    monkeypatch.setattr(boxes, "first_of_nms", allowed)
+    monkeypatch.setattr(boxes, "nms_top_k", allowed)
     for warm in (False, True):  # the first round fills caches
         torch.cuda.set_sync_debug_mode("error" if warm else "default")
         try:

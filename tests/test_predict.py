@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,37 @@ def test_a_threshold_below_the_models_own_is_obeyed(trained):
     assert len(usual.scores) == 9 and len(lower.scores) in (29, 30)  # scores at the threshold may round either way
     assert_close(lower.boxes[:9], usual.boxes)
     assert heads.detecting.score_thresh == scores[9].item()
+
+
+def test_threads_share_a_predictor_with_thresholds_of_their_own(trained):
+    checkpoint, _, images = trained
+    predictor = grcn.load(checkpoint, "cpu")
+    heads = predictor.model.roi_heads
+    scores = predictor.predict(images / "0.png").scores
+    heads.detecting = settings = replace(heads.detecting, score_thresh=scores[9].item())
+    pictures = [as_tensor(images / f"{row}.png") for row in range(4)]
+    # At or below the model's own, so that each changes what the model computes.
+    thresholds = (None, scores[29].item()), (scores[19].item(), scores[39].item())
+
+    def predict(least):
+        return [predictor.predict(picture, threshold) for picture in pictures for threshold in least]
+
+    expected = [predict(least) for least in thresholds]
+    counts = [[len(found.scores) for found in some] for some in expected]
+    assert len({*counts[0][:2], *counts[1][:2]}) == 4
+    together = threading.Barrier(2)
+
+    def repeat(least):
+        together.wait()
+        return [predict(least) for _ in range(25)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, alone in zip(pool.map(repeat, thresholds), expected, strict=True):
+            for some in found:
+                for one, other in zip(some, alone, strict=True):
+                    assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+                    assert torch.equal(one.labels, other.labels)
+    assert heads.detecting is settings
 
 
 def test_several_images_are_not_one(trained):

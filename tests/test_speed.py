@@ -1,5 +1,6 @@
 """What makes things faster changes no result, and asks of a GPU what it is meant to; counted, not timed."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -17,8 +18,8 @@ from grcn.apps.benchmark.floor import record_floor
 from grcn.apps.benchmark.scene import make_scene, spread_scores
 from grcn.build import build_model
 from grcn.config.files import load_config
-from grcn.models import features
-from grcn.models.roi_heads import Detecting, Sampling
+from grcn.models import candidates, memory_format
+from grcn.models.roi_heads import DetectionSettings, SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.torchvision_baseline import torchvision_twin
 
@@ -31,14 +32,22 @@ ROWS = {
 }
 
 
-def as_on_a_gpu():
-    """Takes the ways on which no value is read."""
-    return mock.patch.object(boxes, "waits_are_free", return_value=False)
+def test_a_cpu_plays_a_gpu_in_one_thread_and_not_for_longer_than_asked():
+    tensor = torch.zeros(1)
+    assert boxes.sync_is_free(tensor) and not boxes.sync_is_free(tensor.to("meta"))
+    with pytest.raises(KeyError), boxes.as_if_on_gpu():
+        with boxes.as_if_on_gpu():
+            pass
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(boxes.sync_is_free, tensor).result()
+        assert not boxes.sync_is_free(tensor)
+        raise KeyError
+    assert boxes.sync_is_free(tensor)
 
 
-def all_in(memory_format):
-    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), memory_format)
-    return mock.patch.object(features, "memory_formats", return_value=formats)
+def all_in(layout):
+    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), layout)
+    return mock.patch.object(memory_format, "memory_formats", return_value=formats)
 
 
 def contiguous():
@@ -57,7 +66,7 @@ def loop_over_parameters():
 def trained(row, switch, steps=8):
     """Returns the losses of all steps and the detections before them, in float64."""
     with switch():
-        model = small_detector(**ROWS[row], sampling=Sampling(32, 0.5)).double()
+        model = small_detector(**ROWS[row], sampling=SamplingSettings(32, 0.5)).double()
         with torch.no_grad():
             detections = model.eval()(small_batch(torch.float64)[0])
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-3, fused=True)
@@ -78,7 +87,7 @@ def plain():
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("switch", [as_on_a_gpu, channels_last, loop_over_parameters])
+@pytest.mark.parametrize("switch", [boxes.as_if_on_gpu, channels_last, loop_over_parameters])
 def test_no_switch_moves_a_loss_or_a_detection(plain, row, switch):
     """RoIAlign as bags, suppression by chunks, RoIs chosen by score; memory formats; the fused update."""
     losses, detections = trained(row, switch)
@@ -106,7 +115,7 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
     weights = torch.randn_like(ours)
     found, expected = (torch.autograd.grad((out * weights).sum(), feature)[0] for out in (ours, theirs))
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    with as_on_a_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
+    with boxes.as_if_on_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
         assert_close(pool(feature, rois), ours)
     assert kernel.call_count == 1
     assert pool(feature, rois[:, :0]).shape == (0, 5, 4, 4)
@@ -114,11 +123,11 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
 
 def test_the_table_knows_the_instruction_set():
     with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX512"):
-        assert features.memory_formats(CPU)["train_units"] == torch.channels_last
+        assert memory_format.memory_formats(CPU)["train_units"] == torch.channels_last
     with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX2"):
-        assert features.memory_formats(CPU)["train_units"] == torch.contiguous_format
-    assert set(features.memory_formats(torch.device("cuda"))) == set(features.memory_formats(CPU))
-    assert features.memory_formats(torch.device("meta")) == {}
+        assert memory_format.memory_formats(CPU)["train_units"] == torch.contiguous_format
+    assert set(memory_format.memory_formats(torch.device("cuda"))) == set(memory_format.memory_formats(CPU))
+    assert memory_format.memory_formats(torch.device("meta")) == {}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -147,12 +156,53 @@ def test_suppression_that_stops_early_is_torchvisions(classes, count, limit):
     scores = torch.rand(count, generator=generator).sort(descending=True).values
     scores[count // 2 :: 3] = -torch.inf
     found[-1], labels[-1], scores[-1] = 0.0, 0, -torch.inf
-    heads = small_detector(detecting=Detecting(0.05, 0.3, limit)).roi_heads
+    heads = small_detector(detecting=DetectionSettings(0.05, 0.3, limit)).roi_heads
     (ours,) = heads._suppress(found[None], scores[None], labels[None])
     real = scores > -torch.inf
     kept = batched_nms(found[real], scores[real], labels[real], 0.3)[:limit]
     assert torch.equal(ours["scores"], scores[real][kept]) and torch.equal(ours["boxes"], found[real][kept])
     assert torch.equal(ours["labels"], labels[real][kept])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("limit", [1, 20, 500])
+def test_suppression_within_classes_is_torchvisions_with_and_without_placeholders(threshold, limit):
+    generator = torch.Generator().manual_seed(limit)
+    corners = torch.rand(300, 2, generator=generator) * 90
+    found = torch.cat([corners, corners + 5 + 40 * torch.rand(300, 2, generator=generator)], 1)
+    labels = torch.randint(1, 5, (300,), generator=generator)
+    scores = torch.rand(300, generator=generator).sort(descending=True).values
+    expected = batched_nms(found, scores, labels, threshold)[:limit]
+    assert torch.equal(boxes.batched_nms_top_k(found, scores, labels, threshold, limit), expected)
+    scores[::3] = -torch.inf
+    real = (scores > -torch.inf).nonzero()[:, 0]
+    expected = real[batched_nms(found[real], scores[real], labels[real], threshold)[:limit]]
+    assert torch.equal(boxes.batched_nms_top_k(found, scores, labels, threshold, limit), expected)
+    scores.fill_(-torch.inf)
+    assert boxes.batched_nms_top_k(found, scores, labels, threshold, limit).tolist() == []
+    assert boxes.batched_nms_top_k(found[:0], scores[:0], labels[:0], threshold, limit).tolist() == []
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.4, 0.99])
+@pytest.mark.parametrize("most", [10, 10_000])
+def test_fixed_shapes_hold_what_compact_ones_do_and_placeholders(threshold, most):
+    scores = (4 * torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))).softmax(-1)[..., 1:]
+    best, index = candidates.candidates_above(scores, threshold, most)
+    passed = [image[image > threshold].sort(descending=True).values[:most] for image in scores]
+    assert best.shape[1] == max(len(image) for image in passed)
+    for i, expected in enumerate(passed):
+        assert torch.equal(best[i, : len(expected)], expected) and (best[i, len(expected) :] == -torch.inf).all()
+        assert torch.equal(scores[i].flatten()[index[i, : len(expected)]], expected)
+    with boxes.as_if_on_gpu():
+        padded, padded_index = candidates.candidates_above(scores, threshold, most)
+        assert candidates.rois_above(scores, threshold) == slice(None)
+        assert candidates.image_groups(scores) == [slice(0, 2)]
+    count = best.shape[1]
+    assert torch.equal(padded[:, :count], best) and torch.equal(padded_index[:, :count], index)
+    assert (padded[:, count:] == -torch.inf).all()
+    rows = torch.arange(50)[candidates.rois_above(scores[:1], threshold)]
+    assert rows.tolist() == [i for i in range(50) if (scores[0, i] > threshold).any()]
+    assert candidates.image_groups(scores) == [slice(0, 1), slice(1, 2)]
 
 
 def pretended(tensor):
@@ -166,7 +216,7 @@ def test_on_a_pretended_gpu_no_shape_depends_on_data_and_no_tensor_is_elsewhere(
     images, targets = small_batch()
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(
-        boxes, "first_of_nms", lambda found, scores, threshold, count: scores[:count].argsort(descending=True)
+        boxes, "nms_top_k", lambda found, scores, threshold, count: scores[:count].argsort(descending=True)
     )
     with FakeTensorMode():
         for module in model.modules():

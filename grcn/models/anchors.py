@@ -38,11 +38,12 @@ class AnchorGenerator(nn.Module):
         height, width = feature.shape[-2:]
         dtype = torch.promote_types(feature.dtype, torch.float32)
         place = (height, width, dtype, feature.device)
-        if place not in self._cache:
+        anchors = self._cache.get(place)
+        if anchors is None:
             if len(self._cache) >= 64:
                 self._cache.clear()
-            self._cache[place] = self._make(*place)
-        return self._cache[place]
+            anchors = self._cache[place] = self._make(*place)
+        return anchors
 
     def size_of(self, index: Tensor) -> Tensor:
         """Returns the places in ``sizes`` of the sizes of anchors, which are given by their rows in what

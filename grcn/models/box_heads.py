@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import rng
-from grcn.models.features import in_format
+from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import Units
 
 
@@ -62,7 +62,7 @@ class ConvHead(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; nothing in it is random, so ``keys`` are not read."""
-        x = in_format(x, "train_units" if self.training else "eval")
+        x = to_memory_format(x, "train_units" if self.training else "eval")
         for conv in (self.conv1, self.conv2):
             x = F.relu(conv(x), inplace=True)
         return x.mean((2, 3))
@@ -79,7 +79,7 @@ class Conv5Head(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``; nothing in it is random: ``keys`` are not
         read."""
-        return self.units(in_format(x, "train_units" if self.training else "eval")).mean((2, 3))
+        return self.units(to_memory_format(x, "train_units" if self.training else "eval")).mean((2, 3))
 
 
 class TaskHeads(nn.Module):

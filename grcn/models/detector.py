@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from grcn import boxes
 from grcn.models.features import Backbone
 from grcn.models.roi_heads import RoIHeads
 from grcn.models.rpn import RegionProposalNetwork
+from grcn.models.targets import check_targets
 from grcn.models.transform import DetectionTransform
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class Detector(nn.Module):
@@ -34,7 +30,7 @@ class Detector(nn.Module):
         self.roi_heads = roi_heads
 
     def forward(
-        self, images: Sequence[Tensor], targets: list[dict] | None = None
+        self, images: Sequence[Tensor], targets: list[dict] | None = None, score_thresh: float | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Computes losses in training mode and detections in evaluation mode.
 
@@ -42,6 +38,8 @@ class Detector(nn.Module):
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
             targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
                 ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loader``.
+            score_thresh: in evaluation, only detections of a higher score are returned; None: the threshold that the
+                RoI heads were built with.
 
         Returns:
             Training: ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg``, weighted
@@ -49,44 +47,24 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError: an image that is not ``[3, h, w]``; no targets in training; a box without extent or not finite,
-                a label out of range (checked where it costs no wait: on the CPU).
+            ValueError, TypeError: an image that is not ``[3, h, w]``; no targets in training, or targets that
+                :func:`grcn.models.targets.check_targets` refuses: for their types and shapes on every device, for their
+                values on a CPU only.
         """
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
-            _check_targets(targets, self.roi_heads.heads.cls_score.out_features)
+            check_targets(targets, len(images), self.roi_heads.heads.cls_score.out_features)
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
-        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets, score_thresh)
         if self.training:
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, original)
 
 
-def to_device(model: Module, device: torch.device) -> Module:
-    """Moves a detector to where it is to run, with its weights in the memory format of that device."""
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
-
-
 def count_parameters(module: nn.Module) -> int:
     """Counts what a module has learnt: weights, biases and norms, also where they are frozen and not parameters."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
-
-
-def _check_targets(targets: list[dict], classes: int) -> None:
-    for index, target in enumerate(targets):
-        found, labels = target["boxes"], target["labels"]
-        if boxes.waits_are_free(labels) and not ((labels > 0) & (labels < classes)).all():
-            raise ValueError(
-                f"target {index}: labels {labels.tolist()[:9]} must be 1 to {classes - 1}; 0 is background"
-            )
-        if boxes.waits_are_free(found):
-            # An infinite one would end the process in torchvision's pooling.
-            sound = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
-            if not sound.all():
-                worst = int(sound.logical_not().nonzero()[0])
-                raise ValueError(f"target {index}: box {worst} {found[worst].tolist()} has no extent or is not finite")

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
+from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.in_place import add, relu
+from grcn.models.memory_format import to_memory_format
 
 EXPANSION = 4
 # The unit that the paper edits: the first of conv4.
@@ -68,11 +70,6 @@ def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
     return nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
 
 
-def _relu(x: Tensor) -> Tensor:
-    """ReLU in place, but not on the view that a norm returns: autograd would copy the whole gradient three times."""
-    return F.relu(x, inplace=not x._is_view())
-
-
 class Stem(nn.Module):
     """conv1 and its pooling."""
 
@@ -83,7 +80,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
-        return F.max_pool2d(_relu(self.conv1(x, stride)), 3, 2, padding=1)
+        return F.max_pool2d(relu(self.conv1(x, stride)), 3, 2, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -116,11 +113,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
         strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
-        out = _relu(self.conv1(x, strides[0]))
-        out = _relu(self.conv2(out, strides[1]))
+        out = relu(self.conv1(x, strides[0]))
+        out = relu(self.conv2(out, strides[1]))
         shortcut = x if self.downsample is None else self.downsample(x, stride)
-        out = self.conv3(out)
-        return _relu(out + shortcut if out._is_view() else out.add_(shortcut))
+        return relu(add(self.conv3(out), shortcut))
 
 
 class Units(nn.Sequential):
@@ -180,7 +176,7 @@ class SplitResNet(Backbone):
         self.frozen = build(0, frozen).requires_grad_(False)
         self.trunk = build(frozen, min(fork, part))
         self.fork = build(fork, min(fork + 1, part))
-        self.twice = build(fork + 1, part)
+        self.both_strides = build(fork + 1, part)
         self.cls = build(part, len(names))
         self.shared = part == len(names) and fork == part
         self.loc = None if self.shared else build(part, len(names))
@@ -194,8 +190,8 @@ class SplitResNet(Backbone):
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
-            x = self.frozen(in_format(x, "frozen"))
-        x = self.trunk(in_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
+            x = self.frozen(to_memory_format(x, "frozen"))
+        x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
         features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}
         features["loc"] = (
@@ -207,7 +203,7 @@ class SplitResNet(Backbone):
         """Runs the shared units of conv4 on a map of stride 8: with the first one's stride, and without."""
         dense = self.fork(x, 8)
         coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, 16)
-        return {16: self.twice(coarse), 8: self.twice(dense)}
+        return {16: self.both_strides(coarse), 8: self.both_strides(dense)}
 
 
 def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool, width: int = 64) -> Units:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grcn import boxes, rng
 from grcn.models.box_heads import TaskHeads
+from grcn.models.candidates import candidates_above, image_groups, rois_above
 from grcn.models.context import ContextAttention
 from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import as_tensor
@@ -25,7 +26,7 @@ _MOST_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground."""
 
     batch: int = 128
@@ -41,7 +42,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Detecting:
+class DetectionSettings:
     """How detections are chosen: scores above ``score_thresh``, suppression per class, the best ``detections``."""
 
     score_thresh: float = 0.05
@@ -55,18 +56,18 @@ class RoISample(NamedTuple):
     Attributes:
         rois: ``[N, R, 4]``.
         labels: int64 ``[N, R]``, 0 for background.
-        wanted: ``[N, R, 4]``, regression targets, zero where not foreground.
-        taken: bool ``[N, R]``, False where an image has too few RoIs.
+        regression_targets: ``[N, R, 4]``, zero where not foreground.
+        valid: bool ``[N, R]``, False where an image has too few RoIs.
         foreground: bool ``[N, R]``.
-        owner: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
+        matched_gt: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
     """
 
     rois: Tensor
     labels: Tensor
-    wanted: Tensor
-    taken: Tensor
+    regression_targets: Tensor
+    valid: Tensor
     foreground: Tensor
-    owner: Tensor
+    matched_gt: Tensor
 
 
 class RoIHeads(nn.Module):
@@ -94,8 +95,8 @@ class RoIHeads(nn.Module):
         shared_map: bool,
         context: dict[str, ContextAttention] | None = None,
         context_pools: dict[str, RoIPool] | None = None,
-        sampling: Sampling | None = None,
-        detecting: Detecting | None = None,
+        sampling: SamplingSettings | None = None,
+        detecting: DetectionSettings | None = None,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         beta: float = 1.0,
     ) -> None:
@@ -105,8 +106,8 @@ class RoIHeads(nn.Module):
         self.context_pools = nn.ModuleDict(context_pools or {})
         self.heads = heads
         self.shared_map = shared_map
-        self.sampling = sampling or Sampling()
-        self.detecting = detecting or Detecting()
+        self.sampling = sampling or SamplingSettings()
+        self.detecting = detecting or DetectionSettings()
         self.box_weights, self.beta = box_weights, beta
         self.last_stats: dict[str, Tensor] = {}
 
@@ -121,14 +122,16 @@ class RoIHeads(nn.Module):
         proposals: Tensor,
         image_sizes: list[tuple[int, int]],
         targets: list[dict] | None = None,
+        score_thresh: float | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Classifies and refines proposals (torchvision's signature).
+        """Classifies and refines proposals (torchvision's signature, and ``score_thresh``).
 
         Args:
             features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
             proposals: ``[N, P, 4]``; rows of zero area are empty.
             image_sizes: ``(height, width)`` of each image.
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
+            score_thresh: in evaluation, scores must be above this; None: above that of ``detecting``.
 
         Returns:
             Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses
@@ -138,20 +141,19 @@ class RoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training mode")
             return [], self._losses(features, proposals, image_sizes, targets)
-        if not boxes.waits_are_free(proposals):
-            return self._suppress(*self._shortlist(features, proposals, image_sizes)), {}
-        # Image by image, each with as many RoIs and boxes as need be; reading counts costs a CPU nothing.
+        score_thresh = self.detecting.score_thresh if score_thresh is None else score_thresh
         detections = []
-        for i in range(len(proposals)):
-            maps = {task: map_[i : i + 1] for task, map_ in features.items()}
-            detections += self._suppress(*self._shortlist(maps, proposals[i : i + 1], image_sizes[i : i + 1]))
+        for group in image_groups(proposals):
+            maps = {task: map_[group] for task, map_ in features.items()}
+            shortlist = self._shortlist(maps, proposals[group], image_sizes[group], score_thresh)
+            detections += self._suppress(*shortlist)
         return detections, {}
 
     def _losses(
         self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-        rois, labels, wanted, taken, foreground, _ = self.sample(proposals, targets, states[0])
+        rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, targets, states[0])
         loc = slice(0, self.sampling.max_fg)
         images, count = rois.shape[:2]
         cls_in = raw = self._pool("cls", features, rois)
@@ -170,12 +172,13 @@ class RoIHeads(nn.Module):
         deltas = self.heads.bbox_pred(loc_hidden).to(rois.dtype).view(images, -1, logits.shape[1], 4)
 
         classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
-        own = labels[:, loc, None, None].expand(-1, -1, -1, 4)
-        regression = F.smooth_l1_loss(deltas.gather(2, own)[:, :, 0], wanted[:, loc], beta=self.beta, reduction="none")
+        # The deltas of a RoI's own class.
+        deltas = deltas.gather(2, labels[:, loc, None, None].expand(-1, -1, -1, 4))[:, :, 0]
+        regression = F.smooth_l1_loss(deltas, regression_targets[:, loc], beta=self.beta, reduction="none")
         slots = images * self.sampling.batch
-        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (taken & ~foreground).sum()}
+        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
         return {
-            "loss_classifier": torch.where(taken, classification, 0).sum() / slots,
+            "loss_classifier": torch.where(valid, classification, 0).sum() / slots,
             "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots,
         }
 
@@ -189,82 +192,63 @@ class RoIHeads(nn.Module):
             states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ROIS``.
         """
         how = self.sampling
-        objects, object_labels, valid = boxes.pad_objects(targets)
-        objects = objects.to(proposals.dtype)
+        gt_boxes, gt_labels, gt_valid = boxes.pad_objects(targets)
+        gt_boxes = gt_boxes.to(proposals.dtype)
         usable = boxes.areas(proposals) > 0
         if how.add_gt:
-            proposals, usable = torch.cat([proposals, objects], 1), torch.cat([usable, valid], 1)
-        overlaps = boxes.iou(objects, proposals)
-        matched = boxes.match(overlaps, valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
+            proposals, usable = torch.cat([proposals, gt_boxes], 1), torch.cat([usable, gt_valid], 1)
+        overlaps = boxes.iou(gt_boxes, proposals)
+        matched = boxes.match(overlaps, gt_valid, how.fg_iou, how.fg_iou, usable=usable, bg_iou_low=how.bg_iou_low)
         candidates = torch.arange(proposals.shape[1], device=proposals.device)
-        draw = rng.hash_on(states[:, None], candidates)
-        index, taken, foreground = boxes.sample(matched, draw, how.batch, how.max_fg)
-        rois = proposals.gather(1, index[..., None].expand(-1, -1, 4))
-        owner = matched.gather(1, index).clamp(min=0)
-        labels = torch.where(foreground, object_labels.gather(1, owner), 0)
-        wanted = boxes.encode(objects.gather(1, owner[..., None].expand(-1, -1, 4)), rois, self.box_weights)
-        return RoISample(rois, labels, torch.where(foreground[..., None], wanted, 0), taken, foreground, owner)
+        keys = rng.hash_on(states[:, None], candidates)
+        indices, valid, foreground = boxes.sample(matched, keys, how.batch, how.max_fg)
+        rois = proposals.gather(1, indices[..., None].expand(-1, -1, 4))
+        matched_gt = matched.gather(1, indices).clamp(min=0)
+        labels = torch.where(foreground, gt_labels.gather(1, matched_gt), 0)
+        matched_boxes = gt_boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4))
+        regression_targets = boxes.encode(matched_boxes, rois, self.box_weights)
+        regression_targets = torch.where(foreground[..., None], regression_targets, 0)
+        return RoISample(rois, labels, regression_targets, valid, foreground, matched_gt)
 
     def _shortlist(
-        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]]
+        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], score_thresh: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Does all of detection before suppression; on a GPU in fixed shapes and without waiting for the device.
+        """Does all of detection before suppression.
 
         Args:
-            rois: ``[N, P, 4]``; on a CPU of one image, and only those are localized that can be detections.
+            rois: ``[N, P, 4]`` of the images of a group of :func:`grcn.models.candidates.image_groups`.
 
         Returns:
-            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling, and classes ``[N, S]``.
-            Those that do not count, the last of each image among them, have the score ``-inf``.
+            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling but for boxes too small to
+            count and placeholders, which have ``-inf``, and their classes int64 ``[N, S]``.
         """
-        how = self.detecting
-        images, waits_are_free = len(rois), boxes.waits_are_free(rois)
+        classes = self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
-        classes = self.heads.cls_score.out_features
-        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(images, rois.shape[1], classes)[..., 1:]
+        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)[..., 1:]
         scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
-        # A RoI without a class above a positive threshold gives no detection whatever its box. On a GPU finding out
-        # which costs more than it saves.
-        if how.score_thresh > 0 and waits_are_free:
-            rows = (scores[0] > how.score_thresh).any(1).nonzero()[:, 0]
-            rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
+
+        # A RoI without a score above the threshold gives no detection: it need not be localized.
+        rows = rois_above(scores, score_thresh)
+        rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
             hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
-        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(images, rois.shape[1], classes, 4)[:, :, 1:]
+        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(*rois.shape[:2], classes, 4)[:, :, 1:]
 
-        wanted = torch.where(scores > how.score_thresh, scores, -torch.inf).flatten(1)
-        if waits_are_free:
-            slots = int((wanted > -torch.inf).sum())
-        else:  # the scores of a RoI sum to one, so only so many can pass
-            most = min(classes - 1, int(1 / how.score_thresh) if how.score_thresh > 0 else classes)
-            slots = scores.shape[1] * most
-        slots = min(slots, max(_MOST_CANDIDATES, how.detections))
-        best, index = wanted.sort(dim=1, descending=True, stable=True)
-        best, index = best[:, :slots], index[:, :slots]
+        best, index = candidates_above(scores, score_thresh, max(_MOST_CANDIDATES, self.detecting.detections))
         row, label = index // (classes - 1), index % (classes - 1)
-        own = rois.gather(1, row[..., None].expand(-1, -1, 4))
-        decoded = boxes.decode(
-            deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)), own, self.box_weights
-        )
-        decoded = boxes.clip(decoded, as_tensor(image_sizes, rois))
-        big = ((decoded[..., 2:] - decoded[..., :2]) >= 1e-2).all(-1)
-        best = F.pad(torch.where(big, best, -torch.inf), (0, 1), value=-torch.inf)
-        return F.pad(decoded, (0, 0, 0, 1)), best, F.pad(label + 1, (0, 1))
+        rois = rois.gather(1, row[..., None].expand(-1, -1, 4))
+        deltas = deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+        found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), as_tensor(image_sizes, rois))
+        counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
+        return found, torch.where(counts, best, -torch.inf), label + 1
 
     def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-        """Takes what :meth:`_shortlist` returns to detections; waits for the device once for each image."""
-        how = self.detecting
+        """Takes what :meth:`_shortlist` returns to detections; one host-device synchronisation for each image."""
         detections = []
         for box, score, label in zip(found, scores, labels, strict=True):
-            # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high
-            # classes would lose their fractions.
-            apart = box.double() + (label * (box.max() + 1))[:, None]
-            # Of the boxes that do not count one is left, the last; if nothing drops another, all of them, to be
-            # told by a second wait.
-            kept = boxes.first_of_nms(apart, score.double(), how.nms, how.detections + 1)
-            kept = kept[:-1] if how.nms < 1 else kept[score[kept] > -torch.inf][: how.detections]
+            kept = boxes.batched_nms_top_k(box, score, label, self.detecting.nms, self.detecting.detections)
             detections.append({"boxes": box[kept], "labels": label[kept], "scores": score[kept]})
         return detections
 

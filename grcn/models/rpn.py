@@ -22,7 +22,7 @@ BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Proposing:
+class ProposalSettings:
     """How proposals are chosen from scored anchors.
 
     Attributes:
@@ -42,18 +42,18 @@ class AnchorSample(NamedTuple):
     """Anchors to train on, in ``S`` slots for each image, foreground first.
 
     Attributes:
-        chosen: int64 ``[N, S]`` into the anchors of the map.
-        owner: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
-        wanted: ``[N, S, 4]``, regression targets, zero where not foreground.
-        taken: bool ``[N, S]``, False where an image has too few anchors.
+        indices: int64 ``[N, S]`` into the anchors of the map.
+        matched_gt: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
+        regression_targets: ``[N, S, 4]``, zero where not foreground.
+        valid: bool ``[N, S]``, False where an image has too few anchors.
         foreground: bool ``[N, S]``.
         matched: int64 ``[N, A]`` of :func:`grcn.boxes.match`: what they were drawn from.
     """
 
-    chosen: Tensor
-    owner: Tensor
-    wanted: Tensor
-    taken: Tensor
+    indices: Tensor
+    matched_gt: Tensor
+    regression_targets: Tensor
+    valid: Tensor
     foreground: Tensor
     matched: Tensor
 
@@ -82,8 +82,8 @@ class RegionProposalNetwork(nn.Module):
         in_channels: int,
         channels: int,
         anchors: AnchorGenerator,
-        train: Proposing,
-        test: Proposing,
+        train: ProposalSettings,
+        test: ProposalSettings,
         reads: str = "cls",
         batch: int = 256,
         fg_fraction: float = 0.5,
@@ -123,7 +123,7 @@ class RegionProposalNetwork(nn.Module):
     def _score(
         self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Does all of :meth:`forward` before suppression, in fixed shapes and without waiting for the device.
+        """Does all of :meth:`forward` before suppression, in fixed shapes and without a host-device synchronisation.
 
         Returns:
             The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, falling but for boxes too small to count, which
@@ -160,11 +160,11 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def _suppress(self, candidates: Tensor, scores: Tensor) -> Tensor:
-        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only step that waits for the device."""
+        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only host-device synchronisation."""
         how = self.proposing[self.training]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i in range(len(candidates)):
-            kept = boxes.first_of_nms(candidates[i], scores[i], how.nms, how.post_nms)
+            kept = boxes.nms_top_k(candidates[i], scores[i], how.nms, how.post_nms)
             proposals[i, : len(kept)] = torch.where(scores[i, kept, None] > -torch.inf, candidates[i, kept], 0)
         return proposals
 
@@ -177,31 +177,32 @@ class RegionProposalNetwork(nn.Module):
             sizes: ``[N, 2]``, heights and widths of the images within the batch.
             targets: as of :meth:`forward`.
         """
-        objects, _, valid = boxes.pad_objects(targets)
-        objects = objects.to(anchors.dtype)
+        gt_boxes, _, gt_valid = boxes.pad_objects(targets)
+        gt_boxes = gt_boxes.to(anchors.dtype)
         usable = None if self.straddling else _inside(anchors, sizes)
-        overlaps = boxes.iou(objects, anchors)
-        matched = boxes.match(overlaps, valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
+        overlaps = boxes.iou(gt_boxes, anchors)
+        matched = boxes.match(overlaps, gt_valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
         (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
         keys = rng.hash_on(states[:, None], torch.arange(len(anchors), device=anchors.device))
-        index, taken, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
-        owner = matched.gather(1, index).clamp(min=0)
-        own = objects.gather(1, owner[..., None].expand(-1, -1, 4))
-        wanted = torch.where(foreground[..., None], boxes.encode(own, anchors[index], BOX_WEIGHTS), 0)
-        return AnchorSample(index, owner, wanted, taken, foreground, matched)
+        indices, valid, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
+        matched_gt = matched.gather(1, indices).clamp(min=0)
+        matched_boxes = gt_boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4))
+        regression_targets = boxes.encode(matched_boxes, anchors[indices], BOX_WEIGHTS)
+        regression_targets = torch.where(foreground[..., None], regression_targets, 0)
+        return AnchorSample(indices, matched_gt, regression_targets, valid, foreground, matched)
 
     def _losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, targets: list[dict]
     ) -> dict[str, Tensor]:
-        index, _, wanted, taken, foreground, _ = self.sample(anchors, sizes, targets)
-        logits = logits.gather(1, index)
-        deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        indices, _, regression_targets, valid, foreground, _ = self.sample(anchors, sizes, targets)
+        logits = logits.gather(1, indices)
+        deltas = deltas.gather(1, indices[..., None].expand(-1, -1, 4))
         objectness = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), reduction="none")
-        regression = F.smooth_l1_loss(deltas, wanted, beta=self.beta, reduction="none").sum(-1)
-        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (taken & ~foreground).sum()}
-        slots = index.numel()
+        regression = F.smooth_l1_loss(deltas, regression_targets, beta=self.beta, reduction="none").sum(-1)
+        self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
+        slots = indices.numel()
         return {
-            "loss_objectness": torch.where(taken, objectness, 0).sum() / slots,
+            "loss_objectness": torch.where(valid, objectness, 0).sum() / slots,
             "loss_rpn_box_reg": torch.where(foreground, regression, 0).sum() / slots,
         }
 

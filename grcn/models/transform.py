@@ -143,6 +143,7 @@ def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tenso
 
 
 def as_tensor(values: Sequence[tuple[int, int]] | Sequence[float], like: Tensor) -> Tensor:
-    """Puts sizes ``[N, 2]`` or scales ``[N]`` on the device and in the type of ``like``, without waiting for it."""
+    """Puts sizes ``[N, 2]`` or scales ``[N]`` on the device and in the type of ``like``, without a host-device
+    synchronisation."""
     numbers = torch.tensor(values, dtype=like.dtype)
     return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers.to(like.device)

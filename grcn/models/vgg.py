@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from grcn.catalog import VGG_SPLITS
-from grcn.models.features import TASKS, Backbone, FeatureSpec, in_format
+from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.memory_format import to_memory_format
 
 # Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
 _STRIDE_BEFORE_LAST_POOL = 8
@@ -74,8 +75,8 @@ class SplitVGG(Backbone):
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
-            x = self.frozen(in_format(x, "frozen"))
-        x = self.trunk(in_format(x, self._format if self.training else "eval"))
+            x = self.frozen(to_memory_format(x, "frozen"))
+        x = self.trunk(to_memory_format(x, self._format if self.training else "eval"))
         features = {"cls": self.cls(x)}
         features["loc"] = features["cls"] if self.loc is None else self.loc(x)
         return features
@@ -99,7 +100,7 @@ def _chain(
             layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not from_scratch)
             if from_scratch:
                 layers[f"norm{name}"] = LayerNorm2d(width)
-            # A norm returns a view, in place on which autograd would copy the whole gradient three times.
+            # Not on the view that a norm returns: see grcn.models.in_place.
             layers[f"relu{name}"] = nn.ReLU(inplace=not from_scratch)
             channels = width
     return nn.Sequential(layers)

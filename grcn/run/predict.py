@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from grcn.data.images import read_image
 from grcn.engine.evaluate import move_images
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 
 Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
 
@@ -42,7 +43,7 @@ class Prediction:
 
 
 class Predictor:
-    """A trained detector and the names of its classes.
+    """A trained detector and the names of its classes; several threads may predict with one.
 
     Attributes:
         model: the detector, in evaluation mode, on its device.
@@ -83,14 +84,10 @@ class Predictor:
         if not images:
             return []
         tensors = move_images([as_tensor(image) for image in images], self.device)
-        # In the model for the time of this call, which is why two threads need two predictors.
-        heads, usual = self.model.roi_heads, self.model.roi_heads.detecting
-        least = usual.score_thresh if score_threshold is None else score_threshold
-        heads.detecting = replace(usual, score_thresh=max(0.0, min(least, usual.score_thresh)))
-        try:
-            return [self._prediction(found, least) for found in self.model(tensors)]
-        finally:
-            heads.detecting = usual
+        usual = self.model.roi_heads.detecting.score_thresh
+        least = usual if score_threshold is None else score_threshold
+        detections = self.model(tensors, score_thresh=max(0.0, min(least, usual)))
+        return [self._prediction(found, least) for found in detections]
 
     def _prediction(self, found: dict[str, Tensor], score_threshold: float) -> Prediction:
         fields = {key: found[key].cpu() for key in ("boxes", "labels", "scores")}

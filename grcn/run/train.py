@@ -22,8 +22,9 @@ from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError
 from grcn.evaluation.detections import check_objects
 from grcn.fileio import run_lock
-from grcn.models.detector import count_parameters, to_device
-from grcn.models.features import TASKS, memory_formats
+from grcn.models.detector import count_parameters
+from grcn.models.features import TASKS
+from grcn.models.memory_format import memory_formats, to_device
 from grcn.run.backend import prepare
 from grcn.run.checks_before_training import check_training
 from grcn.run.dry_run import dry_run as try_steps

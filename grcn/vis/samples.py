@@ -154,14 +154,14 @@ def _inputs(
 
 def _anchors(model: Detector, anchors: Tensor, drawn: AnchorSample, image: int, objects: Tensor) -> Anchors:
     """Picks one image's anchors out of those of its batch."""
-    foreground, taken, matched = drawn.foreground[image], drawn.taken[image], drawn.matched[image]
+    foreground, taken, matched = drawn.foreground[image], drawn.valid[image], drawn.matched[image]
     own = matched == torch.arange(len(objects), device=matched.device)[:, None]
     overlaps = torch.where(own, boxes.iou(objects.to(anchors.dtype), anchors), 0.0)
     best_iou, best = overlaps.max(dim=1)
     counts = own.sum(1)
     return Anchors(
-        boxes=anchors[drawn.chosen[image][foreground]].cpu(),
-        owner=drawn.owner[image][foreground].cpu(),
+        boxes=anchors[drawn.indices[image][foreground]].cpu(),
+        owner=drawn.matched_gt[image][foreground].cpu(),
         num_bg=int((taken & ~foreground).sum()),
         matched=counts.cpu(),
         best_iou=best_iou.cpu(),
@@ -175,8 +175,8 @@ def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]
     drawn = model.roi_heads.sample(proposals, targets, states)
     found = []
     for i, target in enumerate(targets):
-        foreground, taken = drawn.foreground[i], drawn.taken[i]
-        chosen, owner = drawn.rois[i][foreground], drawn.owner[i][foreground]
+        foreground, taken = drawn.foreground[i], drawn.valid[i]
+        chosen, owner = drawn.rois[i][foreground], drawn.matched_gt[i][foreground]
         objects = target["boxes"].to(chosen.dtype)[owner]
         found.append(
             RoIs(

@@ -1,14 +1,19 @@
 """The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness,
 learning."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import OneMap, small_batch, small_detector, torchvision_twin
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from grcn.models.roi_heads import Sampling
+from grcn import boxes
+from grcn.models.roi_heads import SamplingSettings
 from grcn.models.roi_pool import RoIPool
+from grcn.models.targets import check_targets
 from grcn.models.transform import ImageBatch
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
@@ -33,7 +38,7 @@ def test_images_without_objects_have_finite_losses_and_no_box_loss(row):
 
 @pytest.mark.parametrize("add_gt", [True, False])
 def test_no_proposals(add_gt):
-    model = small_detector(**GRCN, sampling=Sampling(16, add_gt=add_gt))
+    model = small_detector(**GRCN, sampling=SamplingSettings(16, add_gt=add_gt))
     images, targets = small_batch()
     model.rpn.proposing = {mode: type(how)(80, 40, 0.7, 10_000.0) for mode, how in model.rpn.proposing.items()}
     losses = model.train()(images, targets)
@@ -43,7 +48,7 @@ def test_no_proposals(add_gt):
 
 
 def test_no_foreground_gives_no_box_loss():
-    model = small_detector(**GRCN, sampling=Sampling(16, fg_iou=1.0, add_gt=False)).train()
+    model = small_detector(**GRCN, sampling=SamplingSettings(16, fg_iou=1.0, add_gt=False)).train()
     losses = model(*small_batch())
     backward(losses)
     assert losses["loss_box_reg"] == 0 < losses["loss_classifier"]
@@ -58,6 +63,20 @@ def test_detections_are_in_original_pixels_and_inside():
         assert found[:, 2].max() <= width + 1e-4 and found[:, 3].max() <= height + 1e-4
         assert (detection["scores"].diff() <= 0).all()
         assert detection["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
+@torch.no_grad()
+def test_a_score_threshold_may_be_given_to_a_call(threshold):
+    model = small_detector(**GRCN).eval()
+    images, _ = small_batch()
+    usual, given = model(images), model(images, score_thresh=threshold)
+    with boxes.as_if_on_gpu():
+        assert_close(model(images, score_thresh=threshold), given)
+    assert_close(model(images), usual, rtol=0, atol=0)
+    model.roi_heads.detecting = replace(model.roi_heads.detecting, score_thresh=threshold)
+    assert_close(model(images), given, rtol=0, atol=0)
+    assert len(given[0]["boxes"]) != len(usual[0]["boxes"])
 
 
 def test_bytes_and_floats_are_the_same_image():
@@ -85,6 +104,72 @@ def test_mistakes_are_named():
         model(images, targets)
     with pytest.raises(ValueError, match=r"expected images \[3, h, w\] \(got \[1, 64, 64\]\)"):
         model.eval()([torch.rand(1, 64, 64)])
+
+
+@pytest.mark.parametrize("device", ["cpu", "pretended cuda"])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"boxes": torch.zeros(0)}, ValueError, r"boxes must be float \[N, 4\] \(got \[0\]\)"),
+        ({"boxes": torch.zeros(4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[4\]\)"),
+        ({"boxes": torch.zeros(1, 5)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 5\]\)"),
+        ({"boxes": torch.ones(1, 1, 4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 1, 4\]\)"),
+        ({"boxes": torch.ones(1, 4).long()}, TypeError, r"boxes must be float \[N, 4\] \(got int64\)"),
+        ({"boxes": [[1.0, 2, 3, 4]]}, TypeError, r"boxes must be float \[N, 4\] \(got list\)"),
+        ({"labels": torch.ones(1)}, TypeError, r"labels must be int64 \[N\] \(got float32\)"),
+        ({"labels": torch.ones(1).int()}, TypeError, r"labels must be int64 \[N\] \(got int32\)"),
+        ({"labels": [1]}, TypeError, r"labels must be int64 \[N\] \(got list\)"),
+        ({"labels": torch.tensor([1, 1])}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[2\]\)"),
+        (
+            {"labels": torch.tensor([[1]])},
+            ValueError,
+            r"labels must be int64 \[N\], N = 1 as of boxes \(got \[1, 1\]\)",
+        ),
+        ({"labels": torch.tensor(1)}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[\]\)"),
+    ],
+)
+def test_types_and_shapes_of_targets_are_checked_on_every_device(change, error, message, device):
+    targets = small_batch()[1]
+    targets[1] |= change
+    with pytest.raises(error, match=f"^target 1: {message}$"):
+        if device == "cpu":
+            small_detector().train()(small_batch()[0], targets)
+        with FakeTensorMode():
+            check_targets([as_on_cuda(target) for target in targets], 2, 5)
+
+
+def as_on_cuda(target):
+    """Replaces tensors by fake ones, without values, to be called in a FakeTensorMode."""
+    fake = lambda value: torch.empty(value.shape, dtype=value.dtype, device="cuda")  # noqa: E731
+    return {key: fake(value) if isinstance(value, torch.Tensor) else value for key, value in target.items()}
+
+
+def test_values_of_targets_are_read_on_a_cpu_only():
+    bad = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"target 0: labels \[0\] must be 1 to 4"):
+        check_targets([bad], 1, 5)
+    with FakeTensorMode():
+        check_targets([as_on_cuda(bad), as_on_cuda(EMPTY)], 2, 5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_there_is_one_target_for_each_image(count):
+    images, targets = small_batch()
+    with pytest.raises(ValueError, match=rf"one target per image \(got {count} targets, 2 images\)"):
+        small_detector().train()(images, [*targets, EMPTY][:count])
+
+
+@pytest.mark.parametrize(
+    "target, error, message",
+    [
+        ({"boxes": torch.zeros(0, 4)}, ValueError, r"must have boxes and labels \(no labels\)"),
+        ({}, ValueError, r"must have boxes and labels \(no boxes and no labels\)"),
+        (torch.zeros(0, 4), TypeError, r"must be a dict of boxes and labels \(got Tensor\)"),
+    ],
+)
+def test_a_target_is_a_dict_with_boxes_and_labels(target, error, message):
+    with pytest.raises(error, match=f"^target 1: {message}$"):
+        small_detector().train()(small_batch()[0], [EMPTY, target])
 
 
 def test_numbers_that_are_not_finite_do_not_reach_the_pooling():

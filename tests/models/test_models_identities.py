@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from grcn import boxes, build_model, load_config, rng
 from grcn.catalog import VGG16_BLOCKS
 from grcn.models.context import ContextAttention
-from grcn.models.roi_heads import Detecting, RoIHeads, Sampling, _row_keys
+from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings, _row_keys
 from grcn.models.vgg import SplitVGG
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -31,7 +31,7 @@ PARTED = {
 def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-    rois, labels, wanted, taken, foreground, _ = heads.sample(proposals, targets, states[0])
+    rois, labels, regression_targets, valid, foreground, _ = heads.sample(proposals, targets, states[0])
     hidden = {}
     for number, task in enumerate(("cls", "loc")):
         x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
@@ -40,9 +40,9 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     deltas = heads.heads.bbox_pred(hidden["loc"]).view(len(logits), -1, 4)
     slots, labels, fg = labels.numel(), labels.flatten(), foreground.flatten()
     return {
-        "loss_classifier": F.cross_entropy(logits[taken.flatten()], labels[taken.flatten()], reduction="sum") / slots,
+        "loss_classifier": F.cross_entropy(logits[valid.flatten()], labels[valid.flatten()], reduction="sum") / slots,
         "loss_box_reg": F.smooth_l1_loss(
-            deltas[fg, labels[fg]], wanted.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
+            deltas[fg, labels[fg]], regression_targets.flatten(0, 1)[fg], beta=heads.beta, reduction="sum"
         )
         / slots,
     }
@@ -51,7 +51,7 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("row", PARTED)
 def test_foreground_slots_give_the_losses_and_gradients_of_all_rois(row, dtype):
-    model = small_detector(**PARTED[row], dropout=0.5, sampling=Sampling(24, 0.5)).to(dtype).train()
+    model = small_detector(**PARTED[row], dropout=0.5, sampling=SamplingSettings(24, 0.5)).to(dtype).train()
     images, targets = small_batch(dtype)
     batch, targets = model.transform(images, targets)
 
@@ -138,10 +138,10 @@ def test_before_training_the_split_changes_nothing(row, baseline):
 @torch.no_grad()
 def test_localizing_only_rois_above_the_threshold_gives_the_same_detections(row, monkeypatch):
     images, _ = small_batch(torch.float64)
-    model = small_detector(**PARTED[row], detecting=Detecting(0.3, 0.5, 100)).double().eval()
+    model = small_detector(**PARTED[row], detecting=DetectionSettings(0.3, 0.5, 100)).double().eval()
     fast = model(images)
     # A threshold of zero switches the selection off; what it adds scores below the real threshold and is cut here.
-    model.roi_heads.detecting = Detecting(0.0, 0.5, 10**6)
+    model.roi_heads.detecting = DetectionSettings(0.0, 0.5, 10**6)
     for ours, everything in zip(fast, model(images), strict=True):
         assert 0 < len(ours["boxes"]) < len(everything["boxes"])
         keep = everything["scores"] > 0.3
@@ -174,7 +174,7 @@ def test_suppression_may_stop_at_the_first_kept():
     everything = nms(candidates, scores, 0.7)
     assert len(everything) > 700
     for count in (1, 50, 300, 700, 5000):
-        assert torch.equal(boxes.first_of_nms(candidates, scores, 0.7, count), everything[:count])
+        assert torch.equal(boxes.nms_top_k(candidates, scores, 0.7, count), everything[:count])
 
 
 def test_placeholders_do_not_end_suppression_early():
@@ -187,7 +187,7 @@ def test_placeholders_do_not_end_suppression_early():
     scores = torch.where(small, -torch.inf, torch.rand(2000, generator=generator).sort(descending=True).values)
     expected = nms(candidates[~small], scores[~small], 0.7)
     for count in (50, 100, 200):
-        kept = boxes.first_of_nms(candidates, scores, 0.7, count)
+        kept = boxes.nms_top_k(candidates, scores, 0.7, count)
         assert len(kept) == count
         assert torch.equal(kept, (~small).nonzero()[:, 0][expected[:count]])
 

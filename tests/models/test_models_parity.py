@@ -8,9 +8,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator as Torchvi
 from torchvision.models.detection.image_list import ImageList
 
 from grcn.models.anchors import AnchorGenerator
-from grcn.models.roi_heads import Sampling
+from grcn.models.roi_heads import SamplingSettings
 
-TAKE_ALL = Sampling(batch=200, fg_fraction=0.5)
+TAKE_ALL = SamplingSettings(batch=200, fg_fraction=0.5)
 RPN_ALL = 1000
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 

@@ -19,7 +19,8 @@ from grcn.engine.checkpoint import restore
 from grcn.engine.environment import read_environment
 from grcn.engine.signals import StopSignals
 from grcn.errors import CheckpointError, ConfigError, EnvironmentFault, named
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run import train as run

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,8 @@ _VIEWS = {
 
 
 def count(work: Callable[[], object]) -> dict[str, int]:
-    """Counts what ``work`` asks of a GPU: kernels, waits, uploads. On a CPU it takes the ways that a GPU would."""
-    with mock.patch.object(boxes, "waits_are_free", return_value=False), DispatchCounter() as counter:
+    """Counts what ``work`` asks of a GPU: kernels, waits, uploads. On a CPU it runs the forms for a GPU."""
+    with boxes.as_if_on_gpu(), DispatchCounter() as counter:
         with FetchCounter() as fetches:
             work()
     waits = counter.waits.total() + fetches.found

@@ -20,7 +20,8 @@ from grcn.apps.benchmark.parts import breakdown, busy_ms, wait
 from grcn.apps.benchmark.scene import OBJECTS, Scene, make_scene, spread_scores
 from grcn.config.schema import Config, Train
 from grcn.engine.step import peak_mb, training_step
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 from grcn.progress import progress_bar
 from grcn.torchvision_baseline import baseline_of, torchvision_lacks, torchvision_twin
 

@@ -17,7 +17,8 @@ from grcn.data.annotations import Table
 from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
-from grcn.models.detector import Detector, to_device
+from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run.backend import prepare

@@ -1,0 +1,52 @@
+"""Memory formats: which layout each part of a detector computes in, on each device. They change speed only."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# By device and part. Measured: on a CPU, convolutions without weight gradients are faster in channels_last. With them,
+# rows of 3x3 convolutions (train) are slower: 1.7 times with AVX2, up to 1.1 times with AVX512, with which units of 1x1
+# convolutions, layers behind which a norm over the channels stands, and convolutions on the small grids of RoIs
+# (train_units) take 0.9 of the time. Tensor cores compute in channels_last.
+MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
+    "cpu": {
+        "frozen": torch.channels_last,
+        "train": torch.contiguous_format,
+        "train_units": torch.contiguous_format,
+        "eval": torch.channels_last,
+    },
+    "cpu AVX512": {
+        "frozen": torch.channels_last,
+        "train": torch.contiguous_format,
+        "train_units": torch.channels_last,
+        "eval": torch.channels_last,
+    },
+    "cuda": dict.fromkeys(("frozen", "train", "train_units", "eval"), torch.channels_last),
+}
+
+
+def memory_formats(device: torch.device) -> dict[str, torch.memory_format]:
+    """Returns the row of :data:`MEMORY_FORMATS` for a device; an empty one for others."""
+    kind = f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+    return MEMORY_FORMATS.get(kind, MEMORY_FORMATS.get(device.type, {}))
+
+
+def to_memory_format(x: Tensor, part: str) -> Tensor:
+    """Lays out ``x`` ``[N, C, H, W]`` as :func:`memory_formats` says for a part.
+
+    Args:
+        part: ``frozen``, ``train``, ``train_units`` or ``eval``.
+    """
+    formats = memory_formats(x.device)
+    return x.contiguous(memory_format=formats[part]) if formats else x
+
+
+def to_device(model: Module, device: torch.device) -> Module:
+    """Moves a detector to the device that it is to run on, with its weights in the memory format of that device."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model

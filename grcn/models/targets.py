@@ -1,0 +1,70 @@
+"""Checks of the targets that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grcn.boxes import sync_is_free
+
+
+def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes: int) -> None:
+    """Makes sure that targets fit the images and each other.
+
+    Types, shapes and lengths are checked on every device. Values are checked on a CPU only: on a GPU reading one is a
+    host-device synchronisation.
+
+    Args:
+        targets: one dict per image: ``boxes`` float ``[N, 4]``, absolute xyxy, and ``labels`` int64 ``[N]`` in 1..C;
+            an image without objects has ``boxes`` ``[0, 4]`` and ``labels`` ``[0]``.
+        images: how many images there are.
+        num_classes: ``C + 1``, background included.
+
+    Raises:
+        TypeError: a target is not a dict, ``boxes`` not a tensor of floating point, or ``labels`` not one of int64.
+        ValueError: there are more or fewer targets than images; a target lacks ``boxes`` or ``labels``, or they have
+            another shape or length; a label is out of range; a box is not finite or has no extent.
+    """
+    if len(targets) != images:
+        raise ValueError(f"expected one target per image (got {len(targets)} targets, {images} images)")
+    for index, target in enumerate(targets):
+        where = f"target {index}:"
+        if not isinstance(target, Mapping):
+            raise TypeError(f"{where} must be a dict of boxes and labels (got {type(target).__name__})")
+        if missing := {"boxes", "labels"} - target.keys():
+            raise ValueError(f"{where} must have boxes and labels (no {' and no '.join(sorted(missing))})")
+        found, labels = target["boxes"], target["labels"]
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            raise TypeError(f"{where} boxes must be float [N, 4] (got {_type(found)})")
+        if found.dim() != 2 or found.shape[1] != 4:
+            raise ValueError(f"{where} boxes must be float [N, 4] (got {list(found.shape)})")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            raise TypeError(f"{where} labels must be int64 [N] (got {_type(labels)})")
+        if labels.shape != found.shape[:1]:
+            raise ValueError(
+                f"{where} labels must be int64 [N], N = {len(found)} as of boxes (got {list(labels.shape)})"
+            )
+        if sync_is_free(labels):
+            _check_labels(where, labels, num_classes)
+        if sync_is_free(found):
+            _check_boxes(where, found)
+
+
+def _type(value: object) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_labels(where: str, labels: Tensor, num_classes: int) -> None:
+    if not ((labels > 0) & (labels < num_classes)).all():
+        raise ValueError(f"{where} labels {labels.tolist()[:9]} must be 1 to {num_classes - 1}; 0 is background")
+
+
+def _check_boxes(where: str, found: Tensor) -> None:
+    # An infinite one would end the process in torchvision's pooling.
+    valid = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
+    if not valid.all():
+        worst = int(valid.logical_not().nonzero()[0])
+        raise ValueError(f"{where} box {worst} {found[worst].tolist()} has no extent or is not finite")
