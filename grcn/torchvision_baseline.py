@@ -194,7 +194,7 @@ def _layers(cfg: Model, plain: Detector) -> tuple[nn.Module, nn.Module]:
         head = TwoMLPHead(hidden.fc6.in_features, hidden.fc6.out_features)
         head.load_state_dict(hidden.state_dict())
     if cfg.backbone not in _TORCHVISION:
-        chains = ("frozen", "trunk", "fork", "both_strides", "cls")
+        chains = ("frozen", "trunk", "fork", "twice", "cls")
         return nn.Sequential(*(getattr(plain.backbone, chain, nn.Identity()) for chain in chains)), head
     if cfg.backbone == "vgg16":
         network = torchvision.models.vgg16(weights=None)

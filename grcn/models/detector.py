@@ -58,7 +58,9 @@ class Detector(nn.Module):
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
-        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets, score_thresh)
+        # Heads of others, which have torchvision's signature, are given nothing that they were not asked for.
+        own = {} if score_thresh is None else {"score_thresh": score_thresh}
+        detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets, **own)
         if self.training:
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]

@@ -176,7 +176,7 @@ class SplitResNet(Backbone):
         self.frozen = build(0, frozen).requires_grad_(False)
         self.trunk = build(frozen, min(fork, part))
         self.fork = build(fork, min(fork + 1, part))
-        self.both_strides = build(fork + 1, part)
+        self.twice = build(fork + 1, part)
         self.cls = build(part, len(names))
         self.shared = part == len(names) and fork == part
         self.loc = None if self.shared else build(part, len(names))
@@ -203,7 +203,7 @@ class SplitResNet(Backbone):
         """Runs the shared units of conv4 on a map of stride 8: with the first one's stride, and without."""
         dense = self.fork(x, 8)
         coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, 16)
-        return {16: self.both_strides(coarse), 8: self.both_strides(dense)}
+        return {16: self.twice(coarse), 8: self.twice(dense)}
 
 
 def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool, width: int = 64) -> Units:

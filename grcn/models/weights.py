@@ -150,7 +150,7 @@ def layer_name(parameter: str) -> str:
     Copies of one layer in several branches, and one layer in models that split at different places, share it.
     """
     return re.sub(
-        r"^(backbone\.)?(frozen|trunk|fork|both_strides|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
+        r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
         "",
         parameter,
     )

@@ -221,12 +221,12 @@ def test_shared_units_receive_the_sum_of_both_branches_gradients():
     both, cls, loc = gradients("cls", "loc"), gradients("cls"), gradients("loc")
     for name in named:
         place = name.split(".")[0]
-        if place in ("trunk", "fork", "both_strides"):
+        if place in ("trunk", "fork", "twice"):
             assert cls[name].any() and loc[name].any()
             assert_close(both[name], cls[name] + loc[name], **EXACT)
         else:
             assert (cls[name] is None) == (place == "loc") and (loc[name] is None) == (place == "cls")
-    assert {name.split(".")[0] for name in named} == {"trunk", "fork", "both_strides", "cls", "loc"}
+    assert {name.split(".")[0] for name in named} == {"trunk", "fork", "twice", "cls", "loc"}
 
 
 def test_the_rpn_gives_what_only_localization_reads_no_gradient():
@@ -235,9 +235,7 @@ def test_the_rpn_gives_what_only_localization_reads_no_gradient():
     (losses["loss_objectness"] + losses["loss_rpn_box_reg"]).backward()
     assert all(p.grad is None for p in model.backbone.loc.parameters())
     assert all(
-        p.grad is not None
-        for part in ("trunk", "both_strides", "cls")
-        for p in getattr(model.backbone, part).parameters()
+        p.grad is not None for part in ("trunk", "twice", "cls") for p in getattr(model.backbone, part).parameters()
     )
 
 

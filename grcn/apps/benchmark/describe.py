@@ -123,7 +123,7 @@ def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part]
     kind = type(backbone).__name__
     groups = {
         "trunk": ("frozen", "trunk", "cls") if backbone.shared else ("frozen", "trunk"),
-        "shared, both strides": ("fork", "both_strides"),
+        "shared, both strides": ("fork", "twice"),
         "cls branch": () if backbone.shared else ("cls",),
         "loc branch": ("loc",),
     }
