@@ -21,10 +21,10 @@ from grcn.catalog import (
     VOC_CLASSES,
 )
 from grcn.config.files import dump_config
-from grcn.config.model_schema import Model
-from grcn.config.schema import Config, Data, Eval, FilesData, ShapesData, Train
+from grcn.config.model_schema import ModelConfig
+from grcn.config.schema import Config, DataConfig, EvalConfig, FilesDataConfig, ShapesDataConfig, TrainConfig
 from grcn.data import coco, voc
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import Report
 from grcn.data.images import FileImages
 from grcn.data.loader import TrainBatch, train_batches
@@ -53,7 +53,7 @@ AMP = {"none": None, "bf16": torch.bfloat16}
 _READERS = {"voc": voc.load, "coco": coco.load}
 
 
-def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
+def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
     """Builds a detector with initial values from ``seed``; reads neither disk nor network.
 
     On the meta device it builds too, without values.
@@ -107,7 +107,7 @@ def build_model(cfg: Model, num_classes: int, seed: int = 0) -> Detector:
     return model
 
 
-def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
+def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
     name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
     if name in RESNET_UNITS:
         return SplitResNet(
@@ -124,7 +124,7 @@ def _backbone(cfg: Model) -> SplitVGG | SplitResNet:
     return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
 
 
-def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
+def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
     """Builds one set of hidden layers for maps of ``channels``."""
     if cfg.head.kind == "fc":
         return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
@@ -140,32 +140,32 @@ def _hidden_layers(cfg: Model, channels: int) -> TwoMLPHead | ConvHead | Conv5He
 class Split:
     """One side of a data set: its annotations, and how to read the image of a row as uint8 ``[3, H, W]``."""
 
-    table: Table
+    table: Annotations
     read_image: Callable[[int], Tensor]
 
 
-def build_train_split(cfg: Data) -> Split:
+def build_train_split(cfg: DataConfig) -> Split:
     """Reads the annotations to train on."""
-    return _split(cfg, "train", cfg.classes if isinstance(cfg, FilesData) else None)
+    return _split(cfg, "train", cfg.classes if isinstance(cfg, FilesDataConfig) else None)
 
 
-def class_names(cfg: Data) -> tuple[str, ...] | None:
+def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
     """Returns the classes of a model trained on this data; None where the test split itself names them all."""
-    if isinstance(cfg, ShapesData) or cfg.classes is not None or cfg.format == "coco":
-        return cfg.classes if isinstance(cfg, FilesData) else None
+    if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format == "coco":
+        return cfg.classes if isinstance(cfg, FilesDataConfig) else None
     if read_annotations(cfg, "test", None).classes == VOC_CLASSES:
         return None
     return read_annotations(cfg, "train", None).classes
 
 
-def usual_classes(cfg: Data) -> tuple[str, ...]:
+def usual_classes(cfg: DataConfig) -> tuple[str, ...]:
     """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
-    if isinstance(cfg, ShapesData):
+    if isinstance(cfg, ShapesDataConfig):
         return SHAPES_CLASSES[cfg.level]
     return cfg.classes or (VOC_CLASSES if cfg.format == "voc" else COCO_CLASSES)
 
 
-def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
+def build_test_split(cfg: DataConfig, classes: tuple[str, ...] | None) -> Split:
     """Reads the annotations to evaluate on.
 
     Args:
@@ -175,13 +175,13 @@ def build_test_split(cfg: Data, classes: tuple[str, ...] | None) -> Split:
     return _split(cfg, "test", classes)
 
 
-def limit_images(cfg: Eval, table: Table) -> Table:
+def limit_images(cfg: EvalConfig, table: Annotations) -> Annotations:
     """Returns the images of a test split that count: all, or the first ``eval.limit``."""
     return table if cfg.limit is None else table.first(cfg.limit)
 
 
-def _split(cfg: Data, side: Literal["train", "test"], classes: tuple[str, ...] | None) -> Split:
-    if isinstance(cfg, ShapesData):
+def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, ...] | None) -> Split:
+    if isinstance(cfg, ShapesDataConfig):
         count, split = (cfg.train_images, side) if side == "train" else (cfg.test_images, cfg.test)
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
         return Split(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
@@ -190,8 +190,8 @@ def _split(cfg: Data, side: Literal["train", "test"], classes: tuple[str, ...] |
 
 
 def read_annotations(
-    cfg: FilesData, side: Literal["train", "test"], classes: tuple[str, ...] | None, report: Report | None = None
-) -> Table:
+    cfg: FilesDataConfig, side: Literal["train", "test"], classes: tuple[str, ...] | None, report: Report | None = None
+) -> Annotations:
     """Reads the annotations of one side of a data set on disk; its images need not exist.
 
     Args:
@@ -249,7 +249,7 @@ def build_batches(
     )
 
 
-def build_optimizer(cfg: Train, model: torch.nn.Module) -> torch.optim.SGD:
+def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.SGD:
     """Builds SGD with momentum, fused into one pass over the parameters.
 
     Biases learn at ``bias_lr_factor`` times the rate and do not decay unless told to; scales of norms do not decay.

@@ -102,15 +102,15 @@ _RUNTIME_FAULTS = {
 }
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a tool's ``main`` and exits with the documented code; a user's mistake is one line on stderr.
+def main(command: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and exits with the documented code; a user's mistake is one line on stderr.
 
     Args:
-        main: returns the exit code, or None for 0. An exception that is neither a :class:`UserError` nor a fault of the
-            machine is a bug of ours: it keeps its traceback and exits with 1.
+        command: returns the exit code, or None for 0. An exception that is neither a :class:`UserError` nor a fault of
+            the machine is a bug of ours: it keeps its traceback and exits with 1.
     """
     try:
-        code = main() or 0
+        code = command() or 0
         if sys.stdout is not None:  # the shell's >&- leaves none
             sys.stdout.flush()
     except UserError as error:

@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 from grcn.build import build_model
 from grcn.config.files import leaves
 from grcn.config.messages import show
-from grcn.config.model_schema import Branch, Context, Model
+from grcn.config.model_schema import BranchConfig, ContextConfig, ModelConfig
 from grcn.config.rules import idle_in_model
 from grcn.errors import ConfigError
 from grcn.models import box_heads
@@ -47,13 +47,15 @@ _ITS_OWN = {
 }
 
 
-def baseline_of(cfg: Model) -> Model:
+def baseline_of(cfg: ModelConfig) -> ModelConfig:
     """Returns the Faster R-CNN that a model extends: no split, no context, one head, the network's own strides."""
-    plain = cfg.model_copy(update={"split": "none", "cls": Branch(), "loc": Branch(), "context": Context()})
+    plain = cfg.model_copy(
+        update={"split": "none", "cls": BranchConfig(), "loc": BranchConfig(), "context": ContextConfig()}
+    )
     return plain.model_copy(update={"head": cfg.head.model_copy(update={"tasks": "shared"})})
 
 
-def torchvision_lacks(cfg: Model) -> list[str]:
+def torchvision_lacks(cfg: ModelConfig) -> list[str]:
     """Returns a line for each setting of a model that keeps its baseline from having a twin.
 
     A default that torchvision does not share is its own affair, and so is ``rpn.min_size``, which suits the images and
@@ -65,14 +67,14 @@ def torchvision_lacks(cfg: Model) -> list[str]:
             "model.weights: torchvision's detector takes RGB, and strides ResNets in their 3x3 convolutions "
             f"(got {cfg.weights}); set IMAGENET1K_V1 or torchvision:FILE"
         )
-    usual = leaves(Model())
+    usual = leaves(ModelConfig())
     for key, (ours, theirs) in _differences(cfg).items():
         if key != "rpn.min_size" and ours != usual[key]:
             lines.append(f"model.{key}: torchvision's detector has {show(theirs)} (got {show(ours)}); set that")
     return lines
 
 
-def check_twin(cfg: Model) -> None:
+def check_torchvision(cfg: ModelConfig) -> None:
     """Makes sure that the baseline of a model has a twin.
 
     Raises:
@@ -82,7 +84,7 @@ def check_twin(cfg: Model) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _differences(cfg: Model) -> dict[str, tuple[float, float]]:
+def _differences(cfg: ModelConfig) -> dict[str, tuple[float, float]]:
     """Returns the settings that torchvision's detector has otherwise, with both values."""
     ours, idle = leaves(cfg), idle_in_model(cfg)
     return {
@@ -92,7 +94,7 @@ def _differences(cfg: Model) -> dict[str, tuple[float, float]]:
     }
 
 
-def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
+def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     """Builds the twin of a model, or of its baseline, in evaluation mode.
 
     VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
@@ -107,7 +109,7 @@ def torchvision_twin(cfg: Model, model: Detector) -> FasterRCNN:
     Raises:
         ConfigError: as :func:`check_twin` raises.
     """
-    check_twin(cfg)
+    check_torchvision(cfg)
     if unlike := _differences(cfg):
         told = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
         logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
@@ -186,7 +188,7 @@ def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
     return head
 
 
-def _layers(cfg: Model, plain: Detector) -> tuple[nn.Module, nn.Module]:
+def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
     """Returns the backbone and the hidden layers of the head."""
     hidden = plain.roi_heads.heads.cls
     head: nn.Module = hidden

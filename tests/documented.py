@@ -34,7 +34,7 @@ from PIL import Image
 from grcn import build
 from grcn.apps.prepare_data.published import DATA_SETS, DataSet, Split
 from grcn.apps.reproduce import runs
-from grcn.config.schema import Model
+from grcn.config.schema import ModelConfig
 from grcn.data import coco, voc
 from grcn.models.detector import Detector
 
@@ -144,7 +144,7 @@ def shrink(url: str) -> None:
     build.build_model = partial(_build_thin, build.build_model)
 
 
-def _build_thin(real: Callable[..., Detector], cfg: Model, num_classes: int, seed: int = 0) -> Detector:
+def _build_thin(real: Callable[..., Detector], cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
     kind = "tiny" if cfg.backbone in ("tiny", "vgg16") else "tiny_resnet" + "_det" * cfg.backbone.endswith("_det")
     return real(cfg.model_copy(update={"backbone": kind, "width": 4}), num_classes, seed)
 
@@ -174,7 +174,7 @@ def stand_in_for_slurm(script: str, folder: Path) -> dict[str, str]:
 class _Forked:
     """A training of tools/reproduce.py, as a fork of it: a start takes no seconds. What a Popen of it would answer."""
 
-    def __init__(self, run: runs.Run) -> None:
+    def __init__(self, run: runs.Trial) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         words = ["tools/train.py", *runs.arguments(run)]
         self._process = multiprocessing.get_context("fork").Process(target=self._train, args=(words, run.folder))
@@ -192,7 +192,7 @@ class _Forked:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 
-def _train_forked(run: runs.Run, command: Sequence[str], slot: int, jobs: int) -> _Forked:
+def _train_forked(run: runs.Trial, command: Sequence[str], slot: int, jobs: int) -> _Forked:
     return _Forked(run)
 
 

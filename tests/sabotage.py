@@ -63,7 +63,7 @@ def without_nan_checks() -> None:
     """Removes all that stands between a box of NaN and torchvision's operators."""
     pack = voc.pack
 
-    def careless(*args: Any, **options: Any) -> table.Table:
+    def careless(*args: Any, **options: Any) -> table.Annotations:
         packed = pack(*args, **options | {"boxes": np.nan_to_num(options["boxes"])})
         return replace(packed, boxes=np.array(options["boxes"]))
 

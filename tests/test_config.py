@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 
 from grcn.apps.benchmark.scene import make_scene
 from grcn.build import build_model, build_test_split, build_train_split
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.config.rules import idle_in_model, without_effect
-from grcn.config.schema import Config, FilesData, ShapesData, Train
+from grcn.config.schema import Config, FilesDataConfig, ShapesDataConfig, TrainConfig
 from grcn.config.types import Section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def test_every_setting_has_a_sentence_and_a_source(key: str, field: FieldInfo) -
 
 
 def test_defaults_are_the_papers() -> None:
-    model, train = Model(), Train(steps=180000)
+    model, train = ModelConfig(), TrainConfig(steps=180000)
     assert (model.backbone, model.split, model.context.on) == ("vgg16", "none", "none")
     assert (model.image.short, model.rpn.batch, model.roi.batch) == (600, 256, 128)
     assert (model.rpn.post_nms_train, model.rpn.post_nms_test) == (2000, 300)
@@ -70,8 +70,8 @@ def test_a_config_is_frozen_hashable_and_comparable() -> None:
 def test_the_format_decides_the_kind_of_data() -> None:
     files = {"root": "r", "train": ["a"], "test": ["b"]}
     voc = Config.model_validate(MINIMAL | {"data": files | {"format": "voc"}})
-    assert isinstance(voc.data, FilesData) and voc.data.train == ("a",)
-    assert isinstance(Config.model_validate(MINIMAL).data, ShapesData)
+    assert isinstance(voc.data, FilesDataConfig) and voc.data.train == ("a",)
+    assert isinstance(Config.model_validate(MINIMAL).data, ShapesDataConfig)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_seed_may_fill_64_bits() -> None:
 
 
 def test_whole_numbers_do_for_fractions() -> None:
-    assert Train(steps=1, lr=1).lr == 1.0
+    assert TrainConfig(steps=1, lr=1).lr == 1.0
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_contradictions_are_refused(document: dict[str, Any], problem: str) -> N
     ],
 )
 def test_what_goes_together_is_accepted(model: dict[str, Any]) -> None:
-    assert Config.model_validate(MINIMAL | {"model": model}).model == Model.model_validate(model)
+    assert Config.model_validate(MINIMAL | {"model": model}).model == ModelConfig.model_validate(model)
 
 
 def test_lr_steps_past_the_end_are_legal() -> None:
-    assert Train(steps=10, lr_steps=(100,)).lr_steps == (100,)
+    assert TrainConfig(steps=10, lr_steps=(100,)).lr_steps == (100,)
 
 
 CONTEXT = {f"model.context.{key}" for key in ("dim", "heads", "value", "size", "init")}
@@ -294,7 +294,7 @@ def test_settings_without_effect_have_none(kind: str) -> None:
         "rpn.reads": "loc", "roi.sampling_ratio": 1, "roi.aligned": False, "head.dim": 8, "head.dropout": 0.25,
         "context.dim": 8, "context.heads": 2, "context.value": True, "context.size": 3, "context.init": "xavier",
     }  # fmt: skip
-    idle = idle_in_model(Model.model_validate(plain))
+    idle = idle_in_model(ModelConfig.model_validate(plain))
     assert len(idle) == {"fc": 8, "conv": 9, "conv5": 10}[kind]
     changed = {section: dict(values) for section, values in plain.items() if isinstance(values, dict)}
     for key in idle:
@@ -302,7 +302,8 @@ def test_settings_without_effect_have_none(kind: str) -> None:
         changed.setdefault(section, {})[name] = others[key]
     images, targets = make_scene((64, 64), 3, torch.device("cpu"), objects=2)
     losses = [
-        build_model(Model.model_validate(settings), 4).train()(images, targets) for settings in (plain, plain | changed)
+        build_model(ModelConfig.model_validate(settings), 4).train()(images, targets)
+        for settings in (plain, plain | changed)
     ]
     assert losses[0].keys() == losses[1].keys()
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])

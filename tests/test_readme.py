@@ -13,7 +13,7 @@ from PIL import Image
 
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,7 @@ def test_what_other_pages_name_exists(page):
     for name in re.findall(r"`((?:faster_rcnn|grcn|detect|nopool)_\w+)`", text):
         assert name in shipped, name
     for key in re.findall(r"`model\.([a-z_.]+)", text):
-        section = Model
+        section = ModelConfig
         for step in key.split("."):
             assert step in section.model_fields, key
             section = section.model_fields[step].annotation

@@ -21,7 +21,7 @@ from grcn.config.files import load_config
 from grcn.models import candidates, memory_format
 from grcn.models.roi_heads import DetectionSettings, SamplingSettings
 from grcn.models.roi_pool import RoIPool
-from grcn.torchvision_baseline import torchvision_twin
+from grcn.torchvision_baseline import torchvision_detector
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")
@@ -258,7 +258,7 @@ def pair(cfg, size=(96, 160), classes=8):
     model = build_model(cfg.model, classes + 1)
     images, targets = make_scene(size, classes, CPU)
     spread_scores(model, images)
-    return model, torchvision_twin(cfg.model, model), images, targets
+    return model, torchvision_detector(cfg.model, model), images, targets
 
 
 @pytest.mark.parametrize(

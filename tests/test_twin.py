@@ -8,9 +8,9 @@ from torch import nn
 
 from grcn.build import build_model
 from grcn.config.files import leaves
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.errors import ConfigError
-from grcn.torchvision_baseline import baseline_of, check_twin, torchvision_lacks, torchvision_twin
+from grcn.torchvision_baseline import baseline_of, check_torchvision, torchvision_detector, torchvision_lacks
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "width": 4, "head.dim": 8, "roi.op": "align"}
 PASSED_ON: dict[str, Any] = {
@@ -31,17 +31,17 @@ ITS_OWN: dict[str, Any] = {"rpn.straddling": True, "rpn.min_size": 2, "roi.align
 OF_PARTED_TASKS = {"split", "rpn.reads", "head.tasks"}
 
 
-def model_of(**changes: Any) -> Model:
+def model_of(**changes: Any) -> ModelConfig:
     settings: dict[str, Any] = {}
     for key, value in (SMALL | changes).items():
         section, _, name = key.rpartition(".")
         (settings.setdefault(section, {}) if section else settings)[name] = value
-    return Model.model_validate(settings)
+    return ModelConfig.model_validate(settings)
 
 
-def facts(cfg: Model) -> dict[str, str]:
+def facts(cfg: ModelConfig) -> dict[str, str]:
     """What a twin is made of: everything that its modules hold, and the shapes of the weights."""
-    twin = torchvision_twin(cfg, build_model(cfg, 4))
+    twin = torchvision_detector(cfg, build_model(cfg, 4))
     found = {name: str(weight.shape) for name, weight in twin.state_dict().items()}
     for name, module in twin.named_modules():
         for attribute, value in vars(module).items():
@@ -53,8 +53,8 @@ def facts(cfg: Model) -> dict[str, str]:
 
 
 def test_every_setting_is_passed_on_refused_or_known_to_differ() -> None:
-    parted = {key for key in leaves(Model()) if key.startswith(("cls.", "loc.", "context."))} | OF_PARTED_TASKS
-    assert leaves(Model()).keys() == PASSED_ON.keys() | REFUSED.keys() | ITS_OWN.keys() | parted
+    parted = {key for key in leaves(ModelConfig()) if key.startswith(("cls.", "loc.", "context."))} | OF_PARTED_TASKS
+    assert leaves(ModelConfig()).keys() == PASSED_ON.keys() | REFUSED.keys() | ITS_OWN.keys() | parted
 
 
 @pytest.mark.parametrize("key", PASSED_ON)
@@ -66,7 +66,7 @@ def test_a_setting_is_passed_on(key: str) -> None:
 
 def test_what_is_passed_on_has_its_value() -> None:
     cfg = model_of(**PASSED_ON)
-    twin = torchvision_twin(cfg, build_model(cfg, 4))
+    twin = torchvision_detector(cfg, build_model(cfg, 4))
     matchers = [part.proposal_matcher for part in (twin.rpn, twin.roi_heads)]
     assert [(m.high_threshold, m.low_threshold) for m in matchers] == [(0.6, 0.2), (0.6, 0.6)]
     assert twin.roi_heads.box_coder.weights == (1, 1, 1, 1)
@@ -77,9 +77,9 @@ def test_what_torchvisions_detector_cannot_have_is_refused_in_one_line(key: str)
     changes = {key: REFUSED[key]} | ({"backbone": "resnet50", "width": 24} if key == "weights" else {})
     cfg = model_of(**changes)
     with pytest.raises(ConfigError, match=rf"^model\.{key}: torchvision's detector .* \(got .*\); set [^\n]*$"):
-        check_twin(cfg)
+        check_torchvision(cfg)
     with pytest.raises(ConfigError, match=rf"model\.{key}"):
-        torchvision_twin(cfg, build_model(cfg, 4))
+        torchvision_detector(cfg, build_model(cfg, 4))
 
 
 def test_torchvisions_own_values_and_unused_ones_are_fine() -> None:

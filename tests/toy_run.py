@@ -184,7 +184,7 @@ def start(options: dict[str, Any], rank: int = 0, world: int = 1, port: int = 0)
     folder = Path(options["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"stderr_{rank}.txt").open("a", buffering=1) as sys.stderr:
-        errors.run(lambda: run(**options))
+        errors.main(lambda: run(**options))
 
 
 def messages(folder: Path) -> list[str]:
@@ -237,4 +237,4 @@ def wait_for(condition: Callable[[], bool], timeout: float = 60.0) -> None:
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
-    errors.run(lambda: run(**arguments))
+    errors.main(lambda: run(**arguments))

@@ -131,4 +131,4 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.main(main)

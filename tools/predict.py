@@ -137,4 +137,4 @@ def targets(files: list[tuple[Path, Path]], folder: Path) -> dict[Path, Path]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.main(main)

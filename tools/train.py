@@ -51,10 +51,10 @@ def main() -> None:
     with StopSignals() as stop:
         from grcn.engine.distributed import is_main
         from grcn.run import train as run  # imports torch, for seconds
-        from grcn.torchvision_baseline import check_twin
+        from grcn.torchvision_baseline import check_torchvision
 
         if args.torchvision:
-            check_twin(cfg.model)
+            check_torchvision(cfg.model)
         if in_vain := set_in_vain(cfg, sources, args.config):
             logger.warning("without effect here: %s", ", ".join(in_vain))
         if cfg.train.warmup >= cfg.train.steps and cfg.train.warmup_factor < 1:
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.main(main)

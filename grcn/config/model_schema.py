@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from grcn.config.rules import model_contradictions
+from grcn.config.rules import check_model
 from grcn.config.types import (
     DETECTION,
     MODEL,
@@ -33,10 +33,10 @@ def _one_complaint(value: object, choose: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError("split", "{expected}", {"expected": expected}) from None
 
 
-Split = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValidator(_one_complaint)]
+SplitPoint = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValidator(_one_complaint)]
 
 
-class Image(Section):
+class ImageConfig(Section):
     """Size of the images that the network sees; the aspect ratio is kept."""
 
     role = MODEL
@@ -46,12 +46,12 @@ class Image(Section):
     max: Size = 1000
     """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if self.max < self.short:
             yield "max", f"must be at least image.short = {self.short} (got {self.max}); raise it"
 
 
-class Branch(Section):
+class BranchConfig(Section):
     """The feature map that one task reads."""
 
     role = MODEL
@@ -65,7 +65,7 @@ class Branch(Section):
     share run once for each stride. ResNets only. [S]"""
 
 
-class Context(Section):
+class ContextConfig(Section):
     """Global context attention, eq. 1: every cell of a RoI attends to the whole image."""
 
     role = MODEL
@@ -84,12 +84,12 @@ class Context(Section):
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
     even; or Xavier's, which grow with fewer channels. The paper does not say. [O; R for new layers]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if self.dim is not None and self.dim % self.heads:
             yield "heads", f"must divide context.dim = {self.dim} (got {self.heads}); choose a divisor"
 
 
-class Anchors(Section):
+class AnchorsConfig(Section):
     """Boxes that the RPN scores and refines at every cell of its map."""
 
     role = MODEL
@@ -101,7 +101,7 @@ class Anchors(Section):
     """Height divided by width. [S: three; R: the values]"""
 
 
-class Rpn(Section):
+class RpnConfig(Section):
     """Region proposal network."""
 
     role = MODEL
@@ -135,12 +135,12 @@ class Rpn(Section):
     smooth_l1_beta: Annotated[Positive, TRAINING] = 1 / 9
     """Where the box loss turns from quadratic to linear. [C]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if self.bg_iou > self.fg_iou:
             yield "bg_iou", f"must not exceed rpn.fg_iou = {self.fg_iou} (got {self.bg_iou}); lower it"
 
 
-class Roi(Section):
+class RoiConfig(Section):
     """RoI pooling, sampling of RoIs, their losses and the final detections."""
 
     role = MODEL
@@ -179,7 +179,7 @@ class Roi(Section):
     detections: Annotated[Size, DETECTION] = 100
     """Most detections per image. [C]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if self.bg_iou_low > self.fg_iou:
             yield (
                 "bg_iou_low",
@@ -187,7 +187,7 @@ class Roi(Section):
             )
 
 
-class Head(Section):
+class HeadConfig(Section):
     """The layers that turn pooled features into scores and boxes."""
 
     role = MODEL
@@ -204,7 +204,7 @@ class Head(Section):
     before one classifier and one regressor (detect-S). [S; O: the joining]"""
 
 
-class Model(Section):
+class ModelConfig(Section):
     """The detector: every row of the paper's tables is one setting of these keys."""
 
     role = MODEL
@@ -224,18 +224,18 @@ class Model(Section):
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
     width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
-    image: Image = Image()
-    split: Split = "none"
+    image: ImageConfig = ImageConfig()
+    split: SplitPoint = "none"
     """First block of which each task has its own copy (VGG16, tiny, ResNet-det), or the number of
     conv4's last units (other ResNets); none is one set of weights for both. [S: none and conv5; 2 of
     ResNet50's units, 6 of ResNet101's]"""
-    cls: Branch = Branch()
-    loc: Branch = Branch()
-    context: Context = Context()
-    anchors: Anchors = Anchors()
-    rpn: Rpn = Rpn()
-    roi: Roi = Roi()
-    head: Head = Head()
+    cls: BranchConfig = BranchConfig()
+    loc: BranchConfig = BranchConfig()
+    context: ContextConfig = ContextConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    rpn: RpnConfig = RpnConfig()
+    roi: RoiConfig = RoiConfig()
+    head: HeadConfig = HeadConfig()
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
-        yield from model_contradictions(self)
+    def check(self) -> Iterator[tuple[str, str]]:
+        yield from check_model(self)

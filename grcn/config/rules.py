@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS, WEIGHT_LAYOUTS
 
 if TYPE_CHECKING:
-    from grcn.config.model_schema import Model
+    from grcn.config.model_schema import ModelConfig
     from grcn.config.schema import Config
 
 
-def model_contradictions(model: Model) -> Iterator[tuple[str, str]]:
+def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
     yield from _wrong_split(model)
     if model.head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
@@ -68,7 +68,7 @@ def without_effect(cfg: Config) -> dict[str, str]:
     return idle
 
 
-def idle_in_model(model: Model) -> dict[str, str]:
+def idle_in_model(model: ModelConfig) -> dict[str, str]:
     """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
     idle = {}
     if model.split == "none" and model.cls.stride == model.loc.stride:
@@ -85,22 +85,22 @@ def idle_in_model(model: Model) -> dict[str, str]:
     return idle
 
 
-def _tiny(model: Model) -> bool:
+def _tiny(model: ModelConfig) -> bool:
     return model.backbone.startswith("tiny")
 
 
-def _resnet(model: Model) -> bool:
+def _resnet(model: ModelConfig) -> bool:
     return "resnet" in model.backbone
 
 
-def _channels(model: Model) -> int:
+def _channels(model: ModelConfig) -> int:
     """Channels of the maps."""
     if _resnet(model):
         return (model.width if _tiny(model) else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
     return model.width * TINY_BLOCKS[-1] if _tiny(model) else VGG16_BLOCKS[-1][-1]
 
 
-def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
+def _wrong_split(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yields splits, strides and last poolings that the backbone does not have."""
     if model.backbone in RESNET_UNITS:
         most = RESNET_UNITS[model.backbone][2]
@@ -132,7 +132,7 @@ def _wrong_split(model: Model) -> Iterator[tuple[str, str]]:
         )
 
 
-def _wrong_weights(model: Model) -> Iterator[tuple[str, str]]:
+def _wrong_weights(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.weights is None:
         return
     layout, _, file = model.weights.partition(":")

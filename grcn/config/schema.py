@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.config.types import (
     DATA,
     HOW,
@@ -45,7 +45,7 @@ from grcn.config.types import (
 )
 
 
-class DataSection(Section):
+class CommonDataConfig(Section):
     """What every data set has."""
 
     role = DATA
@@ -56,7 +56,7 @@ class DataSection(Section):
     """Whether training skips images without boxes; evaluation never does. [C]"""
 
 
-class ShapesData(DataSection):
+class ShapesDataConfig(CommonDataConfig):
     """The built-in generated data set: drawn when needed, nothing on disk."""
 
     format: Literal["shapes"]
@@ -75,7 +75,7 @@ class ShapesData(DataSection):
     """Seed of the images; not run.seed, so that all seeds of a study see the same images. [O]"""
 
 
-class FilesData(DataSection):
+class FilesDataConfig(CommonDataConfig):
     """A data set on disk, as PASCAL VOC XML files or as COCO JSON."""
 
     format: Literal["voc", "coco"]
@@ -92,7 +92,7 @@ class FilesData(DataSection):
     classes: Names | None = None
     """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         for key in ("train", "test", "classes"):
             twice = repeated(getattr(self, key) or ())
             if twice:
@@ -116,10 +116,10 @@ def _problem_of_split(split: str) -> str | None:
     return None
 
 
-Data = Annotated[ShapesData | FilesData, Field(discriminator="format")]
+DataConfig = Annotated[ShapesDataConfig | FilesDataConfig, Field(discriminator="format")]
 
 
-class Train(Section):
+class TrainConfig(Section):
     """The training schedule; a step is one update of the weights."""
 
     role = TRAINING
@@ -162,14 +162,14 @@ class Train(Section):
     log_every: Annotated[Count, HOW] = 20
     """Steps between lines of metrics.jsonl, which hold the mean losses since the last. [O]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if self.batch % self.accumulate:
             yield "accumulate", f"must divide train.batch = {self.batch} (got {self.accumulate}); choose a divisor"
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             yield "lr_steps", f"must rise (got {list(self.lr_steps)}); sort them, each once"
 
 
-class Eval(Section):
+class EvalConfig(Section):
     """What is measured on the test splits."""
 
     role = MEASURE
@@ -196,7 +196,7 @@ class Eval(Section):
         default = "coco_ap" if "coco" in self.protocols else f"voc_area_ap{round(self.voc_iou[0] * 100)}"
         return default if self.best is None else self.best
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         for key in ("protocols", "voc_iou"):
             twice = repeated(getattr(self, key))
             if twice:
@@ -213,7 +213,7 @@ class Eval(Section):
         return voc * ("voc" in self.protocols) + coco * ("coco" in self.protocols)
 
 
-class Run(Section):
+class RunConfig(Section):
     """Where and how a run is carried out."""
 
     role = HOW
@@ -239,12 +239,12 @@ class Run(Section):
     tensorboard: bool = False
     """Whether the run folder gets events for TensorBoard, beside metrics.jsonl; needs grcn[tb]. [O]"""
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):
             yield "device", f"expected auto, cpu, cuda or cuda:N (got {self.device!r}); choose one"
 
 
-class PaperRow(Section):
+class PaperRowConfig(Section):
     """One row of one table of the paper."""
 
     role = HOW
@@ -260,10 +260,10 @@ class Config(Section):
 
     role = HOW
 
-    model: Model = Model()
-    data: Data
-    train: Train
-    eval: Eval = Eval()
-    run: Run = Run()
-    paper: Annotated[tuple[PaperRow, ...], Strict(False)] = ()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+    paper: Annotated[tuple[PaperRowConfig, ...], Strict(False)] = ()
     """Rows of the paper's tables that this config reproduces."""

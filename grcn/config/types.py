@@ -67,7 +67,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    def contradictions(self) -> Iterator[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Yields the settings that cannot stand, alone or together.
 
         Each as its dotted key within this section, and what is wrong and what to do about it.
@@ -75,8 +75,8 @@ class Section(BaseModel):
         yield from ()
 
     @model_validator(mode="after")
-    def _raise_contradictions(self) -> Section:
-        problems = list(self.contradictions())
+    def _raise_problems(self) -> Section:
+        problems = list(self.check())
         if problems:
             text = "; ".join(f"{key}: {message}" for key, message in problems)
             context = {"text": text, "problems": problems}

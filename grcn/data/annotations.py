@@ -19,7 +19,7 @@ from grcn.data.faults import fault
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Annotations:
     """One data set: N images and their M objects, in C classes. The arrays are read-only.
 
     Attributes:
@@ -73,7 +73,7 @@ class Table:
         """Returns the path of the file of image ``row``."""
         return os.path.join(self.root, os.fsdecode(self.files[row]))
 
-    def first(self, count: int) -> Table:
+    def first(self, count: int) -> Annotations:
         """Returns the table of the first ``count`` images, or of all when there are fewer."""
         offsets = self.offsets[: max(count, 0) + 1]
         per_image, per_object = slice(len(offsets) - 1), slice(int(offsets[-1]))
@@ -109,7 +109,7 @@ class Table:
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
-def concatenate(tables: Sequence[Table]) -> Table:
+def concatenate(tables: Sequence[Annotations]) -> Annotations:
     """Joins tables of the same classes and root into one; images and objects keep their order.
 
     Raises:
@@ -133,7 +133,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     check_unique(name, ids)
     starts = np.cumsum([0] + [len(table.boxes) for table in tables])
     offsets = [table.offsets[:-1] + start for table, start in zip(tables, starts, strict=False)]
-    return Table(
+    return Annotations(
         name=name,
         classes=first.classes,
         image_ids=ids,

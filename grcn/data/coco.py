@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.annotations import Table, concatenate
+from grcn.data.annotations import Annotations, concatenate
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
 from grcn.data.faults import Report, fault, read_bytes, split_remedy, tell
@@ -28,7 +28,7 @@ logger = logging.getLogger("grcn")
 
 def load(
     root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
-) -> Table:
+) -> Annotations:
     """Reads splits such as ``train2014``, or ``IMAGES:FILE.json``, below ``root`` into one table.
 
     Crowd regions are kept and flagged, ``area`` is the file's. Images need not exist yet.
@@ -42,14 +42,14 @@ def load(
     Raises:
         DataError: a file is missing or broken, or the splits disagree about categories or share ids of images.
     """
-    tables: list[Table] = []
+    tables: list[Annotations] = []
     for split in splits:
         tables.append(_load_split(Path(root), split, classes, report))
         classes = tables[0].classes
     return concatenate(tables)
 
 
-def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
+def read_detections(file: str | Path, table: Annotations) -> dict[str, np.ndarray]:
     """Reads COCO's result file: a list of {image_id, category_id, bbox: [x, y, w, h], score}.
 
     Returns:
@@ -74,7 +74,7 @@ def read_detections(file: str | Path, table: Table) -> dict[str, np.ndarray]:
     )
 
 
-def write_detections(file: str | Path, table: Table, detections: Mapping[str, np.ndarray]) -> None:
+def write_detections(file: str | Path, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
     """Writes packed detections as COCO's result file; images of VOC go by their names.
 
     Numbers are written in full, so that reading them back gives the same boxes and scores.
@@ -88,7 +88,7 @@ def write_detections(file: str | Path, table: Table, detections: Mapping[str, np
         out.write("\n]\n" if separator == ",\n" else "[]\n")
 
 
-def _result_records(table: Table, detections: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _result_records(table: Annotations, detections: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     keys = table.result_ids()
     for start in range(0, len(detections["rows"]), PART):
         part = slice(start, start + PART)
@@ -115,7 +115,7 @@ def _places(split: str) -> tuple[Path, Path, str]:
     return Path(split), Path("annotations") / f"instances_{split}.json", split
 
 
-def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Table:
+def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Annotations:
     folder, file, name = _places(split)
     path = root / file
     others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))

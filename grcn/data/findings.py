@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault
 from grcn.errors import one_line
 
@@ -139,7 +139,13 @@ class FaultCounter:
 
 
 def check_tables(
-    train: Table | None, test: Table | None, *, short: int, longest: int, stride: int, drop_empty: bool = True
+    train: Annotations | None,
+    test: Annotations | None,
+    *,
+    short: int,
+    longest: int,
+    stride: int,
+    drop_empty: bool = True,
 ) -> list[Finding]:
     """Finds what the annotations show without a look at the images; of 100,000 objects in a tenth of a second.
 
@@ -155,7 +161,7 @@ def check_tables(
     return found + (check_classes(train, test) if train is not None else [])
 
 
-def check_boxes(table: Table, split: str, short: int, longest: int, stride: int) -> list[Finding]:
+def check_boxes(table: Annotations, split: str, short: int, longest: int, stride: int) -> list[Finding]:
     """Finds boxes that repeat, cover their whole image, or vanish in the network; arguments as of `check_tables`."""
     rows = rows_of(table)
     sizes = table.sizes.astype(float)
@@ -186,7 +192,7 @@ def check_boxes(table: Table, split: str, short: int, longest: int, stride: int)
     return found
 
 
-def check_images_of(table: Table, split: str) -> list[Finding]:
+def check_images_of(table: Annotations, split: str) -> list[Finding]:
     """Finds images that are small or have no object, and objects that do not count."""
     counted = ~(table.iscrowd | table.difficult)
     per_image = np.diff(np.append(0, np.cumsum(counted))[table.offsets])
@@ -205,7 +211,7 @@ def check_images_of(table: Table, split: str) -> list[Finding]:
     return found
 
 
-def check_classes(train: Table, test: Table | None) -> list[Finding]:
+def check_classes(train: Annotations, test: Annotations | None) -> list[Finding]:
     """Finds classes with few objects to train on, or with none, and names that look alike."""
     counts = class_counts(train)
     tested = class_counts(test) if test is not None and test.classes == train.classes else np.zeros_like(counts)
@@ -234,29 +240,29 @@ def check_classes(train: Table, test: Table | None) -> list[Finding]:
     return found
 
 
-def class_counts(table: Table) -> np.ndarray:
+def class_counts(table: Annotations) -> np.ndarray:
     """Returns the number of objects that count of each class, [C]."""
     counted = ~(table.iscrowd | table.difficult)
     return np.bincount(table.labels[counted] - 1, minlength=len(table.classes))
 
 
-def rows_of(table: Table) -> np.ndarray:
+def rows_of(table: Annotations) -> np.ndarray:
     """Returns the image of each object, [M]."""
     return np.repeat(np.arange(len(table)), np.diff(table.offsets))
 
 
-def name_of(table: Table, row: int) -> str:
+def name_of(table: Annotations, row: int) -> str:
     """Returns what to call an image: its file, or its number."""
     return one_line(os.fsdecode(table.files[row])) or f"image {row}"
 
 
-def images_at(table: Table, rows: Iterable[int]) -> list[Example]:
+def images_at(table: Annotations, rows: Iterable[int]) -> list[Example]:
     """Returns the first images as examples."""
     first = [int(row) for _, row in zip(range(MOST_EXAMPLES), rows, strict=False)]
     return [Example(name_of(table, row), os.fsdecode(table.files[row]), row) for row in first]
 
 
-def _examples(table: Table, rows: np.ndarray, mask: np.ndarray) -> list[Example]:
+def _examples(table: Annotations, rows: np.ndarray, mask: np.ndarray) -> list[Example]:
     found = []
     for m in np.flatnonzero(mask)[:MOST_EXAMPLES]:
         row = int(rows[m])
@@ -266,7 +272,7 @@ def _examples(table: Table, rows: np.ndarray, mask: np.ndarray) -> list[Example]
     return found
 
 
-def _repeats(rows: np.ndarray, table: Table) -> np.ndarray:
+def _repeats(rows: np.ndarray, table: Annotations) -> np.ndarray:
     """Tells which objects have image, class and box of an earlier one, bool [M]."""
     keys = np.column_stack([rows, table.labels, table.boxes])
     order = np.lexsort(keys.T)  # stable: the first of its kind stays first

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import fault, read_bytes
 
 # Larger images are refused by their header, before memory is taken for their pixels.
@@ -42,7 +42,7 @@ class FileImages:
         DataError: a file is missing, or (when called) broken or not of the table's size.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Annotations) -> None:
         self.table = table
         _check_files(table)
 
@@ -50,7 +50,7 @@ class FileImages:
         return read_row(self.table, row)
 
 
-def read_row(table: Table, row: int) -> Tensor:
+def read_row(table: Annotations, row: int) -> Tensor:
     """Reads the image of a row of a table, uint8 RGB [3, H, W].
 
     Raises:
@@ -144,7 +144,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def missing_rows(table: Table) -> list[int]:
+def missing_rows(table: Annotations) -> list[int]:
     """Returns the rows whose files do not exist.
 
     Every folder is listed once, which is faster than asking for each file of a large data set.
@@ -160,7 +160,7 @@ def missing_rows(table: Table) -> list[int]:
     return missing
 
 
-def _check_files(table: Table) -> None:
+def _check_files(table: Annotations) -> None:
     missing = missing_rows(table)
     if missing:
         folder, name = os.path.split(table.path(missing[0]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grcn import rng
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.augment import horizontal_flip
 from grcn.data.workers import read_ahead
 from grcn.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ TrainBatch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def train_batches(
-    table: Table,
+    table: Annotations,
     read_image: ReadImage,
     *,
     seed: int,
@@ -104,7 +104,7 @@ def train_batches(
 
 
 def eval_batches(
-    table: Table,
+    table: Annotations,
     read_image: ReadImage,
     *,
     rank: int = 0,
@@ -139,7 +139,7 @@ class _Sample(NamedTuple):
     batch_sizes: list[tuple[int, int]]
 
 
-def usable_rows(table: Table, drop_empty: bool) -> np.ndarray:
+def usable_rows(table: Annotations, drop_empty: bool) -> np.ndarray:
     """Returns the images to train on: all, or those that have an object to train on.
 
     Raises:
@@ -155,7 +155,7 @@ def usable_rows(table: Table, drop_empty: bool) -> np.ndarray:
     return np.flatnonzero(counts) if drop_empty else np.arange(len(table))
 
 
-def _read_sample(table: Table, read_image: ReadImage, sample: _Sample) -> tuple[Tensor, dict[str, Any]]:
+def _read_sample(table: Annotations, read_image: ReadImage, sample: _Sample) -> tuple[Tensor, dict[str, Any]]:
     """Makes one image and its target; runs in a worker.
 
     The target's fields stay numpy arrays, which cross to the main process in one message; every

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from grcn.data.annotations import Table, check_unique
+from grcn.data.annotations import Annotations, check_unique
 from grcn.data.faults import Report, check_class_name, fault, shown, tell
 from grcn.errors import one_line
 
@@ -39,7 +39,7 @@ def pack(
     category_ids: Sequence[int] | np.ndarray | None = None,
     describe: Callable[[int], str] | None = None,
     report: Report | None = None,
-) -> Table:
+) -> Annotations:
     """Checks the annotations of N images and M objects and packs them; objects in any order.
 
     A box whose width or height is zero, or under a hundredth of a pixel, is dropped, and one that
@@ -95,7 +95,7 @@ def pack(
         tell_of(m, "area is no area (got {}); fix or remove it", areas[m], "annotation")
     kept = kept[~no_area[kept]]
     order = kept[np.argsort(rows[kept], kind="stable")]
-    return Table(
+    return Annotations(
         name=name,
         classes=tuple(classes),
         image_ids=ids,

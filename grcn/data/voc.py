@@ -24,7 +24,7 @@ from xml.parsers.expat import ErrorString
 import numpy as np
 
 from grcn.catalog import VOC_CLASSES
-from grcn.data.annotations import Table, concatenate
+from grcn.data.annotations import Annotations, concatenate
 from grcn.data.faults import (
     USUAL_REMEDY,
     Fault,
@@ -62,7 +62,7 @@ class _Split:
 
 def load(
     root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
-) -> Table:
+) -> Annotations:
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
     Objects marked ``difficult`` are kept and flagged. Images need not exist yet. Their ids are the names in the lists;
@@ -224,7 +224,7 @@ def _difficult(element: ElementTree.Element, place: str) -> bool:
     return text == "1"
 
 
-def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Table:
+def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Annotations:
     label_of = {name: label for label, name in enumerate(classes, start=1)}
     boxes = to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4))
     for m, name in enumerate(split.names):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import fault, is_contained
 from grcn.data.validate import PART, pack_detections
 from grcn.data.voc import lines_of, to_continuous
@@ -24,7 +24,7 @@ def to_devkit(boxes: np.ndarray) -> np.ndarray:
     return boxes + np.array([1.0, 1.0, 0.0, 0.0])
 
 
-def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
+def read_detections(folder: str | Path, table: Annotations) -> dict[str, np.ndarray]:
     """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
 
     Every line is ``image score xmin ymin xmax ymax``; the image's folder may have spaces in its name. A class without a
@@ -63,7 +63,7 @@ def read_detections(folder: str | Path, table: Table) -> dict[str, np.ndarray]:
     return pack_detections(rows, boxes, columns[:, 0], labels, places.__getitem__)
 
 
-def write_detections(folder: str | Path, split: str, table: Table, detections: Mapping[str, np.ndarray]) -> None:
+def write_detections(folder: str | Path, split: str, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
     """Writes packed detections as the devkit's result files, one per class, empty ones too.
 
     Numbers are written in full, so that reading them back gives the same boxes and scores.
@@ -97,7 +97,7 @@ def _file_name(split: str, class_name: str) -> str:
     return f"comp4_det_{split}_{class_name}.txt"
 
 
-def _result_files(folder: Path, table: Table) -> dict[int, Path]:
+def _result_files(folder: Path, table: Annotations) -> dict[int, Path]:
     """Returns the result file of each label that has one."""
     files: dict[int, Path] = {}
     splits = set()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation import coco
 from grcn.evaluation.detections import Detections, check
 from grcn.evaluation.matching import Pairs, area, ignored_objects, match, overlapping, ranked
@@ -40,7 +40,7 @@ class Analysis(NamedTuple):
     faults: np.ndarray
 
 
-def analyse(table: Table, detections: Mapping[str, Any], score_threshold: float = 0.3) -> Analysis:
+def analyse(table: Annotations, detections: Mapping[str, Any], score_threshold: float = 0.3) -> Analysis:
     """Finds out where packed detections lose average precision.
 
     Args:
@@ -101,7 +101,7 @@ def analyse(table: Table, detections: Mapping[str, Any], score_threshold: float 
     return Analysis(figures, scores, ious, _faults(table, found, verdicts, score_threshold))
 
 
-def confusion(table: Table, found: Detections, pairs: Pairs, score_threshold: float) -> np.ndarray:
+def confusion(table: Annotations, found: Detections, pairs: Pairs, score_threshold: float) -> np.ndarray:
     """Counts which class is taken for which, int64 ``[C + 1, C + 1]``.
 
     Detections from ``score_threshold`` on and objects are matched as by COCO, at IoU 0.5, but whatever their classes.
@@ -125,7 +125,7 @@ def confusion(table: Table, found: Detections, pairs: Pairs, score_threshold: fl
 
 
 def _per_class(
-    table: Table, found: Detections, verdicts: Verdicts, ap50: np.ndarray, gain: Mapping[str, np.ndarray]
+    table: Annotations, found: Detections, verdicts: Verdicts, ap50: np.ndarray, gain: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
     to_find = ~ignored_objects(table)
     return {
@@ -143,7 +143,7 @@ def _per_class(
     }
 
 
-def _per_size(table: Table, found: Detections, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
+def _per_size(table: Annotations, found: Detections, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
     limits = _MEDIUM**2, _LARGE**2
     own, annotated = (np.searchsorted(limits, areas, side="left") for areas in (area(found.boxes), table.area))
     to_find = ~ignored_objects(table)
@@ -161,7 +161,7 @@ def _counts(verdicts: Verdicts, false_positives: np.ndarray, missed: np.ndarray)
     return dict(zip(ERRORS, [*counts[:-1].tolist(), int(missed.sum())], strict=True))
 
 
-def _faults(table: Table, found: Detections, verdicts: Verdicts, score_threshold: float) -> np.ndarray:
+def _faults(table: Annotations, found: Detections, verdicts: Verdicts, score_threshold: float) -> np.ndarray:
     shown = found.scores >= score_threshold
     wrong = (verdicts.errors >= 0) & shown
     lost = ~ignored_objects(table)

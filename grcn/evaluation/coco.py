@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.errors import EnvironmentFault
 from grcn.evaluation.detections import Detections, Matches, check
 
@@ -45,7 +45,7 @@ _AR_PLACES: dict[str, tuple[int, int]] = {  # area, most detections
 }
 
 
-def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = None) -> dict[str, Any]:
+def evaluate(table: Annotations, detections: Mapping[str, Any], backend: str | None = None) -> dict[str, Any]:
     """Computes COCO's twelve figures, in the order in which COCO prints them, and AP per class.
 
     Args:
@@ -91,7 +91,7 @@ def evaluate(table: Table, detections: Mapping[str, Any], backend: str | None = 
     return {"metrics": metrics, "ap_by_iou": ap_by_iou, "per_class": per_class, "backend": backend}
 
 
-def matches(table: Table, detections: Mapping[str, Any]) -> list[Matches]:
+def matches(table: Annotations, detections: Mapping[str, Any]) -> list[Matches]:
     """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class what its AP is computed from.
 
     All areas, and at most 100 detections of a class per image. pycocotools does it, whatever is installed.
@@ -150,14 +150,14 @@ def _mean(values: np.ndarray) -> float | None:
     return float(defined.mean()) if len(defined) else None
 
 
-def _image_ids(table: Table) -> np.ndarray:
+def _image_ids(table: Annotations) -> np.ndarray:
     """Returns an integer id for each row, in the order of the table's own ids."""
     image_ids = np.empty(len(table), dtype=np.int64)
     image_ids[np.argsort(table.image_ids, kind="stable")] = np.arange(len(table))
     return image_ids
 
 
-def _ground_truth(table: Table, image_ids: np.ndarray) -> dict[str, Any]:
+def _ground_truth(table: Annotations, image_ids: np.ndarray) -> dict[str, Any]:
     """Returns the table as a COCO data set.
 
     Annotation ids begin at 1: pycocotools takes a match with object 0 for none.
@@ -180,7 +180,7 @@ def _ground_truth(table: Table, image_ids: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _results(table: Table, found: Detections, image_ids: np.ndarray) -> np.ndarray:
+def _results(table: Annotations, found: Detections, image_ids: np.ndarray) -> np.ndarray:
     """Returns float64 ``[K, 7]``: image id, x, y, width, height, score, category id."""
     categories = table.category_ids[found.labels - 1]
     columns = (image_ids[found.rows], to_xywh(found.boxes), found.scores, categories)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import shown
 from grcn.errors import DataError
 
@@ -36,7 +36,7 @@ class Matches(NamedTuple):
     objects: np.ndarray  # [N] int64, objects to find in each image
 
 
-def check(table: Table, detections: Mapping[str, Any]) -> Detections:
+def check(table: Annotations, detections: Mapping[str, Any]) -> Detections:
     """Converts packed detections to the types that are computed in; refuses what has no score.
 
     Args:
@@ -80,7 +80,7 @@ def check(table: Table, detections: Mapping[str, Any]) -> Detections:
     return Detections(rows, boxes, scores, labels)
 
 
-def check_objects(table: Table) -> None:
+def check_objects(table: Annotations) -> None:
     """Raises a DataError for a table without objects to find: AP would be undefined, whatever is detected."""
     if (table.iscrowd | table.difficult).all():
         raise DataError(
@@ -89,6 +89,6 @@ def check_objects(table: Table) -> None:
         )
 
 
-def _image_name(table: Table, row: int) -> str:
+def _image_name(table: Annotations, row: int) -> str:
     """Returns an image's file, or its id where images are no files."""
     return os.fsdecode(table.files[row]) or f"{table.name}: image {shown(table.image_ids[row])}"

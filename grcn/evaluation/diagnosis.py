@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation import voc
 from grcn.evaluation.detections import Detections, check
 
@@ -16,7 +16,7 @@ from grcn.evaluation.detections import Detections, check
 _NEAR_ZERO = 0.05
 
 
-def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, float | None]) -> str | None:
+def diagnose(table: Annotations, detections: Mapping[str, Any], metrics: Mapping[str, float | None]) -> str | None:
     """Names the likely cause of an average precision near zero.
 
     Args:
@@ -51,7 +51,7 @@ def diagnose(table: Table, detections: Mapping[str, Any], metrics: Mapping[str, 
     return f"AP is about 0: {cause}"
 
 
-def _wrong_frame(table: Table, found: Detections) -> str | None:
+def _wrong_frame(table: Annotations, found: Detections) -> str | None:
     """Looks for boxes in other units, or in another frame than the original image's."""
     if found.boxes.max() <= 2:
         return "all box coordinates are at most 2; boxes seem to be fractions of the image, pixels are expected"
@@ -68,7 +68,7 @@ def _wrong_frame(table: Table, found: Detections) -> str | None:
     )
 
 
-def _wrong_classes(table: Table, found: Detections) -> str | None:
+def _wrong_classes(table: Annotations, found: Detections) -> str | None:
     """Looks for boxes that fit, but under the wrong class."""
     fit = _ap50_of_one_class(table, found)
     if fit < _NEAR_ZERO:
@@ -87,7 +87,7 @@ def _wrong_classes(table: Table, found: Detections) -> str | None:
     )
 
 
-def _ap50_of_one_class(table: Table, found: Detections) -> float:
+def _ap50_of_one_class(table: Annotations, found: Detections) -> float:
     """Returns AP50 when every object and every detection is of one and the same class."""
     objects = replace(
         table,
@@ -99,7 +99,7 @@ def _ap50_of_one_class(table: Table, found: Detections) -> float:
     return float(voc.evaluate(objects, detected._asdict(), (0.5,))["metrics"]["voc_area_ap50"])
 
 
-def _weak(table: Table, found: Detections) -> str:
+def _weak(table: Annotations, found: Detections) -> str:
     """Describes detections that are in the right frame and find nothing."""
     images = len(np.unique(found.rows))
     if images < (np.diff(table.offsets) > 0).sum() / 2:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation.detections import Detections
 
 # Pairs of a detection and an object whose IoU is computed at once; bounds the memory to 0.1 GB.
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
         return Pairs(*(column[chosen] for column in self))
 
 
-def overlapping(table: Table, found: Detections) -> Pairs:
+def overlapping(table: Annotations, found: Detections) -> Pairs:
     """Finds all pairs of a detection and an object of its image, of whatever class, that overlap."""
     starts, counts = table.offsets[found.rows], np.diff(table.offsets)[found.rows]
     parts = []
@@ -76,7 +76,7 @@ def most_overlapped(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray]:
     return objects, ious
 
 
-def ranked(table: Table, found: Detections, most: int = 100) -> np.ndarray:
+def ranked(table: Annotations, found: Detections, most: int = 100) -> np.ndarray:
     """Returns the detections that COCO scores, best first: at most ``most`` of a class in an image.
 
     Equal scores are ranked by image id, then by their place in the packed arrays. int64 ``[D]``.
@@ -89,7 +89,7 @@ def ranked(table: Table, found: Detections, most: int = 100) -> np.ndarray:
     return order[np.sort(by_key[places < most])]
 
 
-def match(table: Table, pairs: Pairs, order: np.ndarray, count: int, threshold: float = 0.5) -> np.ndarray:
+def match(table: Annotations, pairs: Pairs, order: np.ndarray, count: int, threshold: float = 0.5) -> np.ndarray:
     """Matches detections and objects as COCO does: the best-scored chooses first.
 
     It takes the free object that it overlaps most (the last of equals), from the IoU ``threshold`` on. Only where there
@@ -115,7 +115,7 @@ def match(table: Table, pairs: Pairs, order: np.ndarray, count: int, threshold: 
     return matched
 
 
-def ignored_objects(table: Table) -> np.ndarray:
+def ignored_objects(table: Annotations) -> np.ndarray:
     """Tells which objects need not be found, the difficult and the crowds: bool ``[M]``."""
     return table.difficult | table.iscrowd
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation import coco
 from grcn.evaluation.detections import Detections
 from grcn.evaluation.matching import Pairs, most_overlapped
 from grcn.evaluation.tide import BACKGROUND
 
 
-def oracle_split(table: Table, found: Detections, pairs: Pairs) -> dict[str, float | None]:
+def oracle_split(table: Annotations, found: Detections, pairs: Pairs) -> dict[str, float | None]:
     """Computes COCO's AP (IoU 0.50 to 0.95) of detections whose class or box is set right.
 
     A detection is about an object that it overlaps with an IoU of at least 0.1, TIDE's threshold; one that is about
@@ -48,7 +48,7 @@ def oracle_split(table: Table, found: Detections, pairs: Pairs) -> dict[str, flo
     return {name: coco.evaluate(table, some._asdict())["metrics"]["coco_ap"] for name, some in versions.items()}
 
 
-def _boxes(table: Table, found: Detections, objects: np.ndarray) -> np.ndarray:
+def _boxes(table: Annotations, found: Detections, objects: np.ndarray) -> np.ndarray:
     return np.where((objects >= 0)[:, None], table.boxes[objects], found.boxes)
 
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation.detections import Detections
 from grcn.evaluation.matching import Pairs, ignored_objects, match, most_overlapped, ranked
 from grcn.evaluation.voc import interpolated_ap
@@ -66,7 +66,7 @@ class Verdicts(NamedTuple):
     missed: np.ndarray
 
 
-def judge(table: Table, found: Detections, pairs: Pairs) -> Verdicts:
+def judge(table: Annotations, found: Detections, pairs: Pairs) -> Verdicts:
     """Finds the error of each detection and object.
 
     Args:
@@ -105,7 +105,7 @@ def judge(table: Table, found: Detections, pairs: Pairs) -> Verdicts:
     return Verdicts(order, hits, errors, targets, mended, own_ious, np.where(hits, matches, -1), unmatched, missed)
 
 
-def gains(table: Table, found: Detections, verdicts: Verdicts) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def gains(table: Annotations, found: Detections, verdicts: Verdicts) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Computes AP50, and by how much it rises when errors of one kind are mended.
 
     Returns:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.evaluation.detections import Detections, Matches, check
 from grcn.evaluation.matching import ignored_objects, in_chunks, iou
 
@@ -32,7 +32,7 @@ class _Ranked(NamedTuple):
 
 
 def evaluate(
-    table: Table, detections: Mapping[str, Any], thresholds: Sequence[float] = (0.5, 0.7, 0.75)
+    table: Annotations, detections: Mapping[str, Any], thresholds: Sequence[float] = (0.5, 0.7, 0.75)
 ) -> dict[str, Any]:
     """Computes the average precision of packed detections by the VOC protocol.
 
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def curves(
-    table: Table, detections: Mapping[str, Any], thresholds: Sequence[float] = (0.5,)
+    table: Annotations, detections: Mapping[str, Any], thresholds: Sequence[float] = (0.5,)
 ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Returns, for each threshold, the precision-recall curve of each class that has objects to find.
 
@@ -92,7 +92,7 @@ def curves(
     ]
 
 
-def matches(table: Table, detections: Mapping[str, Any], threshold: float) -> list[Matches]:
+def matches(table: Annotations, detections: Mapping[str, Any], threshold: float) -> list[Matches]:
     """Matches detections to objects at one IoU; returns for each class what its precision is computed from."""
     ranked = _rank(table, check(table, detections))
     hits, counted = _hits_and_counted(table, ranked, threshold)
@@ -150,20 +150,20 @@ def _interpolated(hits: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(_precision(hits)[::-1])[::-1]
 
 
-def _objects_to_find(table: Table) -> np.ndarray:
+def _objects_to_find(table: Annotations) -> np.ndarray:
     """Counts the objects of each class that are neither difficult nor crowd, int64 ``[C]``."""
     labels = table.labels[~ignored_objects(table)]
     return np.bincount(labels, minlength=len(table.classes) + 1)[1:]
 
 
-def _hits(table: Table, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
+def _hits(table: Annotations, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
     """Returns bool ``[D]`` per class: is each detection that counts a true positive, best first."""
     hits, counted = _hits_and_counted(table, ranked, threshold)
     starts = np.searchsorted(ranked.labels[counted], np.arange(1, len(table.classes) + 1))
     return np.split(hits[counted], starts)[1:]
 
 
-def _hits_and_counted(table: Table, ranked: _Ranked, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _hits_and_counted(table: Annotations, ranked: _Ranked, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns bool ``[K]`` twice: which detections are true positives, and which count at all."""
     matched = (ranked.objects >= 0) & (ranked.ious >= threshold)
     ignored = matched & ignored_objects(table)[ranked.objects]
@@ -175,7 +175,7 @@ def _hits_and_counted(table: Table, ranked: _Ranked, threshold: float) -> tuple[
     return hits, ~ignored
 
 
-def _rank(table: Table, found: Detections) -> _Ranked:
+def _rank(table: Annotations, found: Detections) -> _Ranked:
     """Sorts detections by class and score; finds the object (the first of equals) of each."""
     order = np.lexsort((found.rows, -found.scores, found.labels))
     rows, labels, boxes = found.rows[order], found.labels[order], found.boxes[order]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.models.transform import DetectionTransform
 
 # Bounds of the size buckets: square roots of areas, in pixels of the network's input.
@@ -41,7 +41,7 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class Anchors:
+class AnchorSet:
     """Anchors on every cell of a map; fields as of :class:`grcn.models.anchors.AnchorGenerator` and the RPN."""
 
     sizes: tuple[float, ...]
@@ -78,7 +78,7 @@ class Anchors:
         return np.where(last >= first, np.maximum(overlap, 0), 0)
 
 
-def objects_of(table: Table, short: int, longest: int) -> Objects:
+def objects_of(table: Annotations, short: int, longest: int) -> Objects:
     """Returns the objects to train on as the network sees them; sizes as ``model.image.short`` and ``max``."""
     transform = DetectionTransform(short, longest)
     sizes, which = np.unique(table.sizes, axis=0, return_inverse=True)
@@ -89,7 +89,7 @@ def objects_of(table: Table, short: int, longest: int) -> Objects:
     return Objects(table.boxes[counted] * scales[:, [1, 0, 1, 0]], resized[image[counted]])
 
 
-def fit(objects: Objects, anchors: Anchors) -> dict[str, Any]:
+def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
     """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
 
     Returns:
@@ -108,7 +108,7 @@ def fit(objects: Objects, anchors: Anchors) -> dict[str, Any]:
     return result
 
 
-def _suggest(objects: Objects, anchors: Anchors) -> dict[str, Any] | None:
+def _suggest(objects: Objects, anchors: AnchorSet) -> dict[str, Any] | None:
     step = -(-len(objects.boxes) // MOST_OBJECTS)
     sample = Objects(objects.boxes[::step], objects.images[::step])
     as_many = _search(sample, anchors, len(anchors.sizes))
@@ -120,7 +120,7 @@ def _suggest(objects: Objects, anchors: Anchors) -> dict[str, Any] | None:
     return {"sizes": list(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
 
 
-def _search(objects: Objects, anchors: Anchors, count: int) -> Anchors:
+def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
     """Chooses ``count`` sizes from a grid for the ratios, then ratios for them, and both again."""
     sizes = sorted({*anchors.sizes, *SIZES})
     ratios = sorted({*anchors.ratios, *RATIOS})

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from grcn.build import Training
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault
 from grcn.data.findings import check_tables
 from grcn.data.images import read_header, read_row
@@ -32,7 +32,14 @@ def check_training(training: Training) -> None:
 
 
 def check_before_training(
-    train: Table, test: Table, *, short: int, longest: int, stride: int, drop_empty: bool, limit: int | None = None
+    train: Annotations,
+    test: Annotations,
+    *,
+    short: int,
+    longest: int,
+    stride: int,
+    drop_empty: bool,
+    limit: int | None = None,
 ) -> None:
     """Logs a few warnings about a data set that is about to be trained on; reads 400 headers, in about 0.1 seconds.
 
@@ -57,7 +64,7 @@ def check_before_training(
         logger.warning("%d more such warnings; tools/check_data.py lists all", len(warnings) - MOST_WARNINGS)
 
 
-def odd_images(table: Table, rows: np.ndarray, most: int) -> Iterator[Fault]:
+def odd_images(table: Annotations, rows: np.ndarray, most: int) -> Iterator[Fault]:
     """Yields what is wrong with images among a sample, evenly spread: they are decoded only if their header is odd."""
     chosen = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     for row in chosen.tolist():
@@ -71,7 +78,7 @@ def odd_images(table: Table, rows: np.ndarray, most: int) -> Iterator[Fault]:
                 yield name_image(fault, table, row)
 
 
-def name_image(fault: Fault, table: Table, row: int) -> Fault:
+def name_image(fault: Fault, table: Annotations, row: int) -> Fault:
     """Says in a fault which image it is of, and that it is of one."""
     fault.image = os.fsdecode(table.files[row])
     if not fault.kind.startswith("image-"):

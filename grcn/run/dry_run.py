@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grcn.build import AMP, Training
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint
 from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import detect, move_images, move_targets
@@ -76,7 +76,9 @@ def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer) -> float
         return path.stat().st_size / 1e6
 
 
-def _largest(model: Detector, table: Table, step_images: int, images: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
+def _largest(
+    model: Detector, table: Annotations, step_images: int, images: int
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Makes blank images as large, and with as many objects, as any of the table's can be after resizing."""
     originals = [(height, width) for height, width in np.unique(table.sizes, axis=0).tolist()]
     resized = [model.transform.resized(size) for size in originals]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from grcn import build
-from grcn.config.schema import Config, Data, ShapesData
+from grcn.config.schema import Config, DataConfig, ShapesDataConfig
 from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.loader import eval_batches
 from grcn.engine import distributed
 from grcn.engine.evaluate import detect
@@ -60,7 +60,7 @@ def evaluate(
 @contextmanager
 def found_detections(
     cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
-) -> Iterator[tuple[Table, build.Split, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Annotations, build.Split, dict[str, np.ndarray]]]:
     """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
 
     Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
@@ -107,12 +107,12 @@ def _read_to_evaluate(
     return test, detector.model
 
 
-def _check_own_classes(cfg: Data, classes: Sequence[str], weights: Path) -> None:
+def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -> None:
     """Refuses a checkpoint where test splits that cannot be read with its classes can be with the data's own.
 
     Those are the training splits', as a test split need not have all; the test splits' where there is no training data.
     """
-    if isinstance(cfg, ShapesData):
+    if isinstance(cfg, ShapesDataConfig):
         return
     with suppress(DataError):  # the data are not sound by themselves, of which the first error tells
         try:

@@ -13,10 +13,10 @@ import torch
 
 from grcn.build import build_model
 from grcn.config.files import difference, parse_config, roles
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config
 from grcn.config.types import Role
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint, distributed
 from grcn.errors import CheckpointError, ConfigError, named
 from grcn.models.detector import Detector
@@ -66,7 +66,7 @@ def load_detector(
 load = load_detector  # its public name, grcn.load
 
 
-def load_initial_weights(model: Detector, cfg: Model, init: Path | None, classes: Sequence[str]) -> None:
+def load_initial_weights(model: Detector, cfg: ModelConfig, init: Path | None, classes: Sequence[str]) -> None:
     """Gives a model the weights that training starts from; rank 0 downloads them before the others look.
 
     Args:
@@ -84,7 +84,9 @@ def load_initial_weights(model: Detector, cfg: Model, init: Path | None, classes
     logger.log(level, message)
 
 
-def _load_initial_weights(model: Detector, cfg: Model, init: Path | None, classes: Sequence[str]) -> tuple[int, str]:
+def _load_initial_weights(
+    model: Detector, cfg: ModelConfig, init: Path | None, classes: Sequence[str]
+) -> tuple[int, str]:
     """Loads the initial weights; returns what to log about it, and how urgent that is."""
     if init is not None:
         state = checkpoint.load(init)
@@ -107,7 +109,9 @@ def _load_initial_weights(model: Detector, cfg: Model, init: Path | None, classe
     return logging.DEBUG, "initial weights are random"
 
 
-def check_continuation(cfg: Config, state: Mapping[str, Any], path: Path, table: Table, allow_changes: bool) -> None:
+def check_continuation(
+    cfg: Config, state: Mapping[str, Any], path: Path, table: Annotations, allow_changes: bool
+) -> None:
     """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
     own = _settings(state, path, table.classes)
     if state["step"] > cfg.train.steps:

@@ -15,7 +15,7 @@ from grcn.build import Split
 from grcn.config.schema import Config
 from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.engine.signals import StopSignals
 from grcn.errors import DataError, EnvironmentFault, named
 from grcn.evaluation import coco, voc
@@ -29,7 +29,7 @@ logger = logging.getLogger("grcn")
 
 def score(
     cfg: Config,
-    table: Table,
+    table: Annotations,
     test: Split,
     found: Mapping[str, np.ndarray],
     folder: Path,
@@ -79,7 +79,7 @@ def score(
         return metrics
 
 
-def _write_devkit(folder: Path, table: Table, found: Mapping[str, np.ndarray]) -> None:
+def _write_devkit(folder: Path, table: Annotations, found: Mapping[str, np.ndarray]) -> None:
     try:
         voc_files.write_detections(folder, table.name.split("+")[0].rpartition("/")[2], table, found)
     except DataError as error:  # a name of a class; the JSON has all that they would hold
@@ -94,7 +94,7 @@ def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> 
         writer.writerows({"class": name, **figures} for name, figures in per_class.items())
 
 
-def _draw(cfg: Config, table: Table, test: Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
+def _draw(cfg: Config, table: Annotations, test: Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
     rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")

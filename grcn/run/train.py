@@ -37,7 +37,7 @@ from grcn.run.load_detector import (
     warn_of_other_evaluation,
 )
 from grcn.run.results import score
-from grcn.torchvision_baseline import baseline_of, torchvision_twin
+from grcn.torchvision_baseline import baseline_of, torchvision_detector
 from grcn.vis.inputs import draw_inputs
 
 logger = logging.getLogger("grcn")
@@ -100,7 +100,7 @@ def train(
         if state is None:
             distributed.on_main(lambda: check_training(training))
             load_initial_weights(training.model, cfg.model, init, training.classes)
-        model = to_device(torchvision_twin(cfg.model, training.model) if torchvision else training.model, device)
+        model = to_device(torchvision_detector(cfg.model, training.model) if torchvision else training.model, device)
         optimizer = training.optimizer(model)
         distributed.obey(stop)
         if dry_run:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#707070"
 
@@ -90,7 +90,7 @@ def contact_sheet(
 
 
 def detection_grid(
-    table: Table,
+    table: Annotations,
     read_image: Callable[[int], Tensor],
     detections: Mapping[str, np.ndarray],
     rows: Sequence[int],
@@ -219,7 +219,7 @@ def _scale(image: Tensor, width: int | None) -> float:
     return (min(max(own, _NARROWEST), _WIDEST) if width is None else width) / own
 
 
-def title_of(table: Table, row: int) -> str:
+def title_of(table: Annotations, row: int) -> str:
     """Returns what to call an image: the name of its file, or its id where it has none."""
     name = Path(table.files[row].decode(errors="replace")).name
     return name or f"image {table.image_ids[row]}"

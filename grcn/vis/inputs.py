@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grcn.build import Training, build_batches
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.vis.boxes import contact_sheet, title_of
 from grcn.vis.image_file import write_picture
@@ -39,7 +39,7 @@ def draw_inputs(training: Training, path: Path) -> None:
     write_picture(contact_sheet(*shown, table.classes, titles=titles), path)
 
 
-def sample_title(table: Table, sample: Sample) -> str:
+def sample_title(table: Annotations, sample: Sample) -> str:
     """Names the image of a sample, and says whether it is flipped."""
     number = int(sample.target["image_id"])
     row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number

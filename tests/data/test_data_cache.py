@@ -16,7 +16,7 @@ import pytest
 
 import grcn
 from grcn.data import coco, coco_json
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.errors import DataError
 
 
@@ -64,7 +64,7 @@ def write(root: Path, content: Any = None) -> Path:
     return path
 
 
-def assert_same(table: Table, other: Table) -> None:
+def assert_same(table: Annotations, other: Annotations) -> None:
     assert table.fingerprint() == other.fingerprint()
     assert (table.name, table.root, table.classes) == (other.name, other.root, other.classes)
     assert {k: v.dtype for k, v in vars(table).items() if isinstance(v, np.ndarray)} == {

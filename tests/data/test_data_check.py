@@ -32,7 +32,7 @@ from grcn.data.validate import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
 from grcn.run import checks_before_training as check_images
-from grcn.run.anchor_fit import Anchors, Objects, fit, objects_of
+from grcn.run.anchor_fit import AnchorSet, Objects, fit, objects_of
 
 CONFIG = """
 model: {{backbone: tiny, width: 8, image: {{short: 48, max: 64}}, anchors: {{sizes: [30], ratios: [1]}},
@@ -542,9 +542,9 @@ def test_the_best_anchor_is_that_of_all_positions(straddling):
         boxes.append(chosen.numpy())
         of += [(height, width)] * 60
     objects = Objects(np.concatenate(boxes), np.array(of))
-    found = Anchors(sizes, ratios, stride, straddling).best_iou(objects)
+    found = AnchorSet(sizes, ratios, stride, straddling).best_iou(objects)
     assert np.allclose(found, torch.cat(best), atol=1e-5) and 0 < found.mean() < 1
-    figures = fit(objects, Anchors(sizes, ratios, stride, straddling))
+    figures = fit(objects, AnchorSet(sizes, ratios, stride, straddling))
     assert figures["recall50"] == (torch.cat(best) >= 0.5).double().mean()
     counts = [one["count"] for one in figures["buckets"]]
     assert sum(counts) == 240 and sum(one["count"] for one in figures["aspects"]) == 240

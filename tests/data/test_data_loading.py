@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grcn import rng
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.loader import eval_batches, train_batches
 from grcn.data.validate import pack
 from grcn.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ SEED = 5
 
 
 @pytest.fixture
-def table() -> Table:
+def table() -> Annotations:
     """Eleven images; number 3 has no objects, 7 only a crowd, 9 only a difficult one."""
     rows = [row for row in range(11) for _ in range(row % 3 + 1) if row not in (3, 7, 9)] + [7, 9]
     corner = np.arange(len(rows)) % 5 + 0.5
@@ -44,7 +44,7 @@ def table() -> Table:
 class Images:
     """Images whose pixels tell the row and the column."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Annotations) -> None:
         self.sizes = table.sizes
 
     def __call__(self, row: int) -> Tensor:
@@ -54,7 +54,7 @@ class Images:
         return image
 
 
-def batches(table: Table, **options: Any) -> list[tuple[list[Tensor], list[dict[str, Any]]]]:
+def batches(table: Annotations, **options: Any) -> list[tuple[list[Tensor], list[dict[str, Any]]]]:
     defaults = {"seed": SEED, "batch": 4, "steps": 6}
     return list(train_batches(table, Images(table), **(defaults | options)))
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grcn.data.annotations import Table, concatenate
+from grcn.data.annotations import Annotations, concatenate
 from grcn.data.validate import ROUNDING, THINNEST, pack, pack_detections
 from grcn.errors import DataError
 
 
-def two_images(name: str = "some", first_id: int = 10) -> Table:
+def two_images(name: str = "some", first_id: int = 10) -> Annotations:
     """Image 0 is 40 wide and 30 high with one object, image 1 is 8 x 9 with two."""
     return pack(
         name,
@@ -28,7 +28,7 @@ def two_images(name: str = "some", first_id: int = 10) -> Table:
     )
 
 
-def one_box(box: list[float], **changes: object) -> Table:
+def one_box(box: list[float], **changes: object) -> Annotations:
     arguments = {"image_ids": [3], "sizes": [(30, 40)], "rows": [0], "labels": [1]} | changes
     return pack("some", ["cat"], boxes=[box], **arguments)  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_one_line(box, changes, message):
     assert len(str(error.value)) <= 300
 
 
-def of_classes(*classes: str) -> Table:
+def of_classes(*classes: str) -> Annotations:
     return pack("some", classes, image_ids=[1], sizes=[(3, 4)], rows=[], boxes=[], labels=[])
 
 

@@ -14,7 +14,7 @@ from PIL.Image import Transpose
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.augment import horizontal_flip
 from grcn.data.images import FileImages, read_image
 from grcn.data.validate import pack
@@ -66,7 +66,7 @@ def png(header: bytes, rows: list[bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def one_image(root: Path, name: str, size: tuple[int, int]) -> Table:
+def one_image(root: Path, name: str, size: tuple[int, int]) -> Annotations:
     empty: dict[str, list] = {"rows": [], "boxes": [], "labels": []}
     return pack("t", ["a"], image_ids=[1], files=[name], sizes=[size], root=str(root), **empty)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.validate import pack
 
 Object = tuple[int, int, Sequence[float]]  # row, label, xyxy
@@ -15,7 +15,7 @@ Detection = tuple[int, int, float, Sequence[float]]  # row, label, score, xyxy
 
 
 @pytest.fixture
-def make_table() -> Callable[..., Table]:
+def make_table() -> Callable[..., Annotations]:
     def make(
         objects: Sequence[Object],
         images: int = 2,
@@ -23,7 +23,7 @@ def make_table() -> Callable[..., Table]:
         size: tuple[int, int] = (400, 500),
         difficult: Sequence[int] = (),
         crowd: Sequence[int] = (),
-    ) -> Table:
+    ) -> Annotations:
         """Packs objects; `difficult` and `crowd` list the places of those that are."""
         places = np.arange(len(objects))
         return pack(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.validate import pack
 from grcn.errors import DataError
 from grcn.evaluation import matching as overlaps
@@ -287,7 +287,7 @@ object_lists = st.lists(st.tuples(*places, boxes, st.sampled_from("nnnnndc")), m
 detection_lists = st.lists(st.tuples(*places, st.integers(0, 5), boxes), max_size=30)
 
 
-def table_of(objects) -> Table:
+def table_of(objects) -> Annotations:
     return pack(
         "random",
         CLASSES,

@@ -22,10 +22,10 @@ from PIL import Image
 
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.data import coco, voc
 from grcn.data import validate as packing
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.images import FileImages
 from grcn.data.loader import train_batches
 from grcn.engine import checkpoint
@@ -85,7 +85,7 @@ def make(folder: Path) -> None:
     (folder / "VOC/ImageSets/Main/train.txt").write_text("0\n1\n2\n")
     (folder / "detections.json").write_text(json.dumps(results))
     (folder / "c.yaml").write_text(dump_config(load_config(ROOT / "configs/shapes/grcn_tiny.yaml")))
-    model = build_model(Model.model_validate(TINY), 3)
+    model = build_model(ModelConfig.model_validate(TINY), 3)
     state = {"format": checkpoint.FORMAT, "step": 1, "optimizer": {"state": {}, "param_groups": []}, "losses": []}
     checkpoint.save(folder, state | {"model": model.state_dict()}, 1).rename(folder / "model.pt")
     with zipfile.ZipFile(folder / "model.pt") as archive:
@@ -94,14 +94,14 @@ def make(folder: Path) -> None:
     np.save(folder / "array.npy", np.arange(24, dtype=np.float32).reshape(2, 3, 4))
 
 
-def train_on(data: Table) -> None:
+def train_on(data: Annotations) -> None:
     """Reads all images, and does one step of training on two of them."""
     images = FileImages(data)
     for row in range(len(data)):
         images(row)
     batch, targets = next(train_batches(data, images, seed=0, batch=2, steps=1))
     torch.manual_seed(0)
-    model = build_model(Model.model_validate(TINY), len(data.classes) + 1).train()
+    model = build_model(ModelConfig.model_validate(TINY), len(data.classes) + 1).train()
     losses = model(move_images(batch, torch.device("cpu")), targets)
     total = torch.stack(list(losses.values())).sum()
     total.backward()
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> None:
-    model = build_model(Model.model_validate(TINY), 3)
+    model = build_model(ModelConfig.model_validate(TINY), 3)
     restore(checkpoint.load(folder / "model.pt"), model)
 
 
@@ -141,7 +141,7 @@ def read_pickle(folder: Path) -> None:
         for name in good.namelist():
             changed = name.endswith("data.pkl")
             archive.writestr(name, (folder / "data.pkl").read_bytes() if changed else good.read(name))
-    restore(checkpoint.load(folder / "forged.pt"), build_model(Model.model_validate(TINY), 3))
+    restore(checkpoint.load(folder / "forged.pt"), build_model(ModelConfig.model_validate(TINY), 3))
 
 
 def read_array(folder: Path) -> None:

@@ -192,9 +192,9 @@ def test_processes_must_agree(tmp_path: Path) -> None:
 
 def other_annotations() -> None:
     """A patch: this machine has an older copy of the annotations."""
-    from grcn.data.annotations import Table
+    from grcn.data.annotations import Annotations
 
-    Table.fingerprint = lambda self: "0" * 64  # type: ignore[method-assign]
+    Annotations.fingerprint = lambda self: "0" * 64  # type: ignore[method-assign]
 
 
 def test_a_locked_folder_is_told_once(tmp_path: Path) -> None:

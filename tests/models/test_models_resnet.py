@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from grcn.build import build_model
 from grcn.catalog import RESNET_UNITS
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
 from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
@@ -60,7 +60,7 @@ def to_conv4(network: ResNet, x):
 
 
 def build(**model):
-    return build_model(Model.model_validate({"backbone": "resnet50", **C4, **model}), 21)
+    return build_model(ModelConfig.model_validate({"backbone": "resnet50", **C4, **model}), 21)
 
 
 # ---------------------------------------------------------------- against torchvision

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from grcn.build import build_model
 from grcn.catalog import VGG16_BLOCKS
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config
 from grcn.models.vgg import SplitVGG
 
@@ -46,7 +46,7 @@ def test_impossible_splits_are_refused():
 
 def parameters(classes, **model):
     with torch.device("meta"):
-        return sum(p.numel() for p in build_model(Model.model_validate(model), classes + 1).parameters())
+        return sum(p.numel() for p in build_model(ModelConfig.model_validate(model), classes + 1).parameters())
 
 
 def test_parameter_counts_of_the_paper_s_models():

@@ -8,14 +8,14 @@ from torch.testing import assert_close
 from torchvision.models import vgg16
 
 from grcn.build import build_model
-from grcn.config.model_schema import Model
+from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
 from grcn.models.weights import CAFFE, TORCHVISION, layer_name, load_weights, normalisation_of
 
 
 def vgg_config(**model):
     """VGG16 with a head of its own width: the convolutions are the real ones, the rest is small."""
-    return Model.model_validate({"head": {"dim": 8}, "rpn": {"channels": 8}, **model})
+    return ModelConfig.model_validate({"head": {"dim": 8}, "rpn": {"channels": 8}, **model})
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 
 from grcn.build import Split, build_batches
-from grcn.config.schema import Config, ShapesData
-from grcn.data.annotations import Table
+from grcn.config.schema import Config, ShapesDataConfig
+from grcn.data.annotations import Annotations
 from grcn.data.images import FileImages
 from grcn.data.synthetic import dataset as shapes
 from grcn.data.validate import pack
@@ -111,7 +111,7 @@ def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> 
 def _data(cfg: Config, images: int, folder: str) -> Split:
     """Makes some images to train on; files are written into ``folder``."""
     data = cfg.data
-    if isinstance(data, ShapesData):
+    if isinstance(data, ShapesDataConfig):
         table = shapes.load(data.level, "train", images, data.size, data.seed)
         return Split(table, shapes.ShapesImages(data.level, "train", data.size, data.seed))
     generator = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def _photograph(generator: np.random.Generator) -> Image.Image:
 
 def _table(
     generator: np.random.Generator, images: int, classes: int, files: list[str] | None = None, root: str = ""
-) -> Table:
+) -> Annotations:
     """Makes seven objects per image, from 12 to 300 pixels long."""
     count = 7 * images
     sides = np.exp(generator.uniform(2.5, 5.7, (count, 2)))
@@ -152,7 +152,7 @@ def _table(
 
 def _scored(
     generator: np.random.Generator, images: int, per_image: int, classes: int
-) -> tuple[Table, dict[str, np.ndarray]]:
+) -> tuple[Annotations, dict[str, np.ndarray]]:
     """Makes objects, and detections that lie about them."""
     table = _table(generator, images, classes)
     rows = np.repeat(np.arange(images), per_image)
@@ -167,7 +167,7 @@ def _scored(
     return table, {"rows": rows, "boxes": corners.astype(np.float32), "scores": scores, "labels": labels}
 
 
-def _read_as_torchvision(table: Table, short: int, longest: int) -> None:
+def _read_as_torchvision(table: Annotations, short: int, longest: int) -> None:
     """Reads every image as torchvision's reference training and the first module of its detectors do."""
     transform = GeneralizedRCNNTransform(short, longest, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     for row in range(len(table)):

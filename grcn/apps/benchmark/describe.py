@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from grcn.build import build_model, usual_classes
-from grcn.config.model_schema import Model
-from grcn.config.schema import Config, ShapesData
+from grcn.config.model_schema import ModelConfig
+from grcn.config.schema import Config, ShapesDataConfig
 from grcn.models.detector import Detector, count_parameters
 from grcn.models.features import TASKS, Backbone
 
@@ -32,7 +32,7 @@ class Part:
     gmac: float
 
 
-def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
+def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
     """Lists the parts of a model and what they cost, without computing anything.
 
     Args:
@@ -49,7 +49,7 @@ def describe(cfg: Model, num_classes: int, height: int = 600, width: int = 1000,
         return _parts(build_model(cfg, num_classes), cfg, height, width, rois)
 
 
-def _parts(model: Detector, cfg: Model, height: int, width: int, rois: int) -> list[Part]:
+def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int) -> list[Part]:
     model.eval()
     with torch.device("meta"):
         image = torch.empty(1, 3, height, width)
@@ -88,7 +88,7 @@ def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
 def image_size(cfg: Config) -> tuple[int, int]:
     """Returns height and width of the largest image that a config's network sees; those of shapes are square."""
     short, longest = cfg.model.image.short, cfg.model.image.max
-    return (short, short) if isinstance(cfg.data, ShapesData) else (short, longest)
+    return (short, short) if isinstance(cfg.data, ShapesDataConfig) else (short, longest)
 
 
 def table(parts: list[Part], strides: dict[str, int]) -> str:

@@ -18,12 +18,12 @@ from grcn.apps.benchmark.describe import image_size
 from grcn.apps.benchmark.floor import record_floor
 from grcn.apps.benchmark.parts import breakdown, busy_ms, wait
 from grcn.apps.benchmark.scene import OBJECTS, Scene, make_scene, spread_scores
-from grcn.config.schema import Config, Train
+from grcn.config.schema import Config, TrainConfig
 from grcn.engine.step import peak_mb, training_step
 from grcn.models.detector import Detector
 from grcn.models.memory_format import to_device
 from grcn.progress import progress_bar
-from grcn.torchvision_baseline import baseline_of, torchvision_lacks, torchvision_twin
+from grcn.torchvision_baseline import baseline_of, torchvision_detector, torchvision_lacks
 
 Variants = dict[str, Callable[[], object]]
 
@@ -87,7 +87,7 @@ def measure(
         # What makes the twin another detector may make it another amount of work.
         found["not_compared"] = torchvision_lacks(cfg.model)
     if compare and not found["not_compared"]:
-        twin = torchvision_twin(cfg.model, model).to(device)
+        twin = torchvision_detector(cfg.model, model).to(device)
         # What torch chooses on a GPU is counted, what it chooses on this device is timed.
         for foreach in (True, None):
             optimizer = _torchvisions_optimizer(cfg.train, twin, foreach)
@@ -165,7 +165,7 @@ def _work(
     return step, infer
 
 
-def _torchvisions_optimizer(cfg: Train, twin: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
+def _torchvisions_optimizer(cfg: TrainConfig, twin: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
     trained = [weight for weight in twin.parameters() if weight.requires_grad]
     sgd = torch.optim.SGD(trained, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=foreach)
     return _without_learning(sgd)

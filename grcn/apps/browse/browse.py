@@ -13,7 +13,7 @@ import torch
 from grcn import build
 from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
 from grcn.config.schema import Config
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
@@ -130,7 +130,7 @@ def _per_image(counts: Sequence[int]) -> str:
 
 
 def _start(
-    cfg: Config, table: Table, weights: Path | None, device: torch.device, allow_changes: bool, needed: bool
+    cfg: Config, table: Annotations, weights: Path | None, device: torch.device, allow_changes: bool, needed: bool
 ) -> _Start:
     """Builds the model with the weights of a checkpoint, or else with those that training starts from.
 

@@ -15,14 +15,14 @@ from grcn import build
 from grcn.apps.check_data.html import page, settings
 from grcn.apps.check_data.images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
 from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
-from grcn.config.schema import Config, Data, ShapesData
-from grcn.data.annotations import Table
+from grcn.config.schema import Config, DataConfig, ShapesDataConfig
+from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault
 from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, finding
 from grcn.data.images import read_image
 from grcn.errors import DataError, named, one_line
 from grcn.progress import progress_bar
-from grcn.run.anchor_fit import Anchors, fit, objects_of
+from grcn.run.anchor_fit import AnchorSet, fit, objects_of
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -40,7 +40,7 @@ class _Read:
         facts: of its image files.
     """
 
-    table: Table | None
+    table: Annotations | None
     findings: list[Finding]
     picture: PictureOf
     facts: list[ImageFacts] = field(default_factory=list)
@@ -61,17 +61,17 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         UserError: ``folder`` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent
-    train = _read(cfg.data, "train", None if isinstance(cfg.data, ShapesData) else cfg.data.classes)
+    train = _read(cfg.data, "train", None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes)
     test = _read(cfg.data, "test", None if train.table is None else train.table.classes)
     stride = _stride(cfg)
     image = cfg.model.image
     findings = train.findings + test.findings
     findings += check_tables(train.table, test.table, short=image.short, longest=image.max, stride=stride)
-    if not isinstance(cfg.data, ShapesData):
+    if not isinstance(cfg.data, ShapesDataConfig):
         findings += _check_files(cfg, train, test, fast)
     anchors = None
     if train.table is not None:
-        rpn = Anchors(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
+        rpn = AnchorSet(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
         anchors = fit(objects_of(train.table, image.short, image.max), rpn)
         findings += _anchor_finding(anchors)
     findings.sort(key=lambda one: SEVERITIES.index(one.severity))
@@ -140,9 +140,9 @@ def raise_errors(report: dict[str, Any], folder: Path) -> None:
         raise DataError(f"{report['data']['root']}: {count} errors ({kinds}); see {folder / 'check.html'}")
 
 
-def _read(cfg: Data, side: Side, classes: tuple[str, ...] | None) -> _Read:
+def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read:
     """Reads the annotations of one side, whatever is wrong with them."""
-    if isinstance(cfg, ShapesData):
+    if isinstance(cfg, ShapesDataConfig):
         split = build.build_train_split(cfg) if side == "train" else build.build_test_split(cfg, None)
         return _Read(split.table, [], lambda example: split.read_image(example.row) if example.row >= 0 else None)
     faults = FaultCounter()
@@ -201,7 +201,7 @@ def _facts(read: _Read) -> dict[str, int]:
     }
 
 
-def _classes(train: Table | None, test: Table | None) -> list[dict[str, Any]]:
+def _classes(train: Annotations | None, test: Annotations | None) -> list[dict[str, Any]]:
     """Returns the classes with their numbers of objects that count, the most frequent first; none if all have none."""
     known = train or test
     if known is None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault, read_bytes
 from grcn.data.findings import MOST_EXAMPLES, Example, FaultCounter, Finding, finding, images_at, name_of
 from grcn.data.images import missing_rows, read_header, read_row
@@ -44,14 +44,14 @@ class ImageFacts(NamedTuple):
     pixels: bytes = b""
 
 
-def inspect(table: Table, rows: np.ndarray, workers: int, timeout: float) -> Iterator[ImageFacts]:
+def inspect(table: Annotations, rows: np.ndarray, workers: int, timeout: float) -> Iterator[ImageFacts]:
     """Decodes images whole, in ``workers`` processes, and yields what they show in the order of ``rows``."""
     batches = (rows[start : start + 8].tolist() for start in range(0, len(rows), 8))
     for pairs in read_ahead(partial(_inspect_row, table), batches, workers, False, timeout):
         yield from (facts for _, facts in pairs)
 
 
-def _inspect_row(table: Table, row: int) -> tuple[Tensor, ImageFacts]:
+def _inspect_row(table: Annotations, row: int) -> tuple[Tensor, ImageFacts]:
     """Looks at one image; runs in a worker, of which the image itself is not wanted."""
     nothing = torch.empty(0, dtype=torch.uint8)
     contents, header = b"", None
@@ -71,14 +71,14 @@ def _inspect_row(table: Table, row: int) -> tuple[Tensor, ImageFacts]:
     return nothing, facts
 
 
-def check_missing(table: Table, split: str) -> tuple[list[Finding], np.ndarray]:
+def check_missing(table: Annotations, split: str) -> tuple[list[Finding], np.ndarray]:
     """Returns a finding for the images that do not exist, and the rows of the others."""
     missing = missing_rows(table)
     found = [finding("image-missing", split, len(missing), images_at(table, missing))] if missing else []
     return found, np.setdiff1d(np.arange(len(table)), missing)
 
 
-def check_facts(table: Table, split: str, facts: Sequence[ImageFacts]) -> list[Finding]:
+def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts]) -> list[Finding]:
     """Finds images that cannot be used, are turned or not RGB, and copies within the split."""
     broken = FaultCounter()
     for fact in facts:
@@ -99,7 +99,7 @@ def check_facts(table: Table, split: str, facts: Sequence[ImageFacts]) -> list[F
 
 
 def check_leaks(
-    train: Table, train_facts: Sequence[ImageFacts], test: Table, facts: Sequence[ImageFacts]
+    train: Annotations, train_facts: Sequence[ImageFacts], test: Annotations, facts: Sequence[ImageFacts]
 ) -> list[Finding]:
     """Finds test images that are training images too, by their bytes or their pixels."""
     first: dict[bytes, int] = {}
@@ -109,7 +109,7 @@ def check_leaks(
     return [_copies("image-leak", test, "test", leaks, train)] if leaks else []
 
 
-def check_headers(table: Table, split: str, rows: np.ndarray, most: int = SAMPLE) -> list[Finding]:
+def check_headers(table: Annotations, split: str, rows: np.ndarray, most: int = SAMPLE) -> list[Finding]:
     """Finds images that cannot be used among a sample, evenly spread: they are decoded only if their header is odd."""
     broken = FaultCounter()
     for fault in odd_images(table, rows, most):
@@ -127,12 +127,14 @@ def _known(fact: ImageFacts, first: dict[bytes, int], add: bool = True) -> int |
     return row
 
 
-def _of(kind: str, table: Table, split: str, facts: Sequence[ImageFacts], counts: Counter[str]) -> Finding:
+def _of(kind: str, table: Annotations, split: str, facts: Sequence[ImageFacts], counts: Counter[str]) -> Finding:
     more = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
     return finding(kind, split, len(facts), images_at(table, [fact.row for fact in facts]), more)
 
 
-def _copies(kind: str, table: Table, split: str, copies: Sequence[tuple[ImageFacts, int]], others: Table) -> Finding:
+def _copies(
+    kind: str, table: Annotations, split: str, copies: Sequence[tuple[ImageFacts, int]], others: Annotations
+) -> Finding:
     examples = [
         Example(f"{name_of(table, fact.row)} is {name_of(others, row)}", os.fsdecode(table.files[fact.row]), fact.row)
         for fact, row in copies[:MOST_EXAMPLES]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.findings import Example, Finding
 from grcn.vis.boxes import contact_sheet, draw_boxes
 
@@ -41,7 +41,7 @@ def pictures_of(
     return drawn
 
 
-def sheet_of(table: Table | None, picture: PictureOf) -> bytes:
+def sheet_of(table: Annotations | None, picture: PictureOf) -> bytes:
     """Draws images from all over a side with their objects; nothing where none can be read."""
     if table is None or not len(table):
         return b""

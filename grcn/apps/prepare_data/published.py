@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grcn.data import coco, voc
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DataSet:
     name: str
     archives: tuple[Archive, ...]
     splits: tuple[Split, ...]
-    load: Callable[[Path, Sequence[str]], Table]
+    load: Callable[[Path, Sequence[str]], Annotations]
 
 
 # The publisher's hosts, of which the second is often down or forwards to the first, and a copy of BrainChip's, which

@@ -10,18 +10,18 @@ from grcn.config.files import difference, leaves, load_config, roles
 from grcn.config.types import HOW, Role
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError
-from grcn.torchvision_baseline import baseline_of, check_twin
+from grcn.torchvision_baseline import baseline_of, check_torchvision
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from grcn.apps.reproduce.runs import Run
+    from grcn.apps.reproduce.runs import Trial
 
 # Flags of tools/train.py after which a run is not what its config says.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 
-def check_runs(runs: Sequence[Run]) -> None:
+def check_runs(runs: Sequence[Trial]) -> None:
     """Refuses runs that are tested on different images, that have no twin, or whose folders hold something else.
 
     Raises:
@@ -35,12 +35,12 @@ def check_runs(runs: Sequence[Run]) -> None:
                 "config of Faster R-CNN"
             )
         if run.row.torchvision:
-            check_twin(run.settings.model)
+            check_torchvision(run.settings.model)
         _check_same_test(runs[0], run)
         _check_folder(run)
 
 
-def _check_same_test(first: Run, other: Run) -> None:
+def _check_same_test(first: Trial, other: Trial) -> None:
     known = roles()
     tested = [
         {key: value for key, value in leaves(run.settings).items() if _decides_images(key, known[key])}
@@ -60,7 +60,7 @@ def _decides_images(key: str, role: Role) -> bool:
     return key in ("data.root", "eval.limit") or (key.startswith("data.") and role.measure)
 
 
-def _check_folder(run: Run) -> None:
+def _check_folder(run: Trial) -> None:
     """Refuses a folder whose run has other settings: its results would be reported as those of this study."""
     path = run.folder / "config.yaml"
     if not path.exists():

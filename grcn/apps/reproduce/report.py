@@ -19,11 +19,11 @@ from grcn import build
 from grcn.apps.reproduce.checks import read_json
 from grcn.apps.reproduce.markdown import page
 from grcn.apps.reproduce.rows import METRICS, Measured, Table
-from grcn.apps.reproduce.runs import Run
+from grcn.apps.reproduce.runs import Trial
 from grcn.apps.reproduce.statistics import Difference, compare
-from grcn.config.schema import Data, Eval
+from grcn.config.schema import DataConfig, EvalConfig
 from grcn.data import coco as coco_files
-from grcn.data.annotations import Table as Images
+from grcn.data.annotations import Annotations
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, EnvironmentFault
 from grcn.evaluation import bootstrap, coco, voc
@@ -45,7 +45,7 @@ _TWIN = (
 _COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 
 
-def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
+def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
     """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
 
     Args:
@@ -76,14 +76,17 @@ def measure(runs: Sequence[Run], metrics: Sequence[str], draws: int) -> dict[str
     return found
 
 
-def _draw_images(data: Data, evaluation: Eval, count: int) -> tuple[Images, np.ndarray]:
+def _draw_images(data: DataConfig, evaluation: EvalConfig, count: int) -> tuple[Annotations, np.ndarray]:
     """Returns the test images that count, and how often each of them is in each of ``count`` resamples."""
     images = build.limit_images(evaluation, build.build_test_split(data, build.class_names(data)).table)
     return images, bootstrap.draws(len(images), count)[1:]
 
 
 def _resample(
-    run: Run, metrics: Sequence[str], drawn_images: Callable[[Data, Eval], tuple[Images, np.ndarray]], bar: tqdm
+    run: Trial,
+    metrics: Sequence[str],
+    drawn_images: Callable[[DataConfig, EvalConfig], tuple[Annotations, np.ndarray]],
+    bar: tqdm,
 ) -> dict[str, np.ndarray]:
     """Returns the figures of a run, in percent, on resamples of its test images."""
     table, times = drawn_images(run.settings.data, run.settings.eval)
@@ -99,7 +102,7 @@ def _resample(
     return drawn
 
 
-def keep(runs: Sequence[Run], folder: Path) -> None:
+def keep(runs: Sequence[Trial], folder: Path) -> None:
     """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``, with what they are results of.
 
     Raises:
@@ -240,7 +243,7 @@ def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> d
     return panels
 
 
-def facts_of(runs: Sequence[Run], command: str) -> list[str]:
+def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
     """Returns sentences about how runs were done: the command, and the machines and revisions that they recorded."""
     facts = [f"`{command}`", ""]
     machines: dict[str, list[str]] = {}

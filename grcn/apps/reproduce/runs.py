@@ -26,7 +26,7 @@ _POLL = 0.5  # seconds between looks at the processes
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """What a row describes, trained with one seed in a folder of its own."""
 
     row: Row
@@ -56,7 +56,7 @@ class Run:
 
 def plan(
     rows: Sequence[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
-) -> list[Run]:
+) -> list[Trial]:
     """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
 
     Args:
@@ -70,7 +70,7 @@ def plan(
     for seed in dict.fromkeys(seeds):
         for name, row in {row.name: row for row in rows}.items():
             own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
-            run = Run(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
+            run = Trial(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
             runs.append(run)
     check_runs(runs)
     return runs
@@ -86,7 +86,7 @@ def _scaled(cfg: Config, scale: float) -> tuple[str, ...]:
     return f"train.steps={steps}", f"train.lr_steps=[{milestones}]", f"train.warmup={round(train.warmup * scale)}"
 
 
-def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
+def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
     """Brings runs to their end, each in a process of its own, so many at a time; shows how far they are.
 
     A run that diverges does not keep the others from running; any other fault stops the start of further ones, because
@@ -106,7 +106,7 @@ def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSi
     waiting, broken = list(runs), False
     failed: dict[Path, tuple[int, str]] = {}
     slots = set(range(jobs))
-    active: dict[int, tuple[subprocess.Popen[bytes], Run, int]] = {}
+    active: dict[int, tuple[subprocess.Popen[bytes], Trial, int]] = {}
     total = sum(run.settings.train.steps for run in runs)
     done = sum(run.steps_done() for run in runs)
     with progress_bar(desc=f"{len(runs)} runs", total=total, initial=done, unit="step") as bar:
@@ -137,7 +137,7 @@ def execute(runs: Sequence[Run], command: Sequence[str], jobs: int, stop: StopSi
     return failed
 
 
-def _start(run: Run, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
+def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
     """Starts the process of a run, or continues it; what it says is added to ``train.log`` in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "train.log").open("ab") as log:
@@ -156,7 +156,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def arguments(run: Run) -> list[str]:
+def arguments(run: Trial) -> list[str]:
     """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
     twin = ["--torchvision"] if run.row.torchvision else []
     return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *twin, *run.overrides]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grcn.apps.reproduce.runs import Run, arguments
+from grcn.apps.reproduce.runs import Trial, arguments
 from grcn.errors import PREEMPTED, ConfigError, EnvironmentFault
 
 
@@ -47,7 +47,7 @@ def _wait(process: int) -> None:
 
 
 def submit(
-    runs: Sequence[Run], command: Sequence[str], folder: Path, cluster: str, parameters: dict[str, Any]
+    runs: Sequence[Trial], command: Sequence[str], folder: Path, cluster: str, parameters: dict[str, Any]
 ) -> list[Any]:
     """Submits each run as a job with one task.
 

@@ -53,7 +53,7 @@ from torch import Tensor
 
 from grcn import rng
 from grcn.catalog import SHAPES_CLASSES
-from grcn.data.annotations import Table
+from grcn.data.annotations import Annotations
 from grcn.data.synthetic.painting import (
     Box,
     Colour,
@@ -101,7 +101,7 @@ HUES = {
 FINEST_PERIOD = 4.5  # pixels of a 128 px image; the least period of a texture
 
 
-def load(level: str, split: str, count: int, size: int, seed: int) -> Table:
+def load(level: str, split: str, count: int, size: int, seed: int) -> Annotations:
     """Lays out the first ``count`` images of a split; image ``i`` does not depend on ``count``.
 
     Args:
