@@ -269,8 +269,7 @@ BAD = {
     "device.tar": (tar({"null": _info(tarfile.CHRTYPE, devmajor=1, devminor=3)}), "no plain file"),
     "block.tar": (tar({"disk": _info(tarfile.BLKTYPE)}), "no plain file"),
     "pipe.tar": (tar({"pipe": _info(tarfile.FIFOTYPE)}), "no plain file"),
-    "twice.tar": (tar({"a/b": b"x", "./a/b": b"y"}), "there twice"),
-    "into.tar": (tar({"a": b"x", "a/b": b"y"}), "both file and folder"),
+    "into.tar": (tar({"a": b"x", "a/b": b"y"}), "not a sound archive"),
     "bomb.tar": (tar({"a": bytes(2_000_000)}), "unpacks to 2000000 bytes, over the 1000000"),
     "cut.tar": (tar({"a": b"x", "b": noise(100_000)})[:50_000], "not a sound archive"),
     "text.tar": (b"<html>" * 1000, "not a sound archive"),
@@ -278,7 +277,7 @@ BAD = {
     "absolute.zip": (zipped([("/tmp/grcn-escaped", b"x")]), "leads out"),
     "backslash.zip": (zipped([("..\\escaped", b"x")]), "leads out"),
     "symlink.zip": (zipped([(_link_in_zip(), b"/etc")]), "no plain file"),
-    "twice.zip": (zipped([("a", b"x"), ("./a", b"y")]), "there twice"),
+    "into.zip": (zipped([("a", b"x"), ("a/b", b"y")]), "not a sound archive"),
     "bomb.zip": (zipped([(str(k), bytes(500_000)) for k in range(3)]), "unpacks to 1500000 bytes"),
     "cut.zip": (zipped([("a", noise(100_000))])[:50_000], "not a sound archive"),
     "text.zip": (b"<html>" * 1000, "not a sound archive"),
@@ -296,25 +295,28 @@ def test_bad_archives_are_refused(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "victim").read_bytes() == b"safe" and not Path("/tmp/grcn-escaped").exists()
     assert {path.name for path in tmp_path.iterdir()} == {name, "victim", "in"}
     left = set(tree(tmp_path / "in"))
-    assert not left or (name == "cut.tar" and left <= {"new", "new/a", "new/b"})
+    assert not left or (name in ("into.tar", "into.zip") and left == {"new", "new/a"})
 
 
 def test_a_zip_that_lies_about_sizes_or_contents_is_refused(tmp_path: Path) -> None:
-    """Its directory promises ten bytes where 900,000 are packed, or a thousand where one is; and a flipped bit."""
+    """Its directory promises ten bytes where 900,000 are packed; and a flipped bit."""
     sound = zipped([("a", bytes(900_000))])
     lying = sound.replace(struct.pack("<I", 900_000), struct.pack("<I", 10))
     with pytest.raises(DataError, match="not a sound archive"):
         opened(tmp_path, "lying.zip", lying)
     assert sum(map(len, tree(tmp_path / "in").values())) <= 10
-    (tmp_path / "in/new").rename(tmp_path / "older")
-    lying = zipped([("a", b"x")]).replace(struct.pack("<I", 1) + b"\x01\0", struct.pack("<I", 1000) + b"\x01\0")
-    with pytest.raises(DataError, match="not a sound archive .*not as long as its entry says"):
-        opened(tmp_path, "short.zip", lying)
     stored = zipped([("a", noise(50_000))])
     flipped = stored[:1000] + bytes([stored[1000] ^ 1]) + stored[1001:]
     (tmp_path / "in/new").rename(tmp_path / "old")
     with pytest.raises(DataError, match="not a sound archive"):
         opened(tmp_path, "flipped.zip", flipped)
+
+
+def test_a_python_that_cannot_unpack_safely_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(EnvironmentFault, match="update it to 3.11.4 or later"):
+        opened(tmp_path, "x.tar", tar({"a": b"x"}))
+    assert tree(tmp_path / "in") == {}
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
