@@ -16,6 +16,7 @@ import programs
 import pytest
 import torch
 from foreign import BIG, bomb, named, read_weights, refusal, saved
+from waiting import HANG
 
 from grcn import fileio
 from grcn.engine import checkpoint
@@ -47,7 +48,7 @@ def measured(read: Callable[[Any], object], given: Any, report: Path, patch: Cal
 def growth(read: Callable[[Any], object], given: Any, report: Path, patch: Callable[[], None] | None = None) -> int:
     process = programs.CONTEXT.Process(target=measured, args=(read, given, report, patch))
     process.start()
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode == 0
     return int(report.read_text())
 
