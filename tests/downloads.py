@@ -9,15 +9,17 @@ import os
 import random
 import socket
 import struct
+import sys
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_for
 
 from grcn.apps.prepare_data.prepare import prepare
 from grcn.apps.prepare_data.published import Archive, DataSet, Split
@@ -39,7 +41,7 @@ class Answer:
         length: a wrong Content-Length; 0 sends none.
         cut: bytes after which the connection ends.
         reset: it ends with a reset.
-        hang: seconds of silence before it ends.
+        until: before it ends, there is silence until this holds.
     """
 
     status: int = 0
@@ -51,7 +53,7 @@ class Answer:
     length: int | None = None
     cut: int | None = None
     reset: bool = False
-    hang: float = 0.0
+    until: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -65,7 +67,11 @@ class Request:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files`` by path. The requests are answered as ``plan`` says, one by one, and then as ``usual``."""
+    """Serves ``files`` by path. The requests are answered as ``plan`` says, one by one, and then as ``usual``.
+
+    Attributes:
+        impatient: whether a silence has lasted so long that the server ended it.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -76,6 +82,7 @@ class Server(ThreadingHTTPServer):
         self.plan: list[Answer] = []
         self.usual = Answer()
         self.requests: list[Request] = []
+        self.impatient = False
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
     def __enter__(self) -> Server:
@@ -88,6 +95,7 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of clients that were killed."""
+        self.impatient = self.impatient or isinstance(sys.exception(), AssertionError)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: answer.cut])
         self.wfile.flush()
-        time.sleep(answer.hang)
+        wait_for(answer.until)
         if answer.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -230,6 +238,11 @@ def tree(root: Path) -> dict[str, bytes]:
     """What lies below a folder, the lock apart; folders that hold nothing too."""
     paths = (path for path in root.rglob("*") if path.name != ".lock")
     return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+def has(path: Path, size: int) -> bool:
+    """Whether a file is there and has this many bytes."""
+    return path.exists() and path.stat().st_size == size
 
 
 def become(data_set: DataSet, root: Path, patch: Callable[[], None] | None) -> None:

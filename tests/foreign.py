@@ -6,7 +6,6 @@ import functools
 import io
 import pickle
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,8 +110,7 @@ def read_weights(entry: str) -> object:
 
 def refusal(read: Callable[[], object]) -> str:
     """Returns the message of a file that is refused."""
-    began = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         read()
-    assert is_clear(str(caught.value)) and time.monotonic() - began < 5, caught.value
+    assert is_clear(str(caught.value)), caught.value
     return str(caught.value)

@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from waiting import HANG
+
 ROOT = Path(__file__).resolve().parents[1]
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -64,10 +66,10 @@ def start(
     return process
 
 
-def call(tool: str, *args: object, folder: Path, timeout: float = 60.0, **options: Any) -> Outcome:
-    """Runs a tool to its end; see :func:`start`. One that does not end in time is killed."""
+def call(tool: str, *args: object, folder: Path, **options: Any) -> Outcome:
+    """Runs a tool to its end; see :func:`start`. One that hangs is killed."""
     process = start(tool, *args, folder=folder, **options)
-    process.join(timeout)
+    process.join(HANG)
     if process.is_alive():
         process.kill()
         process.join()

@@ -16,6 +16,7 @@ import pytest
 import torch.distributed.run
 from documented import ROOT
 from downloads import Server
+from waiting import HANG
 
 COMMANDS = documented.commands()
 SERVED = documented.published("")
@@ -68,7 +69,7 @@ def run(line: str, place: Path, url: str) -> None:
     words = documented.small(line, place)
     if words[0] == "torchrun":
         words[0] = torch.distributed.run.__file__
-    done = programs.call(*words, folder=place, patch=partial(documented.shrink, url), variables=variables, timeout=300)
+    done = programs.call(*words, folder=place, patch=partial(documented.shrink, url), variables=variables)
     assert done.code == 0, f"{line}\nran as {shlex.join(words)}\nexit code {done.code}\n{done.stdout}{done.stderr}"
 
 
@@ -81,7 +82,7 @@ def run_slurm_script(text: str, place: Path, variables: dict[str, str]) -> None:
         env={**os.environ, **variables, **job},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
     )
     assert done.returncode == 0 and not (place / "requeued").exists(), f"{text}\n{done.stdout}{done.stderr}"
     assert list(place.glob("runs/slurm/checkpoints/step_00000002-*.pt"))

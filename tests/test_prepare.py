@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,8 @@ from typing import Any
 
 import programs
 import pytest
-from downloads import Answer, Published, Server, become, noise, tiny_coco, tiny_voc, tree
+from downloads import Answer, Published, Server, become, has, noise, tiny_coco, tiny_voc, tree
+from waiting import HANG, wait_for
 
 from grcn.apps.prepare_data.download import Unreachable
 from grcn.apps.prepare_data.prepare import prepare, tabulate
@@ -81,9 +83,8 @@ def test_a_second_start_does_nothing(server: Server, tmp_path: Path) -> None:
     run(tiny, tmp_path)
     asked, before = len(server.requests), tree(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
-    start = time.perf_counter()
     assert run(replace_load(tiny), tmp_path) == list(tiny.data_set.splits)
-    assert time.perf_counter() - start < 0.5 and len(server.requests) == asked and tree(tmp_path) == before
+    assert len(server.requests) == asked and tree(tmp_path) == before
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
@@ -189,8 +190,7 @@ def test_one_process_at_a_time(server: Server, tmp_path: Path) -> None:
     process = programs.CONTEXT.Process(target=hold, args=(tmp_path / ".prepared", tmp_path / "held"))
     process.start()
     try:
-        while not (tmp_path / "held").exists():
-            time.sleep(0.01)
+        wait_for((tmp_path / "held").exists, process)
         with pytest.raises(EnvironmentFault, match=rf"in use by process {process.pid} on "):
             run(published(server), tmp_path)
     finally:
@@ -202,7 +202,7 @@ def test_one_process_at_a_time(server: Server, tmp_path: Path) -> None:
 def hold(folder: Path, sign: Path) -> None:
     with run_lock(folder):
         sign.touch()
-        time.sleep(60)
+        time.sleep(HANG)
 
 
 MOMENTS = [
@@ -210,8 +210,8 @@ MOMENTS = [
     ("grcn.apps.prepare_data.download:difference", 1, False),
     ("grcn.apps.prepare_data.download:discard", 1, False),
     ("grcn.apps.prepare_data.prepare:unpack", 1, False),
-    ("grcn.apps.prepare_data.unpack:_copy", 4, False),
-    ("grcn.apps.prepare_data.unpack:_copy", 9, True),
+    ("tarfile:TarFile.extract", 4, False),
+    ("tarfile:TarFile.extract", 11, True),
     ("os:sync", 1, False),
     ("grcn.apps.prepare_data.prepare:_move", 1, False),
     ("grcn.apps.prepare_data.prepare:_move", 1, True),
@@ -247,14 +247,15 @@ def test_ended_in_the_middle_of_a_download_it_goes_on(
 ) -> None:
     """By a signal from outside, while the server is silent for a moment."""
     tiny = published(server)
-    server.plan = [Answer(cut=50_000, hang=0.5)]
+    signalled = threading.Event()
+    server.plan = [Answer(cut=50_000, until=signalled.is_set)]
     process = programs.CONTEXT.Process(target=become, args=(tiny.data_set, tmp_path / "data", None))
     process.start()
     part = tmp_path / "data/.prepared/trainval.tar.part"
-    while not (part.exists() and part.stat().st_size == 50_000):
-        time.sleep(0.01)
+    wait_for(lambda: has(part, 50_000), process)
     os.kill(process.pid, number)
-    process.join()
+    signalled.set()
+    process.join(HANG)
     assert process.exitcode == code and part.stat().st_size >= 50_000
     run(tiny, tmp_path / "data")
     resumed = server.requests[1]
@@ -323,14 +324,15 @@ def test_the_tool_without_a_network_tells_what_to_download(tmp_path: Path) -> No
 def test_the_tool_obeys_signals(server: Server, tmp_path: Path, number: signal.Signals, code: int) -> None:
     archive = DATA_SETS["voc"].archives[0]
     server.files[f"/{archive.name}"] = bytes(50_000)
-    server.plan = [Answer(length=archive.size, hang=0.5)]
+    signalled = threading.Event()
+    server.plan = [Answer(length=archive.size, until=signalled.is_set)]
     args = ["voc", "--root", tmp_path / "data", "--mirror", server.url]
     process = programs.start(TOOL, *args, folder=tmp_path, variables={"no_proxy": "127.0.0.1"})
     part = tmp_path / f"data/.prepared/{archive.name}.part"
-    while not (part.exists() and part.stat().st_size == 50_000):
-        time.sleep(0.01)
+    wait_for(lambda: has(part, 50_000), process)
     os.kill(process.pid, number)
-    process.join()
+    signalled.set()
+    process.join(HANG)
     result = programs.outcome(TOOL, args, process, tmp_path)
     assert result.code == code and part.stat().st_size == 50_000, result
     assert "stopped by a signal; run it again" in result.stderr and "Traceback" not in result.stderr

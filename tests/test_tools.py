@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from waiting import HANG, wait_for
 
 from grcn.config.files import print_config
 from grcn.engine.checkpoint import load
@@ -36,12 +36,12 @@ def call(tool, *args, launcher=()):
     """Runs a tool in a process of its own, or under a launcher; returns its stdout and stderr."""
     with tempfile.TemporaryDirectory() as folder:
         if not launcher:
-            done = programs.call(str(tool), *args, folder=Path(folder), timeout=120)
+            done = programs.call(str(tool), *args, folder=Path(folder))
             assert done.code == 0, done
             return done.stdout, done.stderr
         command = [*launcher, *map(str, (tool, *args))]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout, done.stderr
 
@@ -181,11 +181,9 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bytes(finished, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: log.exists() and log.read_text() != "", process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG)
     assert process.returncode == 130 and "Traceback" not in stderr, stderr
     (saved,) = (tmp_path / "run/checkpoints").glob("step_*.pt")
     assert 2 <= int(saved.name[5:13]) < 40

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from waiting import HANG
 
 from grcn import errors
 from grcn.engine import checkpoint, distributed
@@ -142,7 +143,7 @@ def run(
     """Trains in ``folder``, continuing what is there; evaluations leave ``step_N.npz`` behind."""
     torch.set_num_threads(1)
     out = Path(folder)
-    with StopSignals() as stop, distributed.process_group("cpu", timeout=60) as device:
+    with StopSignals() as stop, distributed.process_group("cpu", timeout=HANG) as device:
         start_logging()
         with run_lock(out) if distributed.is_main() else nullcontext():
             torch.manual_seed(0)
@@ -206,10 +207,10 @@ def launch(options: dict[str, Any], world: int = 1) -> list[Any]:
     return processes
 
 
-def finish(processes: list[Any], timeout: float = 60.0) -> list[int | None]:
-    """Waits for the processes and returns their exit codes; one that does not end is killed."""
+def finish(processes: list[Any]) -> list[int | None]:
+    """Waits for the processes and returns their exit codes; one that hangs is killed."""
     for process in processes:
-        process.join(timeout)
+        process.join(HANG)
         if process.is_alive():
             process.kill()
             process.join()
@@ -225,14 +226,6 @@ def results(folder: Path) -> dict[str, bytes]:
         "state": newest.read_bytes(),
         "log": (folder / "metrics.jsonl").read_bytes(),
     }
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 60.0) -> None:
-    """Polls until the condition holds."""
-    limit = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.005)
 
 
 if __name__ == "__main__":

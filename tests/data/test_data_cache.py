@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import HANG
 
 import grcn
 from grcn.data import coco, coco_json
@@ -246,7 +247,7 @@ print(*tables)
 """
     command = [sys.executable, "-c", program]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path()) for _ in range(3)]
-    said = {process.communicate(timeout=60)[0].strip() for process in processes}
+    said = {process.communicate(timeout=HANG)[0].strip() for process in processes}
     assert said == {coco.load(tmp_path, ["train"]).fingerprint()}
     assert len(list(cache.iterdir())) == 1
 
@@ -259,7 +260,12 @@ def path(environment: Any = None) -> dict[str, str]:
 
 def run(program: str, environment: Any) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], env=path(environment), capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        env=path(environment),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -569,7 +569,7 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     assert "\n'model.anchors.sizes=[" in told and "]' 'model.anchors.ratios=[" in told  # as a shell wants them
     source = (tmp_path / "out/check.html").read_text()
     assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
-    assert "<pre>&#x27;model.anchors.sizes=[" in source and "</span> train <span" in source
+    assert "<pre>&#39;model.anchors.sizes=[" in source and "</span> train <span" in source
 
 
 def test_objects_are_seen_at_the_networks_scale():

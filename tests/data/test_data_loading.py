@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from waiting import HANG
 
 from grcn import rng
 from grcn.data.annotations import Annotations
@@ -224,8 +225,8 @@ print(table.boxes.nbytes, private_memory(worker.pid) - before)
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory")
 def test_workers_do_not_grow_while_they_read():
     """In a process of its own: pages that a main process writes to are private to its workers, too."""
-    done = subprocess.run([sys.executable, "-c", READ_MUCH], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
-    boxes, growth = map(int, done.stdout.split())
+    told = subprocess.check_output([sys.executable, "-c", READ_MUCH], text=True, timeout=HANG)
+    boxes, growth = map(int, told.split())
     assert growth < 4e6 < boxes
 
 
@@ -317,7 +318,7 @@ def test_signals_are_left_to_the_main_process(table):
     time.sleep(0.2)
     assert len(list(loader)) == 58
     for worker in workers:
-        worker.join(10)
+        worker.join(HANG)
         assert worker.exitcode == 0
 
 
@@ -326,5 +327,5 @@ def test_a_worker_ends_with_its_main_process(table):
     next(loader)
     (worker,) = multiprocessing.active_children()
     worker.terminate()
-    worker.join(10)
+    worker.join(HANG)
     assert worker.exitcode == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -195,10 +194,8 @@ def test_entities_are_refused_before_they_grow(root):
     bomb = f'<!DOCTYPE a [<!ENTITY e0 "ha">{"".join(lines)}]><a>&e11;</a>'
     for data in (bomb.encode(), bomb.encode("utf-16")):
         (root / "VOC2007/Annotations/a.xml").write_bytes(data)
-        start = time.perf_counter()
         with pytest.raises(DataError, match="DOCTYPE is not allowed"):
             voc.load(root, ["VOC2007/trainval"])
-        assert time.perf_counter() - start < 1
 
 
 def test_counting_from_zero_is_clipped_and_said(root, caplog):

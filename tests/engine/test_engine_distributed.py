@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_run import IMAGES, finish, launch, messages, wait_for
+from toy_run import IMAGES, finish, launch, messages
+from waiting import HANG, wait_for
 
 from grcn.engine import checkpoint, distributed
 from grcn.errors import EnvironmentFault, NonFiniteError
@@ -102,10 +103,10 @@ def test_torchrun_forwards_a_signal_that_came_already(tmp_path: Path) -> None:
     torchrun = subprocess.Popen(
         [*command, tests / "toy_run.py", options], env=environment, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: any(tmp_path.glob("checkpoints/step_*")))
+    wait_for(lambda: any(tmp_path.glob("checkpoints/step_*")), torchrun)
     os.kill(int((tmp_path / ".lock").read_text().split()[1]), signal.SIGTERM)
     torchrun.terminate()
-    _, stderr = torchrun.communicate(timeout=180)  # torchrun gives a process 30 s to end
+    _, stderr = torchrun.communicate(timeout=HANG)
     stopped = [line for line in stderr.splitlines() if line.startswith("grcn: stopped by a signal")]
     assert stopped == [
         f"grcn: stopped by a signal; step {final_state(tmp_path)['step']} is saved, run again with --resume"

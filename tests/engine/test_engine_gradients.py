@@ -12,6 +12,7 @@ import pytest
 import torch
 from programs import CONTEXT
 from support import small_detector
+from waiting import HANG
 
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images
@@ -50,7 +51,7 @@ def gradients(
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with distributed.process_group("cpu", timeout=60):
+    with distributed.process_group("cpu", timeout=HANG):
         model = small_detector(split="conv5", loc_pool="none", context=("cls",), dropout=0.5).to(dtype).train()
         images, targets = batch(OBJECTS[kind], dtype)
         if spoil is not None:
@@ -75,7 +76,7 @@ def gradients_of(world: int, folder: Path, *args: Any) -> dict[str, torch.Tensor
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG)
         assert process.exitcode == 0
     return torch.load(path, weights_only=True)
 

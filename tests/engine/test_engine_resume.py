@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_run import finish, launch, messages, results, wait_for
+from toy_run import finish, launch, messages, results
+from waiting import wait_for
 
 from grcn.errors import PREEMPTED
 
@@ -33,16 +34,16 @@ def newest_step(folder: Path) -> int:
 
 
 def test_program_killed_stopped_and_continued(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    arguments = json.dumps({**RUN, "folder": str(tmp_path), "pause": 0.05})
+    arguments = json.dumps({**RUN, "folder": str(tmp_path), "pause": 0.2})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path])}
     program = subprocess.Popen([sys.executable, SCRIPT, arguments], env=environment)
-    wait_for(lambda: newest_step(tmp_path) >= 6)
+    wait_for(lambda: newest_step(tmp_path) >= 6, program)
     program.kill()
     assert program.wait() == -signal.SIGKILL
 
     reached = newest_step(tmp_path)
-    processes = launch({**RUN, "folder": str(tmp_path), "pause": 0.05})
-    wait_for(lambda: newest_step(tmp_path) > reached)
+    processes = launch({**RUN, "folder": str(tmp_path), "pause": 0.2})
+    wait_for(lambda: newest_step(tmp_path) > reached, *processes)
     os.kill(processes[0].pid, signal.SIGTERM)
     assert finish(processes) == [PREEMPTED]
     assert reached < newest_step(tmp_path) < 40

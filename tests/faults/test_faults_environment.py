@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from programs import RUN, Outcome, assert_contract, call, left, signal_at, start, undisturbed
-from toy_run import wait_for
+from waiting import HANG, wait_for
 
 from grcn.errors import EnvironmentFault
 
@@ -131,7 +131,7 @@ def worker_hangs() -> None:
     """A patch: an image never comes, as from a disk on the network."""
     from grcn.data.synthetic.dataset import ShapesImages
 
-    ShapesImages.__call__ = lambda self, row: time.sleep(60)  # type: ignore[method-assign,assignment]
+    ShapesImages.__call__ = lambda self, row: time.sleep(HANG)  # type: ignore[method-assign,assignment]
 
 
 def test_workers_that_die_or_hang(tmp_path: Path) -> None:
@@ -142,15 +142,17 @@ def test_workers_that_die_or_hang(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_a_killed_run_and_hold_no_lock(tmp_path: Path) -> None:
-    process = start("tools/train.py", *RUN, "--output-dir", tmp_path / "run", "run.workers=2", folder=tmp_path)
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists())
+    command = ["tools/train.py", *RUN, "--output-dir", tmp_path / "run", "run.workers=2"]
+    suspend = partial(signal_at, "grcn.models.detector:Detector.forward", signal.SIGSTOP, 5)
+    process = start(*command, folder=tmp_path, patch=suspend)
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists(), process)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: len(workers.read_text().split()) == 2)
+    wait_for(lambda: len(workers.read_text().split()) == 2, process)
     pids = workers.read_text().split()
     process.kill()
     process.join()
     assert train(tmp_path).code == 0, "the lock went with the process"
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout=15)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def few_descriptors() -> None:
@@ -184,7 +186,7 @@ def test_a_missing_device(tmp_path: Path) -> None:
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     first = start("tools/train.py", *RUN, "--output-dir", tmp_path / "run", "train.steps=2000", folder=tmp_path)
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists())
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists(), first)
     result = train(tmp_path, name="second")
     first.kill()
     first.join()

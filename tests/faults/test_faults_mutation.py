@@ -19,6 +19,7 @@ import torch
 from damage import is_clear, mutate
 from foreign import read_weights
 from PIL import Image
+from waiting import HANG
 
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
@@ -38,7 +39,7 @@ from grcn.evaluation.diagnosis import diagnose
 from grcn.models import detector
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 5  # a case may take; the alarm then kills its process
+SECONDS = HANG  # a case may take; the alarm then kills its process
 SIZE = (48, 64)
 FORMATS = ("jpg", "png", "bmp", "gif", "tiff", "webp", "ppm")
 BOXES = [[4, 5, 30, 20], [40, 8, 16, 30], [10, 12, 22, 22]]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from programs import RUN, call, left, signal_at, undisturbed
+from waiting import HANG, wait_for
 
 from grcn.errors import INTERRUPTED, PREEMPTED
 
@@ -82,9 +83,10 @@ def twice(first: int, second: int) -> None:
     def write(path: Path, contents: memoryview) -> None:
         if path.suffix == ".pt":
             os.kill(os.getpid(), first)
-            time.sleep(0.2)
+            wait_for(lambda: "a second one ends the process" in Path("program.err").read_text())
+            time.sleep(0.2)  # sooner, it is taken for the same request
             os.kill(os.getpid(), second)
-            time.sleep(5)
+            time.sleep(HANG)
         real(path, contents)
 
     fileio.write_durably = write
@@ -132,5 +134,5 @@ def test_a_stopped_process_goes_on(tmp_path: Path) -> None:
 def suspend() -> None:
     """A patch: the process is suspended for a second at its fifth forward pass."""
     if not os.fork():  # a child that wakes its parent
-        os.execlp("sh", "sh", "-c", f"for i in 1 2 3 4 5 6; do sleep 1; kill -CONT {os.getppid()}; done")
+        os.execlp("sh", "sh", "-c", f"while kill -CONT {os.getppid()}; do sleep 1; done")
     signal_at("grcn.models.detector:Detector.forward", signal.SIGSTOP, 5)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import programs
 import pytest
+from waiting import wait_for
+
+from grcn.errors import EnvironmentFault
+from grcn.fileio import run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [ROOT / f"configs/shapes/{name}_tiny.yaml" for name in ("faster_rcnn", "detect_f")]
@@ -20,21 +23,27 @@ SMALL = [
 
 
 def reproduce(folder, *args):
-    return programs.call("tools/reproduce.py", *args, folder=folder, timeout=120)
+    return programs.call("tools/reproduce.py", *args, folder=folder)
+
+
+def is_free(folder):
+    """Whether no process trains in a folder."""
+    try:
+        with run_lock(folder):
+            return True
+    except EnvironmentFault:
+        return False
 
 
 def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_runs(tmp_path):
     what = ["--config", *CONFIGS, *SMALL, "--seeds", 0, "--draws", 20]
     killed = programs.start("tools/reproduce.py", *what, folder=tmp_path)
     folders = [tmp_path / "runs/shapes" / path.stem / "seed0" for path in CONFIGS]
-    deadline = time.monotonic() + 60
-    while not list(folders[0].glob("checkpoints/step_*.pt")):
-        assert killed.is_alive() and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: any(folders[0].glob("checkpoints/step_*.pt")), killed)
     killed.kill()
     killed.join()
     assert not any(list(folder.glob("eval/step_30/results.json")) for folder in folders)
-    time.sleep(0.5)  # its runs were told to stop, and finish their step
+    wait_for(lambda: is_free(folders[0]))  # its run was told to stop, and saves its step
 
     result = reproduce(tmp_path, *what)
     assert result.code == 0, result.stderr

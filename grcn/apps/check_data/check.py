@@ -87,9 +87,9 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         {} if fast else {side: sheet_of(read.table, read.picture) for side, read in (("train", train), ("test", test))}
     )
     shown = page(report, pictures, {side: sheet for side, sheet in sheets.items() if sheet})
-    for name, text in (("check.json", json.dumps(report, indent=1)), ("check.html", shown)):
+    for name, content in (("check.json", json.dumps(report, indent=1).encode()), ("check.html", shown)):
         with named(folder / name):
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            (folder / name).write_bytes(content)
     return report
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from grcn.apps.reproduce.checks import check_runs
@@ -21,7 +22,6 @@ from grcn.engine.signals import Stopped, StopSignals
 from grcn.errors import PREFIX, NonFiniteError
 from grcn.progress import progress_bar
 
-_LIBC = ctypes.CDLL(None)  # loaded here, since little is safe between fork and exec
 _POLL = 0.5  # seconds between looks at the processes
 
 
@@ -140,6 +140,10 @@ def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: Stop
 def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
     """Starts the process of a run, or continues it; what it says is added to ``train.log`` in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    prepare = None
+    if sys.platform == "linux":  # no run goes on unseen after a kill -9 of this process
+        # The library is loaded here, since little is safe between fork and exec. 1 is PR_SET_PDEATHSIG.
+        prepare = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
     with (run.folder / "train.log").open("ab") as log:
         return subprocess.Popen(
             [*command, *arguments(run)],
@@ -148,7 +152,7 @@ def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subproce
             stderr=log,
             env={**os.environ, **_share(slot, jobs)},
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=prepare,
         )
 
 
@@ -176,11 +180,6 @@ def _gpus() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to send SIGTERM to this process when its parent dies: no run goes on unseen after a ``kill -9``."""
-    _LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _last_words(log: Path, start: int, code: int) -> str:
