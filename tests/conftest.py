@@ -3,8 +3,10 @@
 And a cache folder of the tests' own, which their subprocesses inherit: nothing is written into the user's.
 """
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +25,16 @@ def pytest_configure() -> None:
         "MPLCONFIGDIR", os.path.join(usual, "matplotlib")
     )  # whose list of fonts takes seconds to make
     os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def messages_of_the_library() -> Iterator[None]:
+    """Undoes what a tool that runs in the tests' own process does to the logger, as a program may."""
+    logger = logging.getLogger("grcn")
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

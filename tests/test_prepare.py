@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -33,15 +31,9 @@ TOOL = "tools/prepare_data.py"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No proxy on the way to the server; and logging goes to stderr here only."""
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy on the way to the server."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    logger = logging.getLogger("grcn")
-    before = logger.handlers, logger.propagate, logger.level
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
 
 
 @pytest.fixture

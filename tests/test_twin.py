@@ -88,10 +88,7 @@ def test_torchvisions_own_values_and_unused_ones_are_fine() -> None:
     assert torchvision_lacks(model_of(**{"head.kind": "conv", "head.dropout": 0.25})) == []
 
 
-def test_what_differs_from_the_config_is_told(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("grcn"), "propagate", True)
+def test_what_differs_from_the_config_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "grcn"):
         facts(model_of(**ITS_OWN))
     assert {record.getMessage() for record in caplog.records} == {

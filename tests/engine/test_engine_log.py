@@ -109,16 +109,11 @@ def test_environment(tmp_path: Path) -> None:
 
 def test_messages_do_not_tear_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("grcn")
-    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
-    try:
-        start_logging()
-        with progress_bar(total=3) as bar:
-            bar.update()
-            logger.info("in between")
-            bar.update()
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+    start_logging()
+    with progress_bar(total=3) as bar:
+        bar.update()
+        logger.info("in between")
+        bar.update()
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "grcn: in between\n" in captured.err
