@@ -52,16 +52,16 @@ class _Lines:
     """A stream on which each state of a bar is a line of its own, once."""
 
     def __init__(self, stream: _Stderr) -> None:
-        self._stream, self._last = stream, ""
+        self._lines, self._last = stream, ""
 
     def write(self, text: str) -> None:
         line = text.strip()
         if line and line != self._last:
-            self._stream.write(f"{line}\n")
+            self._lines.write(f"{line}\n")
             self._last = line
 
     def flush(self) -> None:
-        self._stream.flush()
+        self._lines.flush()
 
 
 class _AboveProgressBar(logging.Handler):

@@ -16,7 +16,7 @@ from grcn.config.files import load_config
 from grcn.data.coco import write_detections
 from grcn.evaluation.tide import ERRORS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
 SMALL = [
     "data.size=64", "model.image={short: 64, max: 64}", "model.width=8", "model.head.dim=16", "data.train_images=2",

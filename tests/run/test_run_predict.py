@@ -22,7 +22,7 @@ from grcn.config.files import load_config
 from grcn.errors import CheckpointError, EnvironmentFault
 from grcn.run.predict import as_tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
 SMALL = [
     "model.width=8", "model.head.dim=16", "model.roi.score_thresh=0.01", "data.train_images=8", "data.test_images=4",

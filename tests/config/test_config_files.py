@@ -28,7 +28,7 @@ from grcn.config.files import (
 from grcn.config.schema import Config
 from grcn.errors import LONGEST_LINE, PREFIX, ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 SHIPPED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
 MAX_LINE = LONGEST_LINE - len(PREFIX)

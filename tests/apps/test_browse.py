@@ -28,7 +28,7 @@ from grcn.run import train as run
 from grcn.vis import inputs
 from grcn.vis.samples import Anchors, RoIs, Sample, samples_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "model.width=8", "model.head.dim=16", "data.train_images=8", "data.test_images=2", "train.batch=4",
     "train.warmup=0", "train.steps=2", "train.checkpoint_every=1", "eval.protocols=[coco]", "eval.pictures=0",

@@ -15,7 +15,7 @@ from grcn.apps.reproduce import report, rows
 from grcn.apps.reproduce.statistics import Difference, compare, student_interval, student_t
 from grcn.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
 PRINTED = yaml.safe_load((CONFIGS / "paper_tables.yaml").read_text())
 

@@ -20,7 +20,7 @@ from grcn.config.rules import idle_in_model, without_effect
 from grcn.config.schema import Config, FilesDataConfig, ShapesDataConfig, TrainConfig
 from grcn.config.types import Section
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MINIMAL: dict[str, Any] = {"data": {"format": "shapes"}, "train": {"steps": 10}}
 
 

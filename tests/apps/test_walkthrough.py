@@ -20,7 +20,7 @@ from grcn.engine import checkpoint
 from grcn.errors import DataError
 from grcn.models.context import ContextAttention
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("sun", "moon", "lark", "owl")
 
 

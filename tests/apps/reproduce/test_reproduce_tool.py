@@ -13,7 +13,7 @@ from waiting import wait_for
 from grcn.errors import EnvironmentFault
 from grcn.fileio import run_lock
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = [ROOT / f"configs/shapes/{name}_tiny.yaml" for name in ("faster_rcnn", "detect_f")]
 SMALL = [
     "model.width=8", "model.head.dim=16", "data.train_images=16", "data.test_images=4", "data.size=64",

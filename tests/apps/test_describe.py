@@ -12,7 +12,7 @@ from grcn.build import build_model
 from grcn.config.files import load_config
 from grcn.models.detector import count_parameters
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 # From the layers' definitions: convolutions, linear layers, and two values for each channel of a norm. Each anchor
 # shape has one sigmoid logit, 513 parameters, where the code that the paper builds on has a softmax of two.

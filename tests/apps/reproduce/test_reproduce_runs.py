@@ -19,7 +19,7 @@ from grcn.config.files import dump_config, load_config
 from grcn.engine.signals import Stopped, StopSignals
 from grcn.errors import ConfigError, DataError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ROWS = [Row(name, ROOT / f"configs/shapes/{name}_tiny.yaml") for name in ("faster_rcnn", "detect_f")]
 TOY = [sys.executable, str(Path(__file__).with_name("toy_trainer.py"))]
 QUICK = ["train.steps=3", "train.lr=0.001"]

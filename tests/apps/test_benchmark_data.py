@@ -13,7 +13,7 @@ import torch
 import grcn.apps.benchmark.data as benchmark
 from grcn.config.files import load_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,7 +12,7 @@ from grcn.apps.benchmark.text import times_as_text
 from grcn.config.files import load_config
 from grcn.models.box_heads import TaskHeads
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CPU = torch.device("cpu")
 SMALL = ["model.image.short=64", "model.image.max=96"]
 
