@@ -19,6 +19,7 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
+del ast, Path
 
 
 def __getattr__(name: str) -> Any:

@@ -315,7 +315,7 @@ class Training:
         return build_optimizer(self.cfg.train, model)
 
     def recorder(self, folder: Path, state: dict[str, Any] | None) -> Recorder:
-        """Opens the log of a run's folder, to continue from the checkpoint ``state``, or at step 0."""
+        """Returns the recorder of a run's folder, to continue from the checkpoint ``state``, or at step 0."""
         cfg = self.cfg
         return Recorder(
             folder, state=state, record=self.record, keep=cfg.train.keep, best=cfg.eval.best_metric,

@@ -1,4 +1,4 @@
-"""Tables that configs and models both read, so that a fact stands once. Imports nothing, torch least of all."""
+"""Tables that several parts read, so that a fact stands once. Imports nothing, torch least of all."""
 
 # Channels of the convolutions of each block, conv1 to conv5 (Simonyan and Zisserman, configuration D).
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

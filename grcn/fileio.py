@@ -214,8 +214,9 @@ def fetch(entry: str, url: str) -> Path:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            seen = sys.stderr is not None and sys.stderr.isatty()  # a bar for nobody may fail the download
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=seen)
     except Exception as error:  # whatever the network makes urllib raise
         raise CheckpointError(f"{entry}: cannot load {url} ({cause(error)}); put the file at {path}") from error
     return path

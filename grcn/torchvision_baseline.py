@@ -1,6 +1,6 @@
 """torchvision's Faster R-CNN with the network, head, anchors, RoIs and weights of one of ours, as it comes.
 
-A model whose tasks are parted has no counterpart there: its twin is the Faster R-CNN that it extends.
+A model with separate tasks has no counterpart there: what is built is the Faster R-CNN that it extends.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def baseline_of(cfg: ModelConfig) -> ModelConfig:
 
 
 def torchvision_lacks(cfg: ModelConfig) -> list[str]:
-    """Returns a line for each setting of a model that keeps its baseline from having a twin.
+    """Returns a line for each setting of a model that keeps its baseline from being built in torchvision.
 
     A default that torchvision does not share is its own affair, and so is ``rpn.min_size``, which suits the images and
     counts pixels of their originals, where torchvision's counts those of the resized images.
@@ -75,7 +75,7 @@ def torchvision_lacks(cfg: ModelConfig) -> list[str]:
 
 
 def check_torchvision(cfg: ModelConfig) -> None:
-    """Makes sure that the baseline of a model has a twin.
+    """Makes sure that the baseline of a model can be built in torchvision.
 
     Raises:
         ConfigError: settings that torchvision's detector cannot have.
@@ -95,7 +95,7 @@ def _differences(cfg: ModelConfig) -> dict[str, tuple[float, float]]:
 
 
 def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
-    """Builds the twin of a model, or of its baseline, in evaluation mode.
+    """Builds torchvision's detector of a model, or of its baseline, in evaluation mode.
 
     VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
     layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
@@ -107,7 +107,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         model: built from it; its weights are copied, by layer.
 
     Raises:
-        ConfigError: as :func:`check_twin` raises.
+        ConfigError: as :func:`check_torchvision` raises.
     """
     check_torchvision(cfg)
     if unlike := _differences(cfg):
@@ -122,7 +122,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     trunk, head = _layers(cfg, plain)
     trunk.out_channels = plain.backbone.feature_specs["cls"].channels  # type: ignore[assignment]
     heads = plain.roi_heads.heads
-    twin = FasterRCNN(
+    detector = FasterRCNN(
         trunk,
         min_size=cfg.image.short,
         max_size=cfg.image.max,
@@ -151,11 +151,11 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         box_detections_per_img=cfg.roi.detections,
         bbox_reg_weights=cfg.roi.box_weights,
     )
-    twin.roi_heads.box_predictor.cls_score.load_state_dict(heads.cls_score.state_dict())
-    twin.roi_heads.box_predictor.bbox_pred.load_state_dict(heads.bbox_pred.state_dict())
+    detector.roi_heads.box_predictor.cls_score.load_state_dict(heads.cls_score.state_dict())
+    detector.roi_heads.box_predictor.bbox_pred.load_state_dict(heads.bbox_pred.state_dict())
     if cfg.roi.op == "pool":
-        twin.roi_heads.box_roi_pool = _RoIPool(plain.backbone.feature_specs["cls"].stride, cfg.roi.size)
-    return twin.eval()
+        detector.roi_heads.box_roi_pool = _RoIPool(plain.backbone.feature_specs["cls"].stride, cfg.roi.size)
+    return detector.eval()
 
 
 class _RoIPool(nn.Module):

@@ -125,10 +125,10 @@ class PlainRoIPool(nn.Module):
         return roi_pool(x["0"], rois, 4, 1 / 16)
 
 
-def torchvision_twin(model: Detector) -> FasterRCNN:
+def as_torchvision(model: Detector) -> FasterRCNN:
     """Builds torchvision's FasterRCNN around the backbone of ``model``, with its weights, sampling everything."""
     head = model.roi_heads.heads
-    twin = FasterRCNN(
+    theirs = FasterRCNN(
         OneMap(model.backbone),
         min_size=model.transform.short,
         max_size=model.transform.max_size,
@@ -145,19 +145,19 @@ def torchvision_twin(model: Detector) -> FasterRCNN:
         box_head=TorchvisionHead(256, 32),
         box_predictor=FastRCNNPredictor(32, CLASSES),
     ).to(model.rpn.conv.weight.dtype)
-    twin.transform.size_divisible = 1
+    theirs.transform.size_divisible = 1
     if model.roi_heads.pools["cls"].op == "pool":
-        twin.roi_heads.box_roi_pool = PlainRoIPool()
+        theirs.roi_heads.box_roi_pool = PlainRoIPool()
     pairs = {
-        twin.rpn.head.conv[0][0]: model.rpn.conv,
-        twin.rpn.head.cls_logits: model.rpn.cls_logits,
-        twin.rpn.head.bbox_pred: model.rpn.bbox_pred,
-        twin.roi_heads.box_head.fc6: head.cls.fc6,
-        twin.roi_heads.box_head.fc7: head.cls.fc7,
-        twin.roi_heads.box_predictor.cls_score: head.cls_score,
-        twin.roi_heads.box_predictor.bbox_pred: head.bbox_pred,
+        theirs.rpn.head.conv[0][0]: model.rpn.conv,
+        theirs.rpn.head.cls_logits: model.rpn.cls_logits,
+        theirs.rpn.head.bbox_pred: model.rpn.bbox_pred,
+        theirs.roi_heads.box_head.fc6: head.cls.fc6,
+        theirs.roi_heads.box_head.fc7: head.cls.fc7,
+        theirs.roi_heads.box_predictor.cls_score: head.cls_score,
+        theirs.roi_heads.box_predictor.bbox_pred: head.bbox_pred,
     }
     for theirs, ours in pairs.items():
         theirs.load_state_dict(ours.state_dict())
-    twin.pairs = pairs
-    return twin
+    theirs.pairs = pairs
+    return theirs

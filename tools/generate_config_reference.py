@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,6 +100,7 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     root = Path(__file__).resolve().parents[1]
-    (root / "configs/schema.json").write_text(schema())
-    (root / "docs/config.md").write_text(reference())
+    (root / "configs/schema.json").write_text(schema(), encoding="utf-8")
+    (root / "docs/config.md").write_text(reference(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import statistics
@@ -117,5 +118,6 @@ def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     root = Path(__file__).resolve().parents[1]
-    (root / "configs/README.md").write_text(catalogue(root / "configs", root / "results"))
+    (root / "configs/README.md").write_text(catalogue(root / "configs", root / "results"), encoding="utf-8")

@@ -4,7 +4,7 @@ A file may name one parent, ``base: FILE`` relative to itself, which may name on
 merge key by key, anything else replaces. Overrides, ``key=value`` with a dotted key and a YAML
 value, are merged last. All problems are reported at once, each with the place where it stands.
 
-``make schema`` writes :func:`schema` to ``configs/schema.json``, with which editors complete and
+``make generated`` writes :func:`schema` to ``configs/schema.json``, with which editors complete and
 check configs.
 """
 
@@ -22,8 +22,7 @@ from pydantic import ValidationError
 from grcn.config.messages import clip, explain, show
 from grcn.config.rules import without_effect
 from grcn.config.schema import Config
-from grcn.config.types import Role, Section
-from grcn.config.types import roles as _roles
+from grcn.config.types import Role, Section, roles_of
 from grcn.config.yaml_nodes import (
     MAX_DEPTH,
     Node,
@@ -135,7 +134,7 @@ def difference(before: Config, after: Config) -> dict[str, str]:
 @cache
 def roles() -> dict[str, Role]:
     """Returns what each setting changes, by dotted key."""
-    return _roles(Config)
+    return roles_of(Config)
 
 
 def dump_config(config: Config) -> str:

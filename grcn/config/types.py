@@ -84,14 +84,15 @@ class Section(BaseModel):
         return self
 
 
-def roles(kind: type[Section], prefix: str = "") -> dict[str, Role]:
+def roles_of(kind: type[Section], prefix: str = "") -> dict[str, Role]:
     """Returns what each setting of a section changes, by dotted key; of all variants of a section that has several."""
     found: dict[str, Role] = {}
     for name, field in kind.model_fields.items():
         inner = section_kinds(field.annotation)
-        if inner and not get_args(field.annotation)[1:2] == (...,):
+        is_list = get_args(field.annotation)[1:2] == (...,)  # of sections, as tuple[PaperRowConfig, ...]: one setting
+        if inner and not is_list:
             for variant in inner:
-                found |= roles(variant, f"{prefix}{name}.")
+                found |= roles_of(variant, f"{prefix}{name}.")
         else:
             named = [item for item in field.metadata if isinstance(item, Role)]
             found[prefix + name] = named[0] if named else kind.role

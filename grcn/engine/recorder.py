@@ -38,7 +38,7 @@ class Recorder:
         best: str | None = None,
         tensorboard: bool = False,
     ) -> None:
-        """Opens the log to continue after the step of ``state``; what is beyond it is cut off.
+        """Names the folder; nothing in it changes before the recorder is entered.
 
         Args:
             folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
@@ -50,8 +50,8 @@ class Recorder:
         """
         self.step: int = 0 if state is None else state["step"]
         self.losses = RecentLosses([] if state is None else state["losses"])
-        self._log = MetricsLog(folder / "metrics.jsonl", self.step, folder / "tensorboard" if tensorboard else None)
-        self._checkpoints = folder / "checkpoints"
+        self._folder, self._checkpoints = folder, folder / "checkpoints"
+        self._tensorboard = folder / "tensorboard" if tensorboard else None
         self._state, self._record = state, record or {}
         self._keep, self._best = keep, best
 
@@ -96,13 +96,9 @@ class Recorder:
         }
         distributed.on_main(lambda: checkpoint.save(self._checkpoints, contents, self._keep))
 
-    def recorded(self, step: int) -> Metrics | None:
-        """Returns the metrics that are on record of a step, None where there are none."""
-        return distributed.on_main(lambda: self._log.evaluations().get(step))
-
     def evaluation(self, step: int, evaluate: Callable[[int], Mapping[str, float | None]]) -> Metrics:
         """Returns the metrics of a step that is saved; those on record, if an interrupted run got so far."""
-        result = self.recorded(step)
+        result = distributed.on_main(lambda: self._log.evaluations().get(step))
         if result is None:
             result = self._log.write_evaluation(step, evaluate(step))
             self._log.sync()
@@ -120,6 +116,8 @@ class Recorder:
         checkpoint.keep_best(self._checkpoints, sorted(known, key=lambda step: (-known[step], step)))
 
     def __enter__(self) -> Recorder:
+        """Opens the log to continue after the step of the checkpoint; what is beyond it is cut off."""
+        self._log = MetricsLog(self._folder / "metrics.jsonl", self.step, self._tensorboard)
         return self
 
     def __exit__(self, *_: object) -> None:

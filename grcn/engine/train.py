@@ -56,7 +56,7 @@ def train(
             device, other entries passed on.
         optimizer: any of torch's built with ``fused=True``: the fused ones can skip an update
             without the host looking.
-        recorder: writes the log and the checkpoints, and holds the checkpoint to continue from; it is closed.
+        recorder: writes the log and the checkpoints, and holds the checkpoint to continue from; not entered yet.
         lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
             that have one.
         seed: of torch's global generator, set at each step for models that draw from it.

@@ -58,9 +58,7 @@ def load_detector(
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
     model = build_model((cfg or own).model, len(state["classes"]) + 1)
     checkpoint.restore(state, model, path=path)
-    if isinstance(device, str):
-        device = distributed.local_device(device)
-    return Predictor(model, state["classes"], device, step=state["step"])
+    return Predictor(model, state["classes"], distributed.local_device(str(device)), step=state["step"])
 
 
 load = load_detector  # its public name, grcn.load

@@ -16,7 +16,7 @@ from grcn.build import Training, build_training, limit_images
 from grcn.config.schema import Config
 from grcn.engine import checkpoint, distributed
 from grcn.engine.environment import write_environment
-from grcn.engine.log import check_tensorboard
+from grcn.engine.log import check_tensorboard, is_evaluated
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError
@@ -107,8 +107,8 @@ def train(
             return try_steps(training, optimizer, state, device)
 
         batches = training.batches(device, 0 if state is None else state["step"])
-        recorder = held.enter_context(training.recorder(folder, state))
-        if recorder.step == training.steps and recorder.recorded(training.steps) is not None:
+        finished = state is not None and state["step"] == training.steps
+        if finished and distributed.on_main(lambda: is_evaluated(folder / "metrics.jsonl", training.steps)):
             distributed.on_main(lambda: check_same_evaluation(cfg, folder))
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
@@ -126,6 +126,7 @@ def train(
             table, into = limit_images(cfg.eval, training.test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, training.test, found, into, stop=stop))
 
+        recorder = training.recorder(folder, state)
         metrics = training.run(model, batches, optimizer, recorder, evaluate_now, stop)
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, training))

@@ -331,3 +331,13 @@ def test_a_run_draws_its_first_inputs_and_a_resumed_one_does_not(config, tmp_pat
     assert not picture.exists()
     run.train(load_config(config, [*settings, "eval.pictures=0"]), tmp_path / "none")
     assert not (tmp_path / "none/vis").exists()
+
+
+def test_variables_of_a_job_manager_change_nothing(config, tmp_path, monkeypatch):
+    """Browsing is for one process, whatever rank its machine has been given."""
+    cfg = load_config(config)
+    alone = shown(monkeypatch, cfg, tmp_path, images=2, panels=["inputs"])
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    again = shown(monkeypatch, cfg, tmp_path, images=2, panels=["inputs"])
+    assert all(torch.equal(one.image, two.image) for one, two in zip(alone, again, strict=True))

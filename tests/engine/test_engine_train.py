@@ -226,6 +226,18 @@ def test_checkpoint_past_the_end(tmp_path: Path) -> None:
         fit(toy(), batches(), tmp_path, steps=5, state=found[1])
 
 
+def test_a_refused_checkpoint_leaves_the_log_alone(tmp_path: Path) -> None:
+    fit(toy(), batches(), tmp_path, checkpoint_every=2, log_every=1)
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    old = checkpoint.load(min((tmp_path / "checkpoints").iterdir()))
+    other = tiny_faster_rcnn()
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(other, batches(2), tmp_path, state=old)
+    with pytest.raises(CheckpointError, match="past the end"):
+        fit(toy(), batches(2), tmp_path, steps=1, state=checkpoint.load(min((tmp_path / "checkpoints").iterdir())))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     def evaluate(model: nn.Module) -> Callable[[int], dict[str, float]]:
         def evaluation(step: int) -> dict[str, float]:

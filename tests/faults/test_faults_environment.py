@@ -66,6 +66,16 @@ def test_a_full_disk_at_any_file(tmp_path: Path, faults: int, record_property: C
     record_property("faults", f"full disk: {len(chosen)} of {len(chosen)} writes told and continued to the same")
 
 
+def test_a_run_that_could_not_write_its_config_can_be_started_again(tmp_path: Path) -> None:
+    """The folder holds nothing that looks like a run."""
+    new = [word for word in RUN if word != "--resume"]
+    args = ("tools/train.py", *new, "--output-dir", tmp_path / "run")
+    result = call(*args, folder=tmp_path, patch=partial(full_disk, "config.yaml", 100))
+    assert_contract(result, CODE, "config.yaml")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert call(*args, folder=tmp_path).code == 0
+
+
 def test_a_full_disk_at_the_picture_of_inputs_is_a_warning(tmp_path: Path) -> None:
     settings = ["eval.pictures=1", "train.steps=1", "train.eval_every=0"]
     result = train(tmp_path, *settings, patch=partial(full_disk, "inputs.png", 100))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import OneMap, small_batch, small_detector, torchvision_twin
+from support import OneMap, as_torchvision, small_batch, small_detector
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -204,7 +204,7 @@ def test_a_batch_that_tells_no_scales_was_not_resized():
 
 def test_our_backbone_and_transform_among_torchvisions_parts():
     model = small_detector()
-    twin = torchvision_twin(model)
+    twin = as_torchvision(model)
     mixed = GeneralizedRCNN(OneMap(model.backbone), twin.rpn, twin.roi_heads, model.transform)
     images, targets = small_batch()
     sum(mixed.train()(images, targets).values()).backward()

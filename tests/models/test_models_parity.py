@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import CLASSES, RATIOS, SIZES, small_batch, small_detector, torchvision_twin
+from support import CLASSES, RATIOS, SIZES, as_torchvision, small_batch, small_detector
 from torch.testing import assert_close
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
@@ -17,7 +17,7 @@ TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol"
 
 def pair(dtype, op="align"):
     model = small_detector(sampling=TAKE_ALL, rpn_batch=RPN_ALL, op=op).to(dtype)
-    return model, torchvision_twin(model)
+    return model, as_torchvision(model)
 
 
 def rescaled_losses(model, images, targets):

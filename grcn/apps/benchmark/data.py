@@ -46,14 +46,14 @@ def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
         data = _data(cfg, images, folder)
         table = data.table
         passes: list[Callable[[], None]] = [
-            lambda: _exhaust(build_batches(cfg, data, batch=1, accumulate=1, steps=images, workers=0))
+            lambda: _exhaust(build_batches(cfg, data, batch=1, accumulate=1, steps=images, workers=0, alone=True))
         ]
         if table.root:
             passes.append(lambda: _read_as_torchvision(table, cfg.model.image.short, cfg.model.image.max))
         ours, *reference = (1000 * seconds / images for seconds in _cpu_seconds(passes))
         count = images + 2 * cfg.run.workers * cfg.train.batch  # more than the workers read ahead
         steps = -(-2 * count // cfg.train.batch)
-        rate = _rate(build_batches(cfg, data, accumulate=1, steps=steps), count)
+        rate = _rate(build_batches(cfg, data, accumulate=1, steps=steps, alone=True), count)
     return {
         "loader_img_s": rate,
         "loader_cpu_ms": ours,
@@ -76,7 +76,7 @@ def data_wait_ms(cfg: Config, step: Callable[[], object], batch: int, steps: int
     waits = []
     with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
         data = _data(cfg, max(8, batch), folder)
-        batches = build_batches(cfg, data, batch=batch, accumulate=1, steps=steps + 1)
+        batches = build_batches(cfg, data, batch=batch, accumulate=1, steps=steps + 1, alone=True)
         next(batches)
         for _ in range(steps):
             step()

@@ -84,14 +84,14 @@ def measure(
         if baseline != cfg.model:
             plain = prepare(cfg.model_copy(update={"model": baseline}), device, images, objects)
             variants |= {"baseline": plain.step, "infer_baseline": plain.infer}
-        # What makes the twin another detector may make it another amount of work.
+        # What makes torchvision's another detector may make it another amount of work.
         found["not_compared"] = torchvision_lacks(cfg.model)
     if compare and not found["not_compared"]:
-        twin = torchvision_detector(cfg.model, model).to(device)
+        baseline_model = torchvision_detector(cfg.model, model).to(device)
         # What torch chooses on a GPU is counted, what it chooses on this device is timed.
         for foreach in (True, None):
-            optimizer = _torchvisions_optimizer(cfg.train, twin, foreach)
-            theirs = _work(twin, optimizer, *work.scene, work.amp)
+            optimizer = _torchvisions_optimizer(cfg.train, baseline_model, foreach)
+            theirs = _work(baseline_model, optimizer, *work.scene, work.amp)
             variants |= dict(zip(("torchvision", "infer_torchvision"), theirs, strict=True))
             for name in ("torchvision", "infer_torchvision"):
                 variants[name]()
@@ -165,8 +165,8 @@ def _work(
     return step, infer
 
 
-def _torchvisions_optimizer(cfg: TrainConfig, twin: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
-    trained = [weight for weight in twin.parameters() if weight.requires_grad]
+def _torchvisions_optimizer(cfg: TrainConfig, baseline_model: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
+    trained = [weight for weight in baseline_model.parameters() if weight.requires_grad]
     sgd = torch.optim.SGD(trained, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=foreach)
     return _without_learning(sgd)
 

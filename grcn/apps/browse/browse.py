@@ -156,7 +156,7 @@ def _fed(
     amp = build.AMP[cfg.run.amp]
     share = cfg.train.batch // cfg.train.accumulate
     number = -(-count // share)
-    batches = build.build_batches(cfg, data, start_step=first, steps=first + MOST_IMAGES, workers=0)
+    batches = build.build_batches(cfg, data, start_step=first, steps=first + MOST_IMAGES, workers=0, alone=True)
     samples: list[Sample] = []
     for images, targets in progress_bar(itertools.islice(batches, number), "browse", number, leave=False):
         fed = move_images(images, device), move_targets(targets, device)

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -43,7 +44,8 @@ class _Entry(NamedTuple):
 def unpack(archive: Path, folder: Path, *, limit: int, report: Report) -> int:
     """Unpacks an archive into a folder that does not exist yet. After an error or a kill, remove what is there of it.
 
-    Owners of the entries are not taken over. The checksums of a zip archive's entries are verified.
+    Owners of the entries are not taken over; modes and times of a tar archive's are. The checksums of a zip archive's
+    entries are verified.
 
     Args:
         archive: ``*.zip``, or a tar archive, which is not compressed.
@@ -63,6 +65,7 @@ def unpack(archive: Path, folder: Path, *, limit: int, report: Report) -> int:
     with named(folder), _entries(archive) as entries:
         for entry in entries:
             _check(archive, entry)
+        _check_places(archive, entries)
         total = sum(entry.size for entry in entries)
         if total > limit:
             raise fault(archive, "unpacks to {} bytes, over the {} of this data set; use another copy", total, limit)
@@ -129,3 +132,15 @@ def _check(path: Path, entry: _Entry) -> None:
     is_root = not PurePosixPath(entry.name).parts  # "./", the archive's own folder
     if not is_root and (not is_contained(entry.name) or "\\" in entry.name):
         raise fault(path, "an entry leads out of its folder (got {}); use another copy", entry.name)
+
+
+def _check_places(path: Path, entries: list[_Entry]) -> None:
+    """Refuses entries that would be written over or into each other."""
+    places = [PurePosixPath(entry.name) for entry in entries if entry.is_file]
+    folders = {PurePosixPath(entry.name) for entry in entries if entry.is_folder}
+    folders.update(parent for place in places for parent in place.parents)
+    for place, count in Counter(places).items():
+        if count > 1:
+            raise fault(path, "an entry is there twice (got {}); use another copy", str(place))
+        if place in folders:
+            raise fault(path, "an entry is both file and folder (got {}); use another copy", str(place))

@@ -22,7 +22,8 @@ _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 
 def check_runs(runs: Sequence[Trial]) -> None:
-    """Refuses runs that are tested on different images, that have no twin, or whose folders hold something else.
+    """Refuses runs that are tested on different images, that torchvision cannot build, or whose folders hold
+    something else.
 
     Raises:
         ConfigError: names the first of them.

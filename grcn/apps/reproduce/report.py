@@ -35,7 +35,7 @@ logger = logging.getLogger("grcn")
 
 # What of a run's env.json is told of it.
 _FACTS = ("device", "threads", "torch", "torchvision", "revision")
-_TWIN = (
+_TORCHVISION = (
     "torchvision's FasterRCNN has the same network, head, anchors, initial values, data and loop, and its own losses "
     "(smooth L1 with beta 1/9 for boxes), proposals (no least size), anchors (those across the border count) and "
     "RoIAlign (half a pixel off), and no dropout."
@@ -258,5 +258,5 @@ def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
         facts += ["The runs differ in more than their rows:", ""]
         facts += [f"- {told}: {', '.join(names)}" for told, names in machines.items()]
     if any(run.row.torchvision for run in runs):
-        facts += ["", _TWIN]
+        facts += ["", _TORCHVISION]
     return facts

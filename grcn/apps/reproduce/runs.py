@@ -162,8 +162,8 @@ def _size(path: Path) -> int:
 
 def arguments(run: Trial) -> list[str]:
     """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
-    twin = ["--torchvision"] if run.row.torchvision else []
-    return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *twin, *run.overrides]
+    flags = ["--torchvision"] if run.row.torchvision else []
+    return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *flags, *run.overrides]
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
