@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from grcn.catalog import (
     COCO_CLASSES,
@@ -25,6 +25,8 @@ from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config, DataConfig, EvalConfig, FilesDataConfig, ShapesDataConfig, TrainConfig
 from grcn.data import coco, voc
 from grcn.data.annotations import Annotations
+from grcn.data.augment import Augmentation, ColorJitter, HorizontalFlip, RandomCrop
+from grcn.data.dataset import DetectionDataset
 from grcn.data.faults import Report
 from grcn.data.images import FileImages
 from grcn.data.loader import TrainBatch, train_batches
@@ -136,15 +138,7 @@ def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | C
     return Conv5Head(units, out_features=32 * width)
 
 
-@dataclass(frozen=True)
-class Split:
-    """One side of a data set: its annotations, and how to read the image of a row as uint8 ``[3, H, W]``."""
-
-    table: Annotations
-    read_image: Callable[[int], Tensor]
-
-
-def build_train_split(cfg: DataConfig) -> Split:
+def build_train_split(cfg: DataConfig) -> DetectionDataset:
     """Reads the annotations to train on."""
     return _split(cfg, "train", cfg.classes if isinstance(cfg, FilesDataConfig) else None)
 
@@ -165,7 +159,7 @@ def usual_classes(cfg: DataConfig) -> tuple[str, ...]:
     return cfg.classes or (VOC_CLASSES if cfg.format == "voc" else COCO_CLASSES)
 
 
-def build_test_split(cfg: DataConfig, classes: tuple[str, ...] | None) -> Split:
+def build_test_split(cfg: DataConfig, classes: tuple[str, ...] | None) -> DetectionDataset:
     """Reads the annotations to evaluate on.
 
     Args:
@@ -180,13 +174,13 @@ def limit_images(cfg: EvalConfig, table: Annotations) -> Annotations:
     return table if cfg.limit is None else table.first(cfg.limit)
 
 
-def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, ...] | None) -> Split:
+def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, ...] | None) -> DetectionDataset:
     if isinstance(cfg, ShapesDataConfig):
         count, split = (cfg.train_images, side) if side == "train" else (cfg.test_images, cfg.test)
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
-        return Split(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
+        return DetectionDataset(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
     table = read_annotations(cfg, side, classes)
-    return Split(table, FileImages(table))
+    return DetectionDataset(table, FileImages(table))
 
 
 def read_annotations(
@@ -211,9 +205,20 @@ def read_annotations(
         ) from error
 
 
+def build_augmentations(cfg: DataConfig) -> tuple[Augmentation, ...]:
+    """Builds the augmentations of ``data.flip`` and ``data.augment``."""
+    crop, color = cfg.augment.crop, cfg.augment.color
+    found: list[Augmentation] = [HorizontalFlip(cfg.flip)]  # the first one, or others would be drawn otherwise without
+    if crop.prob:
+        found.append(RandomCrop(crop.prob, crop.scale, crop.min_kept))
+    if any((color.brightness, color.contrast, color.saturation, color.hue)):
+        found.append(ColorJitter(color.brightness, color.contrast, color.saturation, color.hue))
+    return tuple(found)
+
+
 def build_batches(
     cfg: Config,
-    data: Split,
+    data: DetectionDataset,
     *,
     start_step: int = 0,
     steps: int | None = None,
@@ -232,8 +237,7 @@ def build_batches(
         alone: yield the micro-batches of all processes.
     """
     return train_batches(
-        data.table,
-        data.read_image,
+        data,
         seed=cfg.run.seed,
         batch=cfg.train.batch if batch is None else batch,
         steps=cfg.train.steps if steps is None else steps,
@@ -242,7 +246,7 @@ def build_batches(
         rank=0 if alone else distributed.rank(),
         world=1 if alone else distributed.world_size(),
         workers=cfg.run.workers if workers is None else workers,
-        flip=cfg.data.flip,
+        augment=build_augmentations(cfg.data),
         drop_empty=cfg.data.drop_empty,
         pin_memory=pin_memory,
         timeout=cfg.run.timeout,
@@ -283,8 +287,8 @@ class Training:
 
     cfg: Config
     model: Detector
-    train: Split
-    test: Split
+    train: DetectionDataset
+    test: DetectionDataset
     record: dict[str, Any]
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Purposes: the second word of a hash, so that draws for different ends are independent.
-ORDER, FLIP, ANCHORS, ROIS, DROPOUT, INIT, SHAPES, SAMPLE = range(1, 9)
+ORDER, AUGMENT, ANCHORS, ROIS, DROPOUT, INIT, SHAPES, SAMPLE, SCALE = range(1, 10)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -53,7 +53,12 @@ def hash_on(state: Tensor, word: Tensor) -> Tensor:
 
 def uniform(*words: int) -> float:
     """Hashes integers to a float in [0, 1) with 53 random bits."""
-    return (hash_int(*words) >> 10) * 2.0**-53
+    return unit(hash_int(*words))
+
+
+def unit(value: int) -> float:
+    """Returns a hash of :func:`hash_int` as a float in [0, 1): ``unit(hash_int(*words)) == uniform(*words)``."""
+    return (value >> 10) * 2.0**-53
 
 
 def permutation(n: int, *words: int) -> np.ndarray:

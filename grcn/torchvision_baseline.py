@@ -124,7 +124,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     heads = plain.roi_heads.heads
     detector = FasterRCNN(
         trunk,
-        min_size=cfg.image.short,
+        min_size=cfg.image.short if isinstance(cfg.image.short, int) else sorted(cfg.image.short),
         max_size=cfg.image.max,
         image_mean=plain.transform.normalisation.mean,
         image_std=plain.transform.normalisation.std,

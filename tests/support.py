@@ -130,7 +130,7 @@ def as_torchvision(model: Detector) -> FasterRCNN:
     head = model.roi_heads.heads
     theirs = FasterRCNN(
         OneMap(model.backbone),
-        min_size=model.transform.short,
+        min_size=max(model.transform.shorts),
         max_size=model.transform.max_size,
         image_mean=PLAIN.mean,
         image_std=PLAIN.std,

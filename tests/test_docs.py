@@ -40,7 +40,7 @@ DATA = {
     for language, code in re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
 }
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation) and test_walkthrough.py.
-TESTED = {"README.md": 1, "data.md": 1, "evaluation.md": 1, "own_detector.md": 7, "the_split.md": 1}
+TESTED = {"README.md": 1, "data.md": 1, "evaluation.md": 1, "own_detector.md": 8, "the_split.md": 1}
 
 
 def make_files(folder: Path) -> None:
@@ -89,6 +89,9 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,
+        "Your data set and your augmentation in our loader": lambda: (
+            len(names["images"]) == 4 and names["targets"][0]["boxes"].shape == (1, 4)
+        ),
         "Our backbone in detectron2": lambda: stand_ins.run_in_detectron2(names, SETTINGS[heading]) is None,
         "Our backbone in mmdetection": lambda: stand_ins.run_in_mmdetection(names, SETTINGS[heading]) is None,
         "Torchvision's trained detector on COCO": lambda: (

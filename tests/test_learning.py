@@ -26,7 +26,7 @@ def test_two_images_are_learnt_by_heart(row, tmp_path):
     cfg = load_config(ROOT / f"configs/shapes/{row}_tiny.yaml", SMALL)
     data = build_train_split(cfg.data)
     model = build_model(cfg.model, len(data.table.classes) + 1)
-    batches = train_batches(data.table, data.read_image, seed=0, batch=2, steps=cfg.train.steps, flip=0)
+    batches = train_batches(data, seed=0, batch=2, steps=cfg.train.steps, augment=())
     train(
         model,
         batches,
@@ -36,7 +36,7 @@ def test_two_images_are_learnt_by_heart(row, tmp_path):
         lr_at=lambda step: learning_rate(step, lr=cfg.train.lr, steps=cfg.train.steps, schedule="cosine", warmup=10),
         clip_grad_norm=cfg.train.clip_grad_norm,
     )
-    found = detect(model, eval_batches(data.table, data.read_image), torch.device("cpu"), progress=False)
+    found = detect(model, eval_batches(data), torch.device("cpu"), progress=False)
     assert voc.evaluate(data.table, found)["metrics"]["voc_area_ap75"] == 1.0
     assert coco.evaluate(data.table, found)["metrics"]["coco_ap50"] == pytest.approx(1.0)
 

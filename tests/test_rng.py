@@ -25,7 +25,7 @@ def test_words_and_their_order_matter():
 
 
 def test_uniform_is_uniform():
-    draws = np.array([rng.uniform(3, rng.FLIP, i) for i in range(20000)])
+    draws = np.array([rng.uniform(3, rng.AUGMENT, i) for i in range(20000)])
     counts = np.histogram(draws, bins=20, range=(0, 1))[0]
     assert draws.min() >= 0 and draws.max() < 1
     assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom, p ~ 0.001

@@ -30,7 +30,7 @@ _EXPECTED = {
     "model_attributes_type": ("a mapping of keys", "write key: value"),
     "literal_error": ("{expected}", "choose one"),
     "union_tag_invalid": ("{expected_tags}", "choose one"),
-    "split": ("{expected}", "choose one"),
+    "choice": ("{expected}", "choose one"),
     "greater_than": ("a number above {gt}", "raise it"),
     "greater_than_equal": ("at least {ge}", "raise it"),
     "less_than": ("a number below {lt}", "lower it"),

@@ -24,16 +24,26 @@ from grcn.config.types import (
 )
 
 
-def _one_complaint(value: object, choose: ValidatorFunctionWrapHandler) -> Any:
-    """Says once what a choice between names and a number expects; pydantic would complain for each."""
-    try:
-        return choose(value)
-    except ValidationError:
-        expected = "'none', 'conv3', 'conv4', 'conv5' or a whole number of units"
-        raise PydanticCustomError("split", "{expected}", {"expected": expected}) from None
+def _expects(expected: str) -> WrapValidator:
+    """Says once what a setting of several types expects; pydantic would complain for each type."""
+
+    def choose(value: object, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise PydanticCustomError("choice", "{expected}", {"expected": expected}) from None
+
+    return WrapValidator(choose)
 
 
-SplitPoint = Annotated[Literal["none", "conv3", "conv4", "conv5"] | Count, WrapValidator(_one_complaint)]
+SplitPoint = Annotated[
+    Literal["none", "conv3", "conv4", "conv5"] | Count,
+    _expects("'none', 'conv3', 'conv4', 'conv5' or a whole number of units"),
+]
+Sizes = Annotated[
+    Size | Annotated[tuple[Size, ...], Strict(False), Field(min_length=1)],
+    _expects("a whole number of pixels, or a list of some"),
+]
 
 
 class ImageConfig(Section):
@@ -41,14 +51,20 @@ class ImageConfig(Section):
 
     role = MODEL
 
-    short: Size = 600
-    """Length in pixels to which the shorter side is resized. [S]"""
+    short: Sizes = 600
+    """Length in pixels to which the shorter side is resized. Of a list, as [480, 600, 720], training draws one for each
+    image, and evaluation takes the largest. [S: one]"""
     max: Size = 1000
     """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
 
+    @property
+    def largest(self) -> int:
+        """The length of the shorter side in evaluation, and the largest in training."""
+        return self.short if isinstance(self.short, int) else max(self.short)
+
     def check(self) -> Iterator[tuple[str, str]]:
-        if self.max < self.short:
-            yield "max", f"must be at least image.short = {self.short} (got {self.max}); raise it"
+        if self.max < self.largest:
+            yield "max", f"must be at least image.short = {self.largest} (got {self.max}); raise it"
 
 
 class BranchConfig(Section):

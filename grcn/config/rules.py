@@ -61,6 +61,8 @@ def without_effect(cfg: Config) -> dict[str, str]:
         idle["train.warmup_factor"] = "train.warmup is 0"
     if train.bias_decay and not train.weight_decay:
         idle["train.bias_decay"] = "train.weight_decay is 0"
+    if not cfg.data.augment.crop.prob:
+        idle |= dict.fromkeys(("data.augment.crop.scale", "data.augment.crop.min_kept"), "data.augment.crop.prob is 0")
     if "voc" not in cfg.eval.protocols:
         idle["eval.voc_iou"] = "eval.protocols has no voc"
     if cfg.run.tf32 and cfg.run.device == "cpu":

@@ -45,6 +45,47 @@ from grcn.config.types import (
 )
 
 
+class CropConfig(Section):
+    """Random crops in training. Objects are clipped; an image may end without any."""
+
+    role = TRAINING
+
+    prob: Share = 0.0
+    """Probability that an image is cropped. [O]"""
+    scale: Annotated[tuple[Share, Share], Strict(False)] = (0.5, 1.0)
+    """Bounds of the crop's height as a share of the image's, and of its width, drawn apart. [O]"""
+    min_kept: Share = 0.3
+    """Share of an object's box that must lie in the crop; else the object is dropped. [O]"""
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.scale[0] > self.scale[1]:
+            yield "scale", f"must rise (got {list(self.scale)}); swap them"
+
+
+class ColorConfig(Section):
+    """Random changes of colour in training, in this order; factors are drawn from 1 - value to 1 + value."""
+
+    role = TRAINING
+
+    brightness: Share = 0.0
+    """Spread of the factor of brightness. [O]"""
+    contrast: Share = 0.0
+    """Spread of the factor of contrast. [O]"""
+    saturation: Share = 0.0
+    """Spread of the factor of saturation. [O]"""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift of the hue, in turns of the colour circle. [O]"""
+
+
+class AugmentConfig(Section):
+    """Augmentation beside the flip; the paper has none."""
+
+    role = TRAINING
+
+    crop: CropConfig = CropConfig()
+    color: ColorConfig = ColorConfig()
+
+
 class CommonDataConfig(Section):
     """What every data set has."""
 
@@ -52,6 +93,7 @@ class CommonDataConfig(Section):
 
     flip: Annotated[Share, TRAINING] = 0.5
     """Probability of a horizontal flip in training. [C]"""
+    augment: AugmentConfig = AugmentConfig()
     drop_empty: Annotated[bool, TRAINING] = True
     """Whether training skips images without boxes; evaluation never does. [C]"""
 

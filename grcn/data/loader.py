@@ -1,13 +1,13 @@
 """Batches for training and evaluation, in an order that only the seed and the step decide.
 
-Sample number g of a training run (step x batch + slot) has its image, its flip and its random key
+Sample number g of a training run (step x batch + slot) has its image, its augmentation and its random key
 from hashes of the seed and g. So the batches are the same for any number of workers and processes,
 and a resumed run needs no more than its step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,17 +17,16 @@ from torch import Tensor
 
 from grcn import rng
 from grcn.data.annotations import Annotations
-from grcn.data.augment import horizontal_flip
+from grcn.data.augment import Augmentation, HorizontalFlip, augmented_size, keep_objects, key_of
+from grcn.data.dataset import DetectionDataset, ReadImage
 from grcn.data.workers import read_ahead
 from grcn.errors import ConfigError, DataError
 
-ReadImage = Callable[[int], Tensor]
 TrainBatch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def train_batches(
-    table: Annotations,
-    read_image: ReadImage,
+    dataset: DetectionDataset,
     *,
     seed: int,
     batch: int,
@@ -37,7 +36,7 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    flip: float = 0.5,
+    augment: Sequence[Augmentation] = (HorizontalFlip(),),
     drop_empty: bool = True,
     pin_memory: bool = False,
     timeout: float = 0.0,
@@ -53,30 +52,33 @@ def train_batches(
         iscrowd     int64 [n]        0
         difficult   bool [n]         False
         image_id    int64 scalar     COCO's id; elsewhere the row of the table
-        mirrored    bool             whether the image was
+        augmented   tuple of str     what was done to the image
         rng_key     int              hash of (seed, g); what is drawn for the image derives from it
         batch_sizes list of (h, w)   all images of the step, over all processes and micro-batches
+        batch_keys  list of int      their ``rng_key``
 
     Args:
-        read_image: row -> uint8 [3, H, W]; runs in the workers.
+        dataset: what to train on; its images are read in the workers.
         batch: images of one optimizer step, over all processes and micro-batches.
         steps: the step to stop before.
         start_step: the first step; batches equal those of a run that began at 0.
         accumulate: micro-batches of one process in a step.
         workers: processes that read images; 0 reads in this one.
-        flip: probability that an image is mirrored.
+        augment: applied in this order, in the workers.
         drop_empty: leave out images that have no object to train on.
         pin_memory: put images into page-locked memory, from where a GPU fetches them faster.
         timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
 
     Raises:
         ConfigError: the micro-batches do not divide ``batch``.
-        DataError: there is no object to train on; later, whatever ``read_image`` raises.
+        DataError: there is no object to train on; later, whatever reading an image raises, or an augmentation returns
+            another size than it promised.
     """
     if batch % (world * accumulate):
         got = f"got batch {batch}, {world} processes, accumulate {accumulate}"
         raise ConfigError(f"train.batch: does not divide evenly ({got}); use a multiple")
     share = batch // (world * accumulate)
+    table = dataset.table
     rows = usable_rows(table, drop_empty)
 
     @lru_cache(maxsize=2)  # a step may reach into the next epoch
@@ -86,11 +88,12 @@ def train_batches(
     def samples_of(step: int) -> list[_Sample]:
         numbers = range(step * batch, (step + 1) * batch)
         chosen = [int(order(g // len(rows))[g % len(rows)]) for g in numbers]
-        sizes = [(height, width) for height, width in table.sizes[chosen].tolist()]
-        return [
-            _Sample(row, rng.uniform(seed, rng.FLIP, g) < flip, rng.hash_int(seed, rng.SAMPLE, g), sizes)
-            for row, g in zip(chosen, numbers, strict=True)
+        sizes = [
+            augmented_size(augment, (height, width), seed, g)
+            for (height, width), g in zip(table.sizes[chosen].tolist(), numbers, strict=True)
         ]
+        keys = [rng.hash_int(seed, rng.SAMPLE, g) for g in numbers]
+        return [_Sample(row, g, key, sizes, keys) for row, g, key in zip(chosen, numbers, keys, strict=True)]
 
     def micro_batches() -> Iterator[list[_Sample]]:
         for step in range(start_step, steps):
@@ -99,13 +102,12 @@ def train_batches(
                 first = (micro_batch * world + rank) * share
                 yield samples[first : first + share]
 
-    read = partial(_read_sample, table, read_image)
+    read = partial(_read_sample, dataset, augment, seed)
     return (_collate(pairs) for pairs in read_ahead(read, micro_batches(), workers, pin_memory, timeout))
 
 
 def eval_batches(
-    table: Annotations,
-    read_image: ReadImage,
+    dataset: DetectionDataset,
     *,
     rank: int = 0,
     world: int = 1,
@@ -116,16 +118,16 @@ def eval_batches(
     """Yields every image once over all processes, one at a time: its row and uint8 [3, H, W].
 
     Args:
-        read_image: row -> uint8 [3, H, W]; runs in the workers.
+        dataset: its images are read in the workers.
         workers: processes that read images; 0 reads in this one.
         pin_memory: put images into page-locked memory.
         timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
 
     Raises:
-        DataError: whatever ``read_image`` raises.
+        DataError: whatever reading an image raises.
     """
-    rows = range(rank, len(table), world)
-    read = partial(_read_row, read_image)
+    rows = range(rank, len(dataset), world)
+    read = partial(_read_row, dataset.read_image)
     for pairs in read_ahead(read, ([row] for row in rows), workers, pin_memory, timeout):
         yield [row for _, row in pairs], [image for image, _ in pairs]
 
@@ -134,9 +136,10 @@ class _Sample(NamedTuple):
     """What a worker needs to know to make one image and its target."""
 
     row: int
-    mirrored: bool
+    number: int  # in the training
     rng_key: int
     batch_sizes: list[tuple[int, int]]
+    batch_keys: list[int]
 
 
 def usable_rows(table: Annotations, drop_empty: bool) -> np.ndarray:
@@ -155,28 +158,34 @@ def usable_rows(table: Annotations, drop_empty: bool) -> np.ndarray:
     return np.flatnonzero(counts) if drop_empty else np.arange(len(table))
 
 
-def _read_sample(table: Annotations, read_image: ReadImage, sample: _Sample) -> tuple[Tensor, dict[str, Any]]:
+def _read_sample(
+    dataset: DetectionDataset, augment: Sequence[Augmentation], seed: int, sample: _Sample
+) -> tuple[Tensor, dict[str, Any]]:
     """Makes one image and its target; runs in a worker.
 
-    The target's fields stay numpy arrays, which cross to the main process in one message; every
-    tensor would take a file descriptor of its own.
+    The target's fields are numpy arrays, which cross to the main process in one message; every tensor would take a file
+    descriptor of its own.
     """
-    objects = table.objects(sample.row)
-    keep = ~(table.iscrowd[objects] | table.difficult[objects])
-    image = read_image(sample.row)
-    boxes = torch.from_numpy(table.boxes[objects][keep])
-    if sample.mirrored:
-        image, boxes = horizontal_flip(image, boxes)
-    target = {
-        "boxes": boxes.numpy().astype(np.float32),
-        "labels": table.labels[objects][keep].astype(np.int64),
-        "area": table.area[objects][keep],
-        "iscrowd": table.iscrowd[objects][keep].astype(np.int64),
-        "difficult": table.difficult[objects][keep],
-        "image_id": np.array(table.image_ids[sample.row] if table.has_ids else sample.row, np.int64),
-        "mirrored": sample.mirrored,
+    objects = dataset.objects(sample.row)
+    target: dict[str, Any] = {key: torch.from_numpy(value) for key, value in objects.items()}
+    target = keep_objects(target, ~(target["iscrowd"].bool() | target["difficult"])) | {"augmented": ()}
+    image = dataset.read_image(sample.row)
+    for place, one in enumerate(augment):
+        key = key_of(seed, sample.number, place)
+        promised = one.size((image.shape[1], image.shape[2]), key)
+        image, target = one(image, target, key)
+        if tuple(image.shape[1:]) != tuple(promised):
+            name = type(one).__name__
+            raise DataError(
+                f"augmentation {name}: returned an image of {list(image.shape[1:])} where its size() says "
+                f"{list(promised)}; let both draw alike from the key"
+            )
+    target = {key: value.numpy() if isinstance(value, Tensor) else value for key, value in target.items()}
+    target |= {
+        "boxes": target["boxes"].astype(np.float32),
         "rng_key": sample.rng_key,
         "batch_sizes": sample.batch_sizes,
+        "batch_keys": sample.batch_keys,
     }
     return image, target
 

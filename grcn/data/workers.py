@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -125,6 +126,7 @@ def _start_worker(_: int) -> None:
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
+    gc.freeze()  # or the first collection would write to, and so copy, the pages of all that the main process imported
     torch.set_num_threads(1)
     sys.excepthook = _say_nothing_of_the_parent
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from grcn import rng
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,16 @@ class DetectionTransform(nn.Module):
     1000). Bilinear, without antialiasing, as torchvision. A single image is not padded.
 
     Args:
-        short: target of the short side, pixels.
+        short: target of the short side, pixels. Of several, training draws one for each image from its key, and
+            evaluation takes the largest.
         max_size: limit of the long side, pixels.
         normalisation: of the weights in use.
     """
 
-    def __init__(self, short: int, max_size: int, normalisation: Normalisation | None = None) -> None:
+    def __init__(self, short: int | Sequence[int], max_size: int, normalisation: Normalisation | None = None) -> None:
         super().__init__()
-        self.short, self.max_size = short, max_size
+        self.shorts = (short,) if isinstance(short, int) else tuple(short)
+        self.max_size = max_size
         normalisation = normalisation or Normalisation()
         self.normalisation = normalisation
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1), persistent=False)
@@ -62,9 +67,17 @@ class DetectionTransform(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the resized ``(height, width)`` of an image of ``size``."""
-        scale = min(self.short / min(size), self.max_size / max(size))
+    def resized(self, size: tuple[int, int], key: int | None = None) -> tuple[int, int]:
+        """Returns the resized ``(height, width)`` of an image of ``size``.
+
+        Args:
+            key: of the sample, which draws the short side of several; None takes the largest.
+        """
+        if key is None or len(self.shorts) == 1:
+            short = max(self.shorts)
+        else:
+            short = self.shorts[rng.hash_int(key, rng.SCALE) % len(self.shorts)]
+        scale = min(short / min(size), self.max_size / max(size))
         # Rounded down, as torchvision; the small term keeps a side that is whole in exact arithmetic whole.
         return max(1, int(size[0] * scale + 1e-6)), max(1, int(size[1] * scale + 1e-6))
 
@@ -76,19 +89,19 @@ class DetectionTransform(nn.Module):
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8.
             targets: with ``boxes`` ``[n, 4]`` in original pixels. A target's ``batch_sizes``, a list of ``(h, w)``,
-                names all images of
-                the optimizer step: the batch is padded to the largest of them, so that it does not matter how they
-                are spread over processes.
+                names all images of the optimizer step, and ``batch_keys`` their keys: the batch is padded to the
+                largest of them, so that it does not matter how they are spread over processes. Its own key is
+                ``rng_key``; without one, a short side of several is drawn from torch's generator of the CPU.
 
         Returns:
             The batch, and copies of the targets with boxes in its pixels.
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        resized = [self.resized(size) for size in sizes]
+        resized = [self.resized(size, key) for size, key in zip(sizes, self._keys(targets, len(sizes)), strict=True)]
         tensors = [self._prepare(image, size) for image, size in zip(images, resized, strict=True)]
         canvas = list(resized)
         if targets is not None:
-            canvas += [self.resized(size) for target in targets for size in target.get("batch_sizes", ())]
+            canvas += [size for target in targets for size in self._resized_together(target)]
             targets = [
                 {**target, "boxes": _rescale(target["boxes"], old, new)}
                 for target, old, new in zip(targets, sizes, resized, strict=True)
@@ -119,6 +132,18 @@ class DetectionTransform(nn.Module):
             {**detection, "boxes": _rescale(detection["boxes"], old, new)}
             for detection, old, new in zip(detections, image_sizes, original_sizes, strict=True)
         ]
+
+    def _keys(self, targets: list[dict] | None, images: int) -> list[int | None]:
+        """Returns what draws the short side of each image; None, in evaluation or where there is one."""
+        if targets is None or not self.training or len(self.shorts) == 1:
+            return [None] * images
+        return [int(target["rng_key"]) if "rng_key" in target else int(torch.randint(2**62, ())) for target in targets]
+
+    def _resized_together(self, target: dict) -> list[tuple[int, int]]:
+        """Returns the resized sizes of all images of the optimizer step of a target."""
+        sizes = target.get("batch_sizes", ())
+        keys = target.get("batch_keys", ()) if self.training and len(self.shorts) > 1 else ()
+        return [self.resized(size, key) for size, key in zip_longest(sizes, keys)]
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         if image.dim() != 3 or image.shape[0] != 3:

@@ -25,7 +25,7 @@ def check_training(training: Training) -> None:
     """Checks the data of a training; see :func:`check_before_training`."""
     cfg = training.cfg
     check_before_training(
-        training.train.table, training.test.table, short=cfg.model.image.short, longest=cfg.model.image.max,
+        training.train.table, training.test.table, short=cfg.model.image.largest, longest=cfg.model.image.max,
         stride=training.model.backbone.feature_specs[cfg.model.rpn.reads].stride, drop_empty=cfg.data.drop_empty,
         limit=cfg.eval.limit,
     )  # fmt: skip

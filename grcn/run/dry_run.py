@@ -85,7 +85,7 @@ def _largest(
     area = max(range(len(originals)), key=lambda i: resized[i][0] * resized[i][1])
     extremes = [max(range(len(originals)), key=lambda i: resized[i][side]) for side in (0, 1)]
     # A batch is padded to its tallest and its widest image, which may be two.
-    size, together = originals[area], [originals[i] for i in extremes] if step_images > 1 else []
+    size, together = originals[area], [originals[i] for i in ([area, *extremes] if step_images > 1 else [area])]
     crowded = int(np.diff(table.offsets).argmax())
     objects = table.objects(crowded)
     scale = np.tile(np.array(size[::-1]) / table.sizes[crowded, ::-1], 2)

@@ -14,6 +14,7 @@ from grcn.config.schema import Config, DataConfig, ShapesDataConfig
 from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import eval_batches
 from grcn.engine import distributed
 from grcn.engine.evaluate import detect
@@ -60,7 +61,7 @@ def evaluate(
 @contextmanager
 def found_detections(
     cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
-) -> Iterator[tuple[Annotations, build.Split, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Annotations, DetectionDataset, dict[str, np.ndarray]]]:
     """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
 
     Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
@@ -80,22 +81,22 @@ def found_detections(
 
 
 def detect_all(
-    model: Detector, cfg: Config, test: build.Split, device: torch.device, stop: StopSignals | None
+    model: Detector, cfg: Config, test: DetectionDataset, device: torch.device, stop: StopSignals | None
 ) -> dict[str, np.ndarray]:
     """Detects in all test images, in all processes."""
-    table = build.limit_images(cfg.eval, test.table)
+    images = test.first(cfg.eval.limit)
     rank, world = distributed.rank(), distributed.world_size()
     batches = eval_batches(
-        table, test.read_image, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
+        images, rank=rank, world=world, workers=cfg.run.workers, pin_memory=device.type == "cuda",
         timeout=cfg.run.timeout,
     )  # fmt: skip
-    share = len(range(rank, len(table), world))
+    share = len(range(rank, len(images), world))
     return detect(model, batches, device, total=share, amp=build.AMP[cfg.run.amp], stop=stop)
 
 
 def _read_to_evaluate(
     cfg: Config, weights: Path, device: torch.device, allow_changes: bool
-) -> tuple[build.Split, Detector]:
+) -> tuple[DetectionDataset, Detector]:
     detector = load_detector(weights, device, cfg=cfg, allow_changes=allow_changes)
     try:
         test = build.build_test_split(cfg.data, detector.classes)
@@ -122,7 +123,7 @@ def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -
         check_classes(classes, weights, build.build_test_split(cfg, own).table.classes)
 
 
-def _read_detections(cfg: Config, path: Path) -> tuple[build.Split, dict[str, np.ndarray]]:
+def _read_detections(cfg: Config, path: Path) -> tuple[DetectionDataset, dict[str, np.ndarray]]:
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
     read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
     found = read(path, test.table)

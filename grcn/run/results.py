@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from grcn.build import Split
 from grcn.config.schema import Config
 from grcn.data import coco as coco_files
 from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.engine.signals import StopSignals
 from grcn.errors import DataError, EnvironmentFault, named
 from grcn.evaluation import coco, voc
@@ -30,7 +30,7 @@ logger = logging.getLogger("grcn")
 def score(
     cfg: Config,
     table: Annotations,
-    test: Split,
+    test: DetectionDataset,
     found: Mapping[str, np.ndarray],
     folder: Path,
     devkit: bool = False,
@@ -94,7 +94,9 @@ def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> 
         writer.writerows({"class": name, **figures} for name, figures in per_class.items())
 
 
-def _draw(cfg: Config, table: Annotations, test: Split, found: Mapping[str, np.ndarray], folder: Path) -> None:
+def _draw(
+    cfg: Config, table: Annotations, test: DetectionDataset, found: Mapping[str, np.ndarray], folder: Path
+) -> None:
     rows = np.linspace(0, len(table) - 1, min(cfg.eval.pictures, len(table)), dtype=int)
     if len(rows):
         detection_grid(table, test.read_image, found, rows.tolist()).save(folder / "detections.png")

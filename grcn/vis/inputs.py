@@ -40,7 +40,7 @@ def draw_inputs(training: Training, path: Path) -> None:
 
 
 def sample_title(table: Annotations, sample: Sample) -> str:
-    """Names the image of a sample, and says whether it is flipped."""
+    """Names the image of a sample, and what augmentation did to it."""
     number = int(sample.target["image_id"])
     row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
-    return title_of(table, row) + ", mirrored" * sample.target["mirrored"]
+    return ", ".join([title_of(table, row), *sample.target["augmented"]])

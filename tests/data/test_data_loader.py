@@ -16,6 +16,8 @@ from waiting import HANG
 
 from grcn import rng
 from grcn.data.annotations import Annotations
+from grcn.data.augment import HorizontalFlip
+from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import eval_batches, train_batches
 from grcn.data.validate import pack
 from grcn.errors import ConfigError, DataError
@@ -57,7 +59,7 @@ class Images:
 
 def batches(table: Annotations, **options: Any) -> list[tuple[list[Tensor], list[dict[str, Any]]]]:
     defaults = {"seed": SEED, "batch": 4, "steps": 6}
-    return list(train_batches(table, Images(table), **(defaults | options)))
+    return list(train_batches(DetectionDataset(table, Images(table)), **(defaults | options)))
 
 
 def assert_same(first: list, second: list) -> None:
@@ -66,7 +68,7 @@ def assert_same(first: list, second: list) -> None:
         assert all(map(torch.equal, images, other_images))
         for target, other in zip(targets, other_targets, strict=True):
             assert target.keys() == other.keys()
-            plain = {"batch_sizes", "mirrored", "rng_key"}
+            plain = {"batch_sizes", "batch_keys", "augmented", "rng_key"}
             assert all(target[key] == other[key] for key in plain)
             for key in target.keys() - plain:
                 assert target[key].dtype == other[key].dtype
@@ -82,13 +84,13 @@ def test_batches_are_what_the_formula_says(table):
             g = 4 * step + slot
             epoch, position = divmod(g, len(usable))
             row = usable[rng.permutation(len(usable), SEED, rng.ORDER, epoch)[position]]
-            flipped = rng.uniform(SEED, rng.FLIP, g) < 0.5
+            flipped = rng.uniform(SEED, rng.AUGMENT, g) < 0.5
             assert image[0, 0, 0] == row
             assert target["image_id"] == 100 + row
             assert target["rng_key"] == rng.hash_int(SEED, rng.SAMPLE, g)
             width = int(table.sizes[row, 1])
             assert image[1, 0, 0] == (width - 1 if flipped else 0)
-            assert target["mirrored"] is flipped
+            assert target["augmented"] == (("flipped",) if flipped else ())
             objects = table.objects(row)
             keep = ~(table.iscrowd[objects] | table.difficult[objects])
             expected = table.boxes[objects][keep].astype(np.float32)
@@ -111,7 +113,8 @@ def test_targets_have_torchvisions_types(table):
         assert image.dtype == torch.uint8
         assert target["batch_sizes"] == [tuple(other.shape[1:]) for other in images]
         assert isinstance(target["rng_key"], int)
-        del target["batch_sizes"], target["mirrored"], target["rng_key"]
+        for key in ("batch_sizes", "batch_keys", "augmented", "rng_key"):
+            del target[key]
         assert {key: (value.dtype, tuple(value.shape)) for key, value in target.items()} == {
             "boxes": (torch.float32, (count, 4)),
             "labels": (torch.int64, (count,)),
@@ -179,7 +182,9 @@ class Layouts(Images):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pixels_keep_their_order_in_memory(table, workers):
     for batch in (1, 8):
-        loader = train_batches(table, Layouts(table), seed=1, batch=batch, steps=8 // batch, workers=workers, flip=0.0)
+        loader = train_batches(
+            DetectionDataset(table, Layouts(table)), seed=1, batch=batch, steps=8 // batch, workers=workers, augment=()
+        )
         for images, targets in loader:
             assert len({image.untyped_storage().data_ptr() for image in images}) == 1
             for image, target in zip(images, targets, strict=True):
@@ -190,13 +195,14 @@ def test_pixels_keep_their_order_in_memory(table, workers):
 
 def test_images_are_bytes(table):
     with pytest.raises(TypeError, match=r"read_image must return uint8 \(got torch.float32\)"):
-        next(train_batches(table, lambda row: torch.zeros(3, 30, 30), seed=1, batch=2, steps=1))
+        next(train_batches(DetectionDataset(table, lambda row: torch.zeros(3, 30, 30)), seed=1, batch=2, steps=1))
 
 
 READ_MUCH = """
 import multiprocessing
 import numpy as np, torch
 from pathlib import Path
+from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import train_batches
 from grcn.data.validate import pack
 
@@ -211,7 +217,7 @@ table = pack(
     boxes=np.tile([1.0, 2.0, 3.0, 4.0], (objects, 1)), labels=np.ones(objects, int),
 )
 image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-loader = train_batches(table, lambda row: image, seed=1, batch=100, steps=200, workers=1)
+loader = train_batches(DetectionDataset(table, lambda row: image), seed=1, batch=100, steps=200, workers=1)
 for _ in range(10):
     next(loader)
 (worker,) = multiprocessing.active_children()
@@ -232,7 +238,7 @@ def test_workers_do_not_grow_while_they_read():
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, {False}), (1.0, {True})])
 def test_the_share_of_flips(table, flip, expected):
-    images = [image for images, _ in batches(table, flip=flip) for image in images]
+    images = [image for images, _ in batches(table, augment=[HorizontalFlip(flip)]) for image in images]
     assert {bool(image[1, 0, 0] > image[1, 0, -1]) for image in images} == expected
 
 
@@ -262,12 +268,12 @@ def test_a_data_set_without_objects_is_an_error():
     )
     for drop_empty in (True, False):
         with pytest.raises(DataError, match=r"crowded: no object to train on \(got 2 images, 1"):
-            train_batches(table, Images(table), seed=1, batch=2, steps=2, drop_empty=drop_empty)
+            train_batches(DetectionDataset(table, Images(table)), seed=1, batch=2, steps=2, drop_empty=drop_empty)
 
 
 def test_the_batch_must_divide(table):
     with pytest.raises(ConfigError, match=r"train\.batch.*got batch 6, 2 processes, accumulate 2"):
-        train_batches(table, Images(table), seed=1, batch=6, steps=2, world=2, accumulate=2)
+        train_batches(DetectionDataset(table, Images(table)), seed=1, batch=6, steps=2, world=2, accumulate=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -275,7 +281,9 @@ def test_the_batch_must_divide(table):
 def test_evaluation_reads_every_image_once(table, workers, world):
     rows = []
     for rank in range(world):
-        for (row,), (image,) in eval_batches(table, Images(table), rank=rank, world=world, workers=workers):
+        for (row,), (image,) in eval_batches(
+            DetectionDataset(table, Images(table)), rank=rank, world=world, workers=workers
+        ):
             assert image.shape == (3, *table.sizes[row])
             assert image[0, 0, 0] == row
             rows.append(row)
@@ -292,10 +300,10 @@ class Broken(Images):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_the_same_one_line_from_a_worker(table, workers):
     with pytest.raises(DataError) as error:
-        list(eval_batches(table, Broken(table), workers=workers))
+        list(eval_batches(DetectionDataset(table, Broken(table)), workers=workers))
     assert str(error.value) == "images/5.jpg: truncated; fix it"
     with pytest.raises(DataError) as error:
-        list(train_batches(table, Broken(table), seed=1, batch=4, steps=4, workers=workers))
+        list(train_batches(DetectionDataset(table, Broken(table)), seed=1, batch=4, steps=4, workers=workers))
     assert str(error.value) == "images/5.jpg: truncated; fix it"
 
 
@@ -308,7 +316,7 @@ def test_loading_leaves_the_global_generators_alone(table, workers):
 
 
 def test_signals_are_left_to_the_main_process(table):
-    loader = train_batches(table, Images(table), seed=1, batch=4, steps=60, workers=2)
+    loader = train_batches(DetectionDataset(table, Images(table)), seed=1, batch=4, steps=60, workers=2)
     next(loader), next(loader)  # one of each worker, which is ready for signals then
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -323,7 +331,7 @@ def test_signals_are_left_to_the_main_process(table):
 
 
 def test_a_worker_ends_with_its_main_process(table):
-    loader = train_batches(table, Images(table), seed=1, batch=4, steps=60, workers=1)
+    loader = train_batches(DetectionDataset(table, Images(table)), seed=1, batch=4, steps=60, workers=1)
     next(loader)
     (worker,) = multiprocessing.active_children()
     worker.terminate()

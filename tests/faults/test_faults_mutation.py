@@ -27,6 +27,7 @@ from grcn.config.model_schema import ModelConfig
 from grcn.data import coco, voc
 from grcn.data import validate as packing
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.data.images import FileImages
 from grcn.data.loader import train_batches
 from grcn.engine import checkpoint
@@ -100,7 +101,7 @@ def train_on(data: Annotations) -> None:
     images = FileImages(data)
     for row in range(len(data)):
         images(row)
-    batch, targets = next(train_batches(data, images, seed=0, batch=2, steps=1))
+    batch, targets = next(train_batches(DetectionDataset(data, images), seed=0, batch=2, steps=1))
     torch.manual_seed(0)
     model = build_model(ModelConfig.model_validate(TINY), len(data.classes) + 1).train()
     losses = model(move_images(batch, torch.device("cpu")), targets)

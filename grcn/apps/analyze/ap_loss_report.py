@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from grcn.build import Split
 from grcn.config.schema import Config
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.engine import distributed
 from grcn.engine.signals import StopSignals
 from grcn.errors import EnvironmentFault, named
@@ -126,7 +126,12 @@ def _percent(value: float | None, sign: str = "") -> str:
 
 
 def _draw(
-    cfg: Config, table: Annotations, test: Split, found: Mapping[str, np.ndarray], analysis: Analysis, folder: Path
+    cfg: Config,
+    table: Annotations,
+    test: DetectionDataset,
+    found: Mapping[str, np.ndarray],
+    analysis: Analysis,
+    folder: Path,
 ) -> None:
     threshold = analysis.figures["confusion"]["score_threshold"]
     worst = np.argsort(-analysis.faults, kind="stable")[: cfg.eval.pictures]

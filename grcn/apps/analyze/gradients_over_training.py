@@ -14,6 +14,7 @@ import torch
 from grcn import build, fileio
 from grcn.apps.analyze.gradients import Conflict, conflict
 from grcn.config.schema import Config
+from grcn.data.dataset import DetectionDataset
 from grcn.engine import checkpoint, distributed
 from grcn.engine.checkpoint import restore
 from grcn.engine.environment import read_environment
@@ -127,7 +128,7 @@ def _cosine(of: dict[str, Any]) -> str:
     return f"{of['cosine']:+.3f}{error}"
 
 
-def _start(cfg: Config, device: torch.device) -> tuple[build.Split, Detector]:
+def _start(cfg: Config, device: torch.device) -> tuple[DetectionDataset, Detector]:
     """Reads the training split and builds the model as training starts with it."""
     prepare(cfg, device)
     data = build.build_train_split(cfg.data)
@@ -137,7 +138,7 @@ def _start(cfg: Config, device: torch.device) -> tuple[build.Split, Detector]:
     return data, to_device(model, device)
 
 
-def _batches(cfg: Config, data: build.Split, steps: int, step: int, stop: StopSignals) -> Iterator[Any]:
+def _batches(cfg: Config, data: DetectionDataset, steps: int, step: int, stop: StopSignals) -> Iterator[Any]:
     """Yields the batches behind the last step, with a progress bar that names the step compared."""
     first = cfg.train.steps
     batches = build.build_batches(cfg, data, start_step=first, steps=first + steps)

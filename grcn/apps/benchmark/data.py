@@ -15,9 +15,10 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 
-from grcn.build import Split, build_batches
+from grcn.build import build_batches
 from grcn.config.schema import Config, ShapesDataConfig
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.data.images import FileImages
 from grcn.data.synthetic import dataset as shapes
 from grcn.data.validate import pack
@@ -49,7 +50,7 @@ def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
             lambda: _exhaust(build_batches(cfg, data, batch=1, accumulate=1, steps=images, workers=0, alone=True))
         ]
         if table.root:
-            passes.append(lambda: _read_as_torchvision(table, cfg.model.image.short, cfg.model.image.max))
+            passes.append(lambda: _read_as_torchvision(table, cfg.model.image.largest, cfg.model.image.max))
         ours, *reference = (1000 * seconds / images for seconds in _cpu_seconds(passes))
         count = images + 2 * cfg.run.workers * cfg.train.batch  # more than the workers read ahead
         steps = -(-2 * count // cfg.train.batch)
@@ -108,18 +109,18 @@ def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> 
     return {"coco_s": between - start, "voc_s": time.process_time() - between, "backend": backend}
 
 
-def _data(cfg: Config, images: int, folder: str) -> Split:
+def _data(cfg: Config, images: int, folder: str) -> DetectionDataset:
     """Makes some images to train on; files are written into ``folder``."""
     data = cfg.data
     if isinstance(data, ShapesDataConfig):
         table = shapes.load(data.level, "train", images, data.size, data.seed)
-        return Split(table, shapes.ShapesImages(data.level, "train", data.size, data.seed))
+        return DetectionDataset(table, shapes.ShapesImages(data.level, "train", data.size, data.seed))
     generator = np.random.default_rng(0)
     names = [f"{row:06d}.jpg" for row in range(images)]
     for name in names:
         _photograph(generator).save(Path(folder, name), quality=90)
     table = _table(generator, images, 20, names, folder)
-    return Split(table, FileImages(table))
+    return DetectionDataset(table, FileImages(table))
 
 
 def _photograph(generator: np.random.Generator) -> Image.Image:

@@ -87,7 +87,7 @@ def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
 
 def image_size(cfg: Config) -> tuple[int, int]:
     """Returns height and width of the largest image that a config's network sees; those of shapes are square."""
-    short, longest = cfg.model.image.short, cfg.model.image.max
+    short, longest = cfg.model.image.largest, cfg.model.image.max
     return (short, short) if isinstance(cfg.data, ShapesDataConfig) else (short, longest)
 
 

@@ -42,7 +42,7 @@ def _cases(cfg: Config) -> Iterator[tuple[str, float, Config, dict[str, Any]]]:
         yield "images", images, cfg, {"images": images}
     for factor in _SIZES:
         image = cfg.model.image
-        sides = {"short": round(image.short * factor), "max": round(image.max * factor)}
+        sides = {"short": round(image.largest * factor), "max": round(image.max * factor)}
         model = cfg.model.model_copy(update={"image": image.model_copy(update=sides)})
         case = cfg.model_copy(update={"model": model})
         yield "megapixels", math.prod(image_size(case)) / 1e6, case, {}

@@ -14,6 +14,7 @@ from grcn import build
 from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
 from grcn.config.schema import Config
 from grcn.data.annotations import Annotations
+from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
@@ -149,7 +150,7 @@ def _start(
 
 
 def _fed(
-    cfg: Config, data: build.Split, model: Detector, first: int, count: int, panels: Sequence[Panel]
+    cfg: Config, data: DetectionDataset, model: Detector, first: int, count: int, panels: Sequence[Panel]
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
     device = model.transform.mean.device

@@ -66,13 +66,13 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
     stride = _stride(cfg)
     image = cfg.model.image
     findings = train.findings + test.findings
-    findings += check_tables(train.table, test.table, short=image.short, longest=image.max, stride=stride)
+    findings += check_tables(train.table, test.table, short=image.largest, longest=image.max, stride=stride)
     if not isinstance(cfg.data, ShapesDataConfig):
         findings += _check_files(cfg, train, test, fast)
     anchors = None
     if train.table is not None:
         rpn = AnchorSet(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
-        anchors = fit(objects_of(train.table, image.short, image.max), rpn)
+        anchors = fit(objects_of(train.table, image.largest, image.max), rpn)
         findings += _anchor_finding(anchors)
     findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     report = {

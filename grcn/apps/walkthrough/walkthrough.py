@@ -130,7 +130,8 @@ def _input(walked: Walk) -> str:
     transform = walked.model.transform
     return (
         f"Input (Sec. 4). {width} x {height} pixels, times {walked.tensor.shape[2] / width:.3g}, become "
-        f"{list(walked.tensor.shape)}: the short side {transform.short}, the long one {transform.max_size} at most; "
+        f"{list(walked.tensor.shape)}: the short side {max(transform.shorts)}, the long one at most "
+        f"{transform.max_size}; "
         "then normalised. Pixels of all other steps but the last are of this input."
     )
 
