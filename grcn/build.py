@@ -27,7 +27,7 @@ from grcn.data import coco, voc
 from grcn.data.annotations import Annotations
 from grcn.data.augment import Augmentation, ColorJitter, HorizontalFlip, RandomCrop
 from grcn.data.dataset import DetectionDataset
-from grcn.data.faults import Report
+from grcn.data.faults import Notes, Report
 from grcn.data.images import FileImages
 from grcn.data.loader import TrainBatch, train_batches
 from grcn.data.synthetic import dataset as shapes
@@ -184,19 +184,28 @@ def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, 
 
 
 def read_annotations(
-    cfg: FilesDataConfig, side: Literal["train", "test"], classes: tuple[str, ...] | None, report: Report | None = None
+    cfg: FilesDataConfig,
+    side: Literal["train", "test"],
+    classes: tuple[str, ...] | None,
+    report: Report | None = None,
+    notes: Notes | None = None,
 ) -> Annotations:
     """Reads the annotations of one side of a data set on disk; its images need not exist.
 
     Args:
         report: is told of every fault, where otherwise the first one is raised.
+        notes: counts what is read as it was meant; without one, a warning does.
 
     Raises:
         DataError: as the readers do; or there is no folder to read in, which is no fault of its files.
     """
     exists = os.path.isdir(cfg.root)
     try:
-        return _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report if exists else None)
+        own = Notes(cfg.strict) if notes is None else notes
+        table = _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report if exists else None, own)
+        if notes is None:
+            own.log(table.name)
+        return table
     except DataError as error:
         if exists or "set data.root=" in str(error):  # where the data are instead
             raise

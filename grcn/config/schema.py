@@ -133,6 +133,9 @@ class FilesDataConfig(CommonDataConfig):
     """Splits to evaluate on."""
     classes: Names | None = None
     """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
+    strict: Annotated[bool, HOW] = False
+    """Whether what has one sensible meaning, but is not written as the layout says, is refused; else it is read as it
+    was meant, and counted. [O]"""
 
     def check(self) -> Iterator[tuple[str, str]]:
         for key in ("train", "test", "classes"):

@@ -19,7 +19,7 @@ import numpy as np
 from grcn.data.annotations import Annotations, concatenate
 from grcn.data.cache import cached
 from grcn.data.coco_json import FORMAT, Records, columns, parse
-from grcn.data.faults import Report, fault, read_bytes, split_remedy, tell
+from grcn.data.faults import Notes, Report, fault, read_bytes, split_remedy, tell
 from grcn.data.validate import PART, pack, pack_detections
 from grcn.errors import DataError, one_line
 
@@ -27,7 +27,11 @@ logger = logging.getLogger("grcn")
 
 
 def load(
-    root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
+    root: str | Path,
+    splits: Sequence[str],
+    classes: Sequence[str] | None = None,
+    report: Report | None = None,
+    notes: Notes | None = None,
 ) -> Annotations:
     """Reads splits such as ``train2014``, or ``IMAGES:FILE.json``, below ``root`` into one table.
 
@@ -38,15 +42,20 @@ def load(
             of the first split in the order of their ids: load the training splits so, and pass
             their classes on for the test splits.
         report: is told of every record that is wrong, where otherwise the first one is an error; they are left out.
+        notes: counts what is read as it was meant; without one, a warning does.
 
     Raises:
         DataError: a file is missing or broken, or the splits disagree about categories or share ids of images.
     """
+    own = Notes() if notes is None else notes
     tables: list[Annotations] = []
     for split in splits:
-        tables.append(_load_split(Path(root), split, classes, report))
+        tables.append(_load_split(Path(root), split, classes, report, own))
         classes = tables[0].classes
-    return concatenate(tables)
+    table = concatenate(tables)
+    if notes is None:
+        own.log(table.name)
+    return table
 
 
 def read_detections(file: str | Path, table: Annotations) -> dict[str, np.ndarray]:
@@ -115,7 +124,9 @@ def _places(split: str) -> tuple[Path, Path, str]:
     return Path(split), Path("annotations") / f"instances_{split}.json", split
 
 
-def _load_split(root: Path, split: str, classes: Sequence[str] | None, report: Report | None) -> Annotations:
+def _load_split(
+    root: Path, split: str, classes: Sequence[str] | None, report: Report | None, notes: Notes
+) -> Annotations:
     folder, file, name = _places(split)
     path = root / file
     others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import reprlib
@@ -12,6 +13,9 @@ import numpy as np
 
 from grcn.errors import LONGEST_LINE, PREFIX, DataError, is_of_the_machine, one_line
 
+logger = logging.getLogger("grcn")
+
+MOST_PLACES = 20  # that are kept of each kind
 LONGEST_PATH = 1000  # a table keeps every name at the length of the longest one
 
 USUAL_REMEDY = "set data.root and the splits to what exists"
@@ -62,6 +66,47 @@ def tell(report: Report | None, found: Fault) -> None:
     if report is None:
         raise found
     report(found)
+
+
+class Notes:
+    """What a reader read as it was meant, though it was written otherwise: counted, with the first places of each kind.
+
+    Args:
+        strict: make the first of them an error instead.
+
+    Attributes:
+        counts: by kind, a few words in the plural that can follow a number, as ``values of <difficult>``.
+        places: of each kind the first places, each with what stood there.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.counts: dict[str, int] = {}
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, kind: str, place: object, got: object, count: int = 1) -> None:
+        """Counts cases of a kind.
+
+        Args:
+            place: the file, and where in it.
+            got: what stands there.
+
+        Raises:
+            DataError: this is strict.
+        """
+        if self.strict:
+            what = kind.replace("{", "{{").replace("}", "}}")
+            raise fault(place, f"{what} are refused (got {{}}); fix it, or set data.strict=false", got)
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        kept = self.places.setdefault(kind, [])
+        if len(kept) < MOST_PLACES:
+            kept.append(one_line(f"{place}: {shown(got)}"))
+
+    def log(self, name: str) -> None:
+        """Warns in one line of everything that was counted for a data set of this name."""
+        if self.counts:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+            logger.warning("%s", one_line(f"{name}: read as meant: {counts}; tools/check_data.py lists them"))
 
 
 def shown(value: object, limit: int = 60) -> str:

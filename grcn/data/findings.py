@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from grcn.data.annotations import Annotations
-from grcn.data.faults import Fault
+from grcn.data.faults import Fault, Notes
 from grcn.errors import one_line
 
 MOST_EXAMPLES = 20
@@ -65,6 +65,7 @@ KINDS = {
     ),
     "crowd": ("note", "crowd regions", "nothing to do: neither trained on nor counted"),
     "difficult": ("note", "difficult objects", "nothing to do: neither trained on nor counted"),
+    "normalised": ("note", "read as meant", "nothing to do, or set data.strict=true to refuse them"),
     "anchors": ("note", "objects to train on without an anchor of IoU 0.5", "try other anchors"),
 }
 
@@ -136,6 +137,14 @@ class FaultCounter:
             finding(kind, split, count, self.examples[kind], hint.get(kind, "") if 2 * count > objects > 0 else "")
             for kind, count in self.counts.items()
         ]
+
+
+def notes_as_findings(notes: Notes, split: str) -> list[Finding]:
+    """Returns what a reader read as it was meant, a finding for each kind."""
+    return [
+        finding("normalised", split, count, [Example(place) for place in notes.places[kind]], kind)
+        for kind, count in notes.counts.items()
+    ]
 
 
 def check_tables(

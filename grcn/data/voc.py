@@ -28,6 +28,7 @@ from grcn.data.annotations import Annotations, concatenate
 from grcn.data.faults import (
     USUAL_REMEDY,
     Fault,
+    Notes,
     Report,
     check_class_name,
     fault,
@@ -41,6 +42,8 @@ from grcn.errors import DataError
 
 logger = logging.getLogger("grcn")
 
+# What annotation tools write in place of 0 and 1.
+_DIFFICULT = {"": False, "false": False, "0.0": False, "unspecified": False, "true": True, "1.0": True}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
@@ -61,7 +64,11 @@ class _Split:
 
 
 def load(
-    root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, report: Report | None = None
+    root: str | Path,
+    splits: Sequence[str],
+    classes: Sequence[str] | None = None,
+    report: Report | None = None,
+    notes: Notes | None = None,
 ) -> Annotations:
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
@@ -74,12 +81,14 @@ def load(
             training splits so, and pass their classes on for the test splits.
         report: is told of every line, annotation and object that is wrong, where otherwise the first one is an error;
             they are left out.
+        notes: counts what is read as it was meant; without one, a warning does.
 
     Raises:
         DataError: a list or annotation is missing or broken, an object's class is not listed, or an image is in two of
             the splits.
     """
-    read = [_read_split(Path(root), split, report) for split in splits]
+    own = Notes() if notes is None else notes
+    read = [_read_split(Path(root), split, report, own) for split in splits]
     names = [name for split in read for name in split.ids]
     if len(set(names)) < len(names):
         for split in read:
@@ -87,7 +96,10 @@ def load(
     if classes is None:
         found = {name for split in read for name in split.names}
         classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
-    return concatenate([_pack_split(split, str(root), classes, report) for split in read])
+    table = concatenate([_pack_split(split, str(root), classes, report) for split in read])
+    if notes is None:
+        own.log(table.name)
+    return table
 
 
 def to_continuous(boxes: np.ndarray) -> np.ndarray:
@@ -95,7 +107,7 @@ def to_continuous(boxes: np.ndarray) -> np.ndarray:
     return boxes - np.array([1.0, 1.0, 0.0, 0.0])
 
 
-def _read_split(root: Path, name: str, report: Report | None) -> _Split:
+def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _Split:
     folder = root / PurePosixPath(name).parent
     annotations, images = folder / "Annotations", folder / "JPEGImages"
     split = _Split(name)
@@ -118,19 +130,19 @@ def _read_split(root: Path, name: str, report: Report | None) -> _Split:
         split.sizes.append((int(height), int(width)))
         for number, element in enumerate(annotation.findall("object"), start=1):
             try:
-                _read_object(split, element, f"{path}: object {number}")
+                _read_object(split, element, f"{path}: object {number}", notes)
             except Fault as found:
                 found.image = file
                 tell(report, found)
     return split
 
 
-def _read_object(split: _Split, element: ElementTree.Element, place: str) -> None:
+def _read_object(split: _Split, element: ElementTree.Element, place: str, notes: Notes) -> None:
     """Appends an object to those of the last image of ``split``."""
     box = [_number(element, f"bndbox/{tag}", place) for tag in ("xmin", "ymin", "xmax", "ymax")]
     name = _text(element, "name", place)
     check_class_name(f"{place}: <name>", name)
-    difficult = _difficult(element, place)
+    difficult = _difficult(element, place, notes)
     split.rows.append(len(split.ids) - 1)
     split.boxes.append(box)
     split.names.append(name)
@@ -217,11 +229,15 @@ def _number(element: ElementTree.Element, tag: str, place: str | Path) -> float:
         raise fault(place, f"<{tag}> is no number (got {{}}); fix it", text) from None
 
 
-def _difficult(element: ElementTree.Element, place: str) -> bool:
+def _difficult(element: ElementTree.Element, place: str, notes: Notes) -> bool:
     text = (element.findtext("difficult") or "0").strip()
-    if text not in ("0", "1"):
+    if text in ("0", "1"):
+        return text == "1"
+    meant = _DIFFICULT.get(text.lower())
+    if meant is None:
         raise fault(place, "<difficult> is neither 0 nor 1 (got {}); fix it", text)
-    return text == "1"
+    notes.add("values of <difficult> other than 0 and 1", place, text)
+    return meant
 
 
 def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Annotations:

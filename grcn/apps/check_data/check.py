@@ -17,8 +17,8 @@ from grcn.apps.check_data.images import ImageFacts, check_facts, check_headers, 
 from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
 from grcn.config.schema import Config, DataConfig, ShapesDataConfig
 from grcn.data.annotations import Annotations
-from grcn.data.faults import Fault
-from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, finding
+from grcn.data.faults import Fault, Notes
+from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, finding, notes_as_findings
 from grcn.data.images import read_image
 from grcn.errors import DataError, named, one_line
 from grcn.progress import progress_bar
@@ -145,14 +145,15 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
     if isinstance(cfg, ShapesDataConfig):
         split = build.build_train_split(cfg) if side == "train" else build.build_test_split(cfg, None)
         return _Read(split.table, [], lambda example: split.read_image(example.row) if example.row >= 0 else None)
-    faults = FaultCounter()
+    faults, notes = FaultCounter(), Notes(cfg.strict)
     table = None
     try:
-        table = build.read_annotations(cfg, side, classes, faults)
+        table = build.read_annotations(cfg, side, classes, faults, notes)
     except Fault as fault:  # nothing can be read, as without a list
         faults(fault)
     objects = 0 if table is None else len(table.boxes)
-    return _Read(table, faults.findings(side, objects), lambda example: _image(cfg.root, example))
+    found = faults.findings(side, objects) + notes_as_findings(notes, side)
+    return _Read(table, found, lambda example: _image(cfg.root, example))
 
 
 def _stride(cfg: Config) -> int:
