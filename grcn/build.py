@@ -249,8 +249,8 @@ def build_batches(
     )
 
 
-def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.SGD:
-    """Builds SGD with momentum, fused into one pass over the parameters.
+def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Builds SGD with momentum or AdamW, fused into one pass over the parameters.
 
     Biases learn at ``bias_lr_factor`` times the rate and do not decay unless told to; scales of norms do not decay.
     """
@@ -267,7 +267,10 @@ def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.SGD
             "lr_factor": cfg.bias_lr_factor,
         },
     ]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=cfg.lr, momentum=cfg.momentum, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, fused=True)
 
 
 @dataclass(frozen=True)

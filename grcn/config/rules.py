@@ -50,6 +50,10 @@ def without_effect(cfg: Config) -> dict[str, str]:
     """
     train = cfg.train
     idle = {f"model.{key}": f"model.{reason}" for key, reason in idle_in_model(cfg.model).items()}
+    if train.optimizer == "sgd":
+        idle["train.betas"] = "train.optimizer is sgd"
+    else:
+        idle["train.momentum"] = f"train.optimizer is {train.optimizer}"
     if train.schedule == "cosine":
         keys = ("train.lr_steps", "train.gamma") if train.lr_steps else ("train.gamma",)
         idle |= dict.fromkeys(keys, "train.schedule is cosine")

@@ -318,12 +318,17 @@ def _strides(tensor: Tensor) -> list[int]:
 
 def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
     """Says why a saved optimizer is not one for the same weights in the same order; None if it is."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    own = optimizer.param_groups
+    weights = [weight for group in own for weight in group["params"]]
     try:
         got = [len(group["params"]) for group in saved["param_groups"]]
-        need = [len(group["params"]) for group in optimizer.param_groups]
+        need = [len(group["params"]) for group in own]
         if got != need:
             return f"got groups of {got} weights, need {need}"
+        theirs, ours = ({name for group in groups for name in group} for groups in (saved["param_groups"], own))
+        # A release of torch that adds a setting to an optimizer does not make it another.
+        if theirs - ours and ours - theirs:
+            return f"got one with {', '.join(sorted(theirs - ours))}, need {', '.join(sorted(ours - theirs))}"
         if len(saved["state"]) not in (0, len(weights)):
             return f"got the state of {len(saved['state'])} weights, need {len(weights)}"
         for index, values in saved["state"].items():
