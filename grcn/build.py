@@ -109,6 +109,7 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
 
 def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
     name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
+    frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
     if name in RESNET_UNITS:
         return SplitResNet(
             RESNET_UNITS[name],
@@ -118,10 +119,11 @@ def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
             width=cfg.width if tiny else RESNET_WIDTH,
             stride_in=stride_in_of(cfg.weights),
             from_scratch=tiny,
+            frozen_stages=frozen,
         )
     blocks = [[cfg.width * factor] for factor in TINY_BLOCKS] if tiny else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
-    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=tiny)
 
 
 def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
