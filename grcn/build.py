@@ -30,6 +30,7 @@ from grcn.data.images import FileImages
 from grcn.data.loader import TrainBatch, train_batches
 from grcn.data.synthetic import dataset as shapes
 from grcn.engine import distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.recorder import Metrics, Recorder
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import Batch, learning_rate, train
@@ -319,6 +320,11 @@ class Training:
         """Builds the optimizer of a model that is on its device."""
         return build_optimizer(self.cfg.train, model)
 
+    def average(self, model: nn.Module) -> WeightAverage | None:
+        """Copies a model that is on its device, to average its weights over the steps; None where none is wanted."""
+        decay = self.cfg.train.ema
+        return None if decay is None else WeightAverage(model, decay)
+
     def recorder(self, folder: Path, state: dict[str, Any] | None) -> Recorder:
         """Opens the log of a run's folder, to continue from the checkpoint ``state``, or at step 0."""
         cfg = self.cfg
@@ -342,6 +348,7 @@ class Training:
         optimizer: torch.optim.Optimizer,
         recorder: Recorder,
         evaluate: Callable[[int], Metrics],
+        ema: WeightAverage | None,
         stop: StopSignals | None,
     ) -> Metrics:
         """Trains ``model`` by the schedule; arguments and result as of :func:`grcn.engine.train.train`."""
@@ -350,7 +357,7 @@ class Training:
             model, batches, optimizer, recorder, steps=cfg.steps, lr_at=self.lr_at, seed=self.cfg.run.seed,
             accumulate=cfg.accumulate, amp=AMP[self.cfg.run.amp], clip_grad_norm=cfg.clip_grad_norm,
             log_every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, evaluate=evaluate,
-            eval_every=cfg.eval_every, stop=stop,
+            eval_every=cfg.eval_every, ema=ema, stop=stop,
         )  # fmt: skip
 
 

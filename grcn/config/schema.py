@@ -158,6 +158,9 @@ class TrainConfig(Section):
     """Where the warm-up starts. [O]"""
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient; null does not clip. [C]"""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a moving average of the weights, which is evaluated and detected with in place of the last
+    weights; null keeps none. [O]"""
     checkpoint_every: Annotated[Count, HOW] = 2000
     """Steps between checkpoints; one is always written at the end. [O]"""
     keep: Annotated[Count, HOW] = 3

@@ -274,7 +274,11 @@ def _problem(state: Any, name: str) -> str | None:
         return f"written in another format (got {state['format']}, need {FORMAT}); update grcn"
     if (match := _NAME.fullmatch(name.removeprefix("best-"))) and int(match[1]) != state["step"]:
         return f"damaged or renamed (got step {state['step']}); give it its name back, or use another"
-    fault = unusable(state["model"])
+    average = state.get("ema", {"model": {}, "steps": 0})
+    kinds = {"model": dict, "steps": int}
+    if not isinstance(average, dict) or not all(isinstance(average.get(key), kind) for key, kind in kinds.items()):
+        return "damaged (its ema is no average of weights); use an earlier checkpoint"
+    fault = unusable(state["model"]) or unusable(average["model"])
     return f"{fault}; use an earlier checkpoint" if fault else None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from grcn.engine import checkpoint, distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.evaluate import are_finite
 from grcn.engine.log import MetricsLog, RecentLosses
 from grcn.errors import NonFiniteError
@@ -55,8 +56,8 @@ class Recorder:
         self._state, self._record = state, record or {}
         self._keep, self._best = keep, best
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Loads the weights and the momenta of the checkpoint to continue from, if there is one.
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None) -> None:
+        """Loads the weights, the momenta and the average of the checkpoint to continue from, if there is one.
 
         They are taken out of its ``state``, where they would lie in memory for as long as the run takes.
 
@@ -66,7 +67,10 @@ class Recorder:
         state, self._state = self._state, None
         if state is not None:
             distributed.together(lambda: checkpoint.restore(state, model, optimizer))
+            if ema is not None:
+                distributed.together(lambda: ema.restore(state, model))
             del state["model"], state["optimizer"]
+            state.pop("ema", None)
 
     def log(self, step: int, lr: float) -> dict[str, float]:
         """Writes the learning rate and the mean losses since the last call; returns the losses."""
@@ -74,7 +78,9 @@ class Recorder:
         self._log.write(step, {"lr": lr, **averages})
         return averages
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None
+    ) -> None:
         """Writes a checkpoint.
 
         Raises:
@@ -94,6 +100,8 @@ class Recorder:
             "losses": self.losses.fetched,
             **self._record,
         }
+        if ema is not None:
+            contents["ema"] = ema.state()
         distributed.on_main(lambda: checkpoint.save(self._checkpoints, contents, self._keep))
 
     def recorded(self, step: int) -> Metrics | None:

@@ -35,7 +35,7 @@ def load_detector(
     classes: Sequence[str] | None = None,
     allow_changes: bool = False,
 ) -> Predictor:
-    """Loads a detector that ``tools/train.py`` has trained, ready to predict.
+    """Loads a detector that ``tools/train.py`` has trained, ready to predict; with averaged weights if it has them.
 
     Args:
         path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
@@ -121,10 +121,13 @@ def _load_initial_weights(
 def _restore(state: Mapping[str, Any], model: Detector, path: Path) -> None:
     """Loads a checkpoint's weights into a detector that may have other stages frozen than the one they are of.
 
+    They are those that its run evaluated: the average, if it kept one (``train.ema``).
+
     Raises:
         CheckpointError: it is another detector in more than this.
     """
-    checkpoint.restore({**state, "model": under_names_of(model, state["model"])}, model, path=path)
+    weights = state.get("ema", state)["model"]
+    checkpoint.restore({"step": state["step"], "model": under_names_of(model, weights)}, model, path=path)
 
 
 def check_continuation(

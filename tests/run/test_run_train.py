@@ -89,3 +89,56 @@ def test_stages_frozen_at_random_values_are_warned_of(
     with caplog.at_level(logging.WARNING, "grcn"):
         train(config(f"model.freeze={freeze}"), tmp_path, dry_run=True)
     assert ("at random values; use --init, or leave model.freeze out" in caplog.text) == warned
+
+
+AVERAGE = ("train.ema=0.5", "train.lr=0.02", "train.steps=5")
+
+
+def test_the_average_is_evaluated_and_detected_with(tmp_path: Path) -> None:
+    cfg = config(*AVERAGE)
+    metrics = train(cfg, tmp_path / "run")
+    path, state = newest(tmp_path / "run")
+    assert state["ema"]["steps"] == 5
+    plain = {key: value for key, value in state.items() if key != "ema"}
+    raw = checkpoint.save(tmp_path / "raw", plain, keep=1)
+    averaged = checkpoint.save(tmp_path / "averaged", plain | {"model": state["ema"]["model"]}, keep=1)
+
+    for one in (path, averaged):
+        assert evaluate(cfg, tmp_path / f"eval_{one.stem}", weights=one) == metrics
+    detectors = {one: load_detector(one, "cpu") for one in (path, raw, averaged)}
+    for one, key in ((path, "ema"), (averaged, "ema"), (raw, None)):
+        weights = state["model"] if key is None else state[key]["model"]
+        assert all(torch.equal(value, weights[name]) for name, value in detectors[one].model.state_dict().items())
+    image = torch.rand(3, 64, 64)
+    scores = {one: detector.predict(image, 0.0).scores for one, detector in detectors.items()}
+    assert torch.equal(scores[path], scores[averaged]) and not torch.equal(scores[path], scores[raw])
+
+    train(config("train.lr=1e-30"), tmp_path / "next", init=path)
+    started = newest(tmp_path / "next")[1]["model"]
+    assert all(torch.allclose(value, state["ema"]["model"][name]) for name, value in started.items())
+    without = config(*AVERAGE[1:])
+    train(without, tmp_path / "without")
+    assert all(
+        torch.equal(value, state["model"][name]) for name, value in newest(tmp_path / "without")[1]["model"].items()
+    )
+
+
+def test_an_average_is_continued_to_the_byte(tmp_path: Path) -> None:
+    train(config(*AVERAGE, "train.eval_every=2"), tmp_path / "straight")
+    for step in range(1, 5):
+        for steps in (step, 5):
+            cfg = config(*AVERAGE, "train.eval_every=2", f"train.steps={steps}")
+            train(cfg, tmp_path / f"from_{step}", resume=True, allow_changes=True)
+        assert newest(tmp_path / f"from_{step}")[0].read_bytes() == newest(tmp_path / "straight")[0].read_bytes()
+    with pytest.raises(ConfigError, match="train.ema: 0.5 -> null"):
+        train(config(*AVERAGE, "train.ema=null"), tmp_path / "straight", resume=True)
+
+
+def test_a_dry_run_has_the_average_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "grcn"):
+        for change in ("train.ema=null", "train.ema=0.5"):
+            train(config(change, "model.head.dim=256"), tmp_path, dry_run=True)
+    sizes = [
+        int(word.split()[-2]) for record in caplog.records if "a checkpoint takes" in (word := record.getMessage())
+    ]
+    assert sizes[1] > 1.3 * sizes[0] > 0
