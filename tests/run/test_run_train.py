@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,19 @@ def test_a_dry_run_has_the_average_too(tmp_path: Path, caplog: pytest.LogCapture
         int(word.split()[-2]) for record in caplog.records if "a checkpoint takes" in (word := record.getMessage())
     ]
     assert sizes[1] > 1.3 * sizes[0] > 0
+
+
+def test_a_checkpoint_from_before_these_settings_is_continued(tmp_path: Path) -> None:
+    """Its config lacks them, and they have their defaults."""
+    train(config("train.steps=4"), tmp_path / "straight")
+    train(config("train.steps=4", "train.checkpoint_every=2"), tmp_path / "whole")
+    path = next((tmp_path / "whole" / "checkpoints").glob("step_00000002-*.pt"))
+    state = checkpoint.load(path)
+    settings, count = re.subn(r"^  (freeze|optimizer|betas|ema):.*\n", "", state["config"], flags=re.M)
+    assert count == 4
+    old = checkpoint.save(tmp_path / "old", state | {"config": settings}, keep=1)
+    assert load_detector(old, "cpu").step == 2
+    train(config("train.steps=4", "train.checkpoint_every=2"), tmp_path / "next", resume_from=old)
+    straight, continued = (newest(tmp_path / folder)[1] for folder in ("straight", "next"))
+    for key in ("model", "optimizer", "step"):
+        torch.testing.assert_close(continued[key], straight[key], rtol=0, atol=0)
