@@ -32,6 +32,7 @@ from grcn.data.images import FileImages
 from grcn.data.loader import TrainBatch, train_batches
 from grcn.data.synthetic import dataset as shapes
 from grcn.engine import distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.recorder import Metrics, Recorder
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import Batch, learning_rate, train
@@ -111,6 +112,7 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
 
 def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
     name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
+    frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
     if name in RESNET_UNITS:
         return SplitResNet(
             RESNET_UNITS[name],
@@ -120,10 +122,11 @@ def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
             width=cfg.width if tiny else RESNET_WIDTH,
             stride_in=stride_in_of(cfg.weights),
             from_scratch=tiny,
+            frozen_stages=frozen,
         )
     blocks = [[cfg.width * factor] for factor in TINY_BLOCKS] if tiny else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
-    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=0 if tiny else 2, from_scratch=tiny)
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=tiny)
 
 
 def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
@@ -262,8 +265,8 @@ def build_batches(
     )
 
 
-def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.SGD:
-    """Builds SGD with momentum, fused into one pass over the parameters.
+def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Builds SGD with momentum or AdamW, fused into one pass over the parameters.
 
     Biases learn at ``bias_lr_factor`` times the rate and do not decay unless told to; scales of norms do not decay.
     """
@@ -280,7 +283,10 @@ def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.SGD
             "lr_factor": cfg.bias_lr_factor,
         },
     ]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=cfg.lr, momentum=cfg.momentum, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, fused=True)
 
 
 @dataclass(frozen=True)
@@ -327,12 +333,17 @@ class Training:
         """Builds the optimizer of a model that is on its device."""
         return build_optimizer(self.cfg.train, model)
 
+    def average(self, model: nn.Module) -> WeightAverage | None:
+        """Copies a model that is on its device, to average its weights over the steps; None where none is wanted."""
+        decay = self.cfg.train.ema
+        return None if decay is None else WeightAverage(model, decay)
+
     def recorder(self, folder: Path, state: dict[str, Any] | None) -> Recorder:
         """Returns the recorder of a run's folder, to continue from the checkpoint ``state``, or at step 0."""
         cfg = self.cfg
         return Recorder(
-            folder, state=state, record=self.record, keep=cfg.train.keep, best=cfg.eval.best_metric,
-            tensorboard=cfg.run.tensorboard,
+            folder, state=state, record=self.record, log_every=cfg.train.log_every, keep=cfg.train.keep,
+            best=cfg.eval.best_metric, tensorboard=cfg.run.tensorboard,
         )  # fmt: skip
 
     def lr_at(self, step: int) -> float:
@@ -350,6 +361,7 @@ class Training:
         optimizer: torch.optim.Optimizer,
         recorder: Recorder,
         evaluate: Callable[[int], Metrics],
+        ema: WeightAverage | None,
         stop: StopSignals | None,
     ) -> Metrics:
         """Trains ``model`` by the schedule; arguments and result as of :func:`grcn.engine.train.train`."""
@@ -357,8 +369,7 @@ class Training:
         return train(
             model, batches, optimizer, recorder, steps=cfg.steps, lr_at=self.lr_at, seed=self.cfg.run.seed,
             accumulate=cfg.accumulate, amp=AMP[self.cfg.run.amp], clip_grad_norm=cfg.clip_grad_norm,
-            log_every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, evaluate=evaluate,
-            eval_every=cfg.eval_every, stop=stop,
+            checkpoint_every=cfg.checkpoint_every, evaluate=evaluate, eval_every=cfg.eval_every, ema=ema, stop=stop,
         )  # fmt: skip
 
 

@@ -201,22 +201,22 @@ def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
     if cfg.backbone == "vgg16":
         network = torchvision.models.vgg16(weights=None)
         _copy_by_name(plain, network, "vgg16")
-        trunk = network.features[:-1]
-        trunk[:10].requires_grad_(False)  # conv1 and conv2
-        return trunk, head
+        return network.features[:-1], head
     network = getattr(torchvision.models, cfg.backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
     _copy_by_name(plain, network, cfg.backbone)
-    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
-    trunk = nn.Sequential(*stem.requires_grad_(False), network.layer2, network.layer3)
+    trunk = nn.Sequential(
+        network.conv1, network.bn1, network.relu, network.maxpool, network.layer1, network.layer2, network.layer3
+    )
     return trunk, _Conv5(network.layer4) if cfg.head.kind == "conv5" else head
 
 
 @torch.no_grad()
 def _copy_by_name(plain: Detector, network: nn.Module, kind: str) -> None:
-    """Copies the convolutions and norms of ours to torchvision's."""
+    """Copies the convolutions and norms of ours to torchvision's, and freezes what is frozen."""
     ours = {layer_name(name): value for name, value in plain.state_dict().items()}
     theirs = network.state_dict()
-    for key, name in torchvision_names(kind).items():
+    names = torchvision_names(kind)
+    for key, name in names.items():
         layer, _, norm = name.partition(".norm_")
         if norm == "running_mean":
             theirs[key].zero_()
@@ -226,3 +226,6 @@ def _copy_by_name(plain: Detector, network: nn.Module, kind: str) -> None:
             theirs[key].copy_(ours[f"{layer}.{'scale' if norm == 'weight' else 'shift'}"])
         elif name in ours and ours[name].shape == theirs[key].shape:
             theirs[key].copy_(ours[name])
+    frozen = {layer_name(name) for name, weight in plain.named_parameters() if not weight.requires_grad}
+    for key, weight in network.named_parameters():
+        weight.requires_grad_(names.get(key) not in frozen)

@@ -19,7 +19,7 @@ PASSED_ON: dict[str, Any] = {
     "rpn.post_nms_test": 9, "rpn.nms": 0.6, "rpn.batch": 9, "rpn.fg_fraction": 0.4, "rpn.fg_iou": 0.6,
     "rpn.bg_iou": 0.2, "roi.op": "pool", "roi.size": 5, "roi.sampling_ratio": 1, "roi.batch": 9, "roi.fg_fraction": 0.4,
     "roi.fg_iou": 0.6, "roi.box_weights": [1, 1, 1, 1], "roi.score_thresh": 0.2, "roi.nms": 0.6, "roi.detections": 9,
-    "head.kind": "conv", "head.dim": 16,
+    "head.kind": "conv", "head.dim": 16, "freeze": 1,
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "weights": "caffe:x.npz", "rpn.smooth_l1_beta": 0.5, "roi.bg_iou_low": 0.1, "roi.add_gt": False,
@@ -43,6 +43,7 @@ def facts(cfg: ModelConfig) -> dict[str, str]:
     """What a twin is made of: everything that its modules hold, and the shapes of the weights."""
     twin = torchvision_detector(cfg, build_model(cfg, 4))
     found = {name: str(weight.shape) for name, weight in twin.state_dict().items()}
+    found |= {f"{name} trained": str(weight.requires_grad) for name, weight in twin.named_parameters()}
     for name, module in twin.named_modules():
         for attribute, value in vars(module).items():
             if not attribute.startswith("_") or attribute.endswith("_n"):
@@ -95,6 +96,19 @@ def test_what_differs_from_the_config_is_told(caplog: pytest.LogCaptureFixture) 
         "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
         "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
     }
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
+@pytest.mark.parametrize("freeze", [0, 3])
+def test_a_twin_has_the_same_layers_frozen(backbone: str, freeze: int) -> None:
+    kind = {"head.kind": "conv5", "roi.size": 14} if backbone == "resnet50" else {"head.dim": 8}
+    cfg = model_of(**{"backbone": backbone, "width": 24, "freeze": freeze, **kind})
+    model = build_model(cfg, 4)
+    twin = torchvision_detector(cfg, model)
+    frozen = [
+        sum(weight.numel() for weight in one.backbone.parameters() if not weight.requires_grad) for one in (model, twin)
+    ]
+    assert frozen[0] == frozen[1] and (frozen[0] > 0) == (freeze > 0)
 
 
 def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:

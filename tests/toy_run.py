@@ -27,6 +27,7 @@ from waiting import HANG
 
 from grcn import errors
 from grcn.engine import checkpoint, distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.evaluate import detect
 from grcn.engine.recorder import Recorder
 from grcn.engine.signals import StopSignals
@@ -139,6 +140,7 @@ def run(
     log_every: int = 5,
     eval_every: int = 10,
     pause: float = 0.0,
+    ema: float | None = None,
 ) -> None:
     """Trains in ``folder``, continuing what is there; evaluations leave ``step_N.npz`` behind."""
     torch.set_num_threads(1)
@@ -155,9 +157,11 @@ def run(
             found = distributed.on_main(lambda: checkpoint.newest(out / "checkpoints"))
             state = found[1] if found else None
             start = state["step"] if state else 0
+            average = None if ema is None else WeightAverage(model, ema)
 
             def evaluate(step: int) -> dict[str, float]:
-                detections = detect(model, evaluation_batches(double), device, stop=stop, progress=False)
+                detector = model if average is None else average.module
+                detections = detect(detector, evaluation_batches(double), device, stop=stop, progress=False)
                 np.savez(out / f"step_{step}.npz", allow_pickle=False, **detections)
                 return {"mean_score": float(np.asarray(detections["scores"], np.float64).mean())}
 
@@ -166,14 +170,14 @@ def run(
                 model,
                 batches(start, batch, accumulate, double, poison, pause),
                 optimizer,
-                Recorder(out, state=state, record=record, best="mean_score"),
+                Recorder(out, state=state, record=record, log_every=log_every, best="mean_score"),
                 steps=steps,
                 lr_at=partial(learning_rate, lr=0.02, steps=steps, schedule="cosine", warmup=5),
                 accumulate=accumulate,
-                log_every=log_every,
                 checkpoint_every=checkpoint_every,
                 evaluate=evaluate if detector == "toy" else None,
                 eval_every=eval_every,
+                ema=average,
                 stop=stop,
             )
 

@@ -235,9 +235,11 @@ class ModelConfig(Section):
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
     torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
     caffe:FILE, relative to the current directory. With caffe, ResNets are strided in the first
-    convolution of a unit, else in the second. Whatever the weights, conv1 and conv2 of VGG16 and
-    of the ResNets, and all batch norms, are not trained.
+    convolution of a unit, else in the second.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
+    freeze: Annotated[CountOrZero | None, TRAINING] = None
+    """How many leading stages, of conv1 to conv5, are not trained; null is 2 for VGG16 and the ResNets, 0 for tiny
+    backbones. The batch norms of the ResNets are not trained in any case. [C]"""
     width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
     image: ImageConfig = ImageConfig()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS, WEIGHT_LAYOUTS
+from grcn.catalog import (
+    NAMED_WEIGHTS,
+    RELEASES,
+    RESNET_UNITS,
+    RESNET_WIDTH,
+    TINY_BLOCKS,
+    VGG16_BLOCKS,
+    VGG_SPLITS,
+    WEIGHT_LAYOUTS,
+)
 
 if TYPE_CHECKING:
     from grcn.config.model_schema import ModelConfig
@@ -41,6 +50,13 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             f"must divide the {channels} channels of the map (got {model.context.heads}); choose a divisor",
         )
     yield from _wrong_weights(model)
+    if model.freeze is not None and model.freeze > (most := _most_frozen(model)):
+        yield (
+            "freeze",
+            f"{model.backbone} with split: {model.split} and strides {model.cls.stride} and {model.loc.stride} has "
+            f"{most} stages that can be frozen, those in front of what a task has to itself (got {model.freeze}); "
+            "lower it",
+        )
 
 
 def without_effect(cfg: Config) -> dict[str, str]:
@@ -50,6 +66,10 @@ def without_effect(cfg: Config) -> dict[str, str]:
     """
     train = cfg.train
     idle = {f"model.{key}": f"model.{reason}" for key, reason in idle_in_model(cfg.model).items()}
+    if train.optimizer == "sgd":
+        idle["train.betas"] = "train.optimizer is sgd"
+    else:
+        idle["train.momentum"] = f"train.optimizer is {train.optimizer}"
     if train.schedule == "cosine":
         keys = ("train.lr_steps", "train.gamma") if train.lr_steps else ("train.gamma",)
         idle |= dict.fromkeys(keys, "train.schedule is cosine")
@@ -100,6 +120,16 @@ def _channels(model: ModelConfig) -> int:
     if _resnet(model):
         return (model.width if _tiny(model) else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
     return model.width * TINY_BLOCKS[-1] if _tiny(model) else VGG16_BLOCKS[-1][-1]
+
+
+def _most_frozen(model: ModelConfig) -> int:
+    """Returns how many leading stages both tasks share whole and run once."""
+    if isinstance(model.split, int) or model.cls.stride != model.loc.stride:
+        conv3 = 3  # conv4 is split, or runs at two strides
+        return min(conv3, VGG_SPLITS.get(str(model.split), 5) - 1)
+    if model.split != "none":
+        return VGG_SPLITS[model.split] - 1
+    return 4 if _resnet(model) and not model.backbone.endswith("_det") else 5
 
 
 def _wrong_split(model: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -33,6 +33,7 @@ from grcn.config.types import (
     TRAINING,
     Count,
     CountOrZero,
+    Decay,
     Names,
     Positive,
     PositiveOrZero,
@@ -175,12 +176,16 @@ class TrainConfig(Section):
     """Images per step over all processes and micro-batches. [S]"""
     accumulate: Size = 1
     """Micro-batches per step in each process. [S]"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW, which needs an lr and a weight_decay of its own. [S]"""
     lr: Positive = 0.001
-    """Learning rate of SGD. [S]"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD. [S]"""
+    """Learning rate. [S: of SGD]"""
+    momentum: Decay = 0.9
+    """Optimizer sgd only: the momentum. [S]"""
+    betas: Annotated[tuple[Decay, Decay], Strict(False)] = (0.9, 0.999)
+    """Optimizer adamw only: decay per step of the means of the gradient and of its square. [C]"""
     weight_decay: PositiveOrZero = 0.0005
-    """Weight decay. [R]"""
+    """Weight decay: added to the gradient by sgd, apart from it by adamw. [R: of SGD]"""
     bias_lr_factor: Positive = 2.0
     """Learning rate of biases, as a multiple of lr. [C: VGG16]"""
     bias_decay: bool = False
@@ -198,6 +203,9 @@ class TrainConfig(Section):
     """Where the warm-up starts. [O]"""
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient; null does not clip. [C]"""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a moving average of the weights, which is evaluated and detected with in place of the last
+    weights; null keeps none. [O]"""
     checkpoint_every: Annotated[Count, HOW] = 2000
     """Steps between checkpoints; one is always written at the end. [O]"""
     keep: Annotated[Count, HOW] = 3

@@ -16,6 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]  # what randomness is hashed from: 
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, per step
 # YAML has lists, a frozen section wants tuples: the container is converted, its entries are not.
 Positives = Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]

@@ -274,7 +274,11 @@ def _problem(state: Any, name: str) -> str | None:
         return f"written in another format (got {state['format']}, need {FORMAT}); update grcn"
     if (match := _NAME.fullmatch(name.removeprefix("best-"))) and int(match[1]) != state["step"]:
         return f"damaged or renamed (got step {state['step']}); give it its name back, or use another"
-    fault = unusable(state["model"])
+    average = state.get("ema", {"model": {}, "steps": 0})
+    kinds = {"model": dict, "steps": int}
+    if not isinstance(average, dict) or not all(isinstance(average.get(key), kind) for key, kind in kinds.items()):
+        return "damaged (its ema is no average of weights); use an earlier checkpoint"
+    fault = unusable(state["model"]) or unusable(average["model"])
     return f"{fault}; use an earlier checkpoint" if fault else None
 
 
@@ -318,12 +322,17 @@ def _strides(tensor: Tensor) -> list[int]:
 
 def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
     """Says why a saved optimizer is not one for the same weights in the same order; None if it is."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    own = optimizer.param_groups
+    weights = [weight for group in own for weight in group["params"]]
     try:
         got = [len(group["params"]) for group in saved["param_groups"]]
-        need = [len(group["params"]) for group in optimizer.param_groups]
+        need = [len(group["params"]) for group in own]
         if got != need:
             return f"got groups of {got} weights, need {need}"
+        theirs, ours = ({name for group in groups for name in group} for groups in (saved["param_groups"], own))
+        # A release of torch that adds a setting to an optimizer does not make it another.
+        if theirs - ours and ours - theirs:
+            return f"got one with {', '.join(sorted(theirs - ours))}, need {', '.join(sorted(ours - theirs))}"
         if len(saved["state"]) not in (0, len(weights)):
             return f"got the state of {len(saved['state'])} weights, need {len(weights)}"
         for index, values in saved["state"].items():

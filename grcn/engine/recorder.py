@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from grcn.engine import checkpoint, distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.evaluate import are_finite
 from grcn.engine.log import MetricsLog, RecentLosses
 from grcn.errors import NonFiniteError
@@ -26,6 +27,7 @@ class Recorder:
     Attributes:
         step: of the checkpoint to continue from; 0 for a new training.
         losses: of the steps since the last line of the log.
+        log_every: steps between its lines.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Recorder:
         *,
         state: dict[str, Any] | None = None,
         record: Mapping[str, Any] | None = None,
+        log_every: int = 20,
         keep: int = 3,
         best: str | None = None,
         tensorboard: bool = False,
@@ -44,6 +47,7 @@ class Recorder:
             folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
             state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
             record: what else each checkpoint holds: plain types.
+            log_every: steps between lines of the log; the host waits for the device at these, and to save, only.
             keep: how many checkpoints to keep.
             best: metric whose highest value marks the checkpoint to keep besides, as ``best-….pt``.
             tensorboard: write TensorBoard's events too, into ``folder/tensorboard``.
@@ -54,9 +58,10 @@ class Recorder:
         self._tensorboard = folder / "tensorboard" if tensorboard else None
         self._state, self._record = state, record or {}
         self._keep, self._best = keep, best
+        self.log_every = log_every
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Loads the weights and the momenta of the checkpoint to continue from, if there is one.
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None) -> None:
+        """Loads the weights, the momenta and the average of the checkpoint to continue from, if there is one.
 
         They are taken out of its ``state``, where they would lie in memory for as long as the run takes.
 
@@ -66,7 +71,10 @@ class Recorder:
         state, self._state = self._state, None
         if state is not None:
             distributed.together(lambda: checkpoint.restore(state, model, optimizer))
+            if ema is not None:
+                distributed.together(lambda: ema.restore(state, model))
             del state["model"], state["optimizer"]
+            state.pop("ema", None)
 
     def log(self, step: int, lr: float) -> dict[str, float]:
         """Writes the learning rate and the mean losses since the last call; returns the losses."""
@@ -74,7 +82,9 @@ class Recorder:
         self._log.write(step, {"lr": lr, **averages})
         return averages
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None
+    ) -> None:
         """Writes a checkpoint.
 
         Raises:
@@ -94,6 +104,8 @@ class Recorder:
             "losses": self.losses.fetched,
             **self._record,
         }
+        if ema is not None:
+            contents["ema"] = ema.state()
         distributed.on_main(lambda: checkpoint.save(self._checkpoints, contents, self._keep))
 
     def evaluation(self, step: int, evaluate: Callable[[int], Mapping[str, float | None]]) -> Metrics:

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from grcn import rng
 from grcn.engine import distributed
+from grcn.engine.average import WeightAverage
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.engine.log import logger
 from grcn.engine.recorder import Metrics, Recorder
@@ -36,10 +37,10 @@ def train(
     accumulate: int = 1,
     amp: torch.dtype | None = None,
     clip_grad_norm: float | None = None,
-    log_every: int = 20,
     checkpoint_every: int = 1000,
     evaluate: Callable[[int], Mapping[str, float | None]] | None = None,
     eval_every: int = 0,
+    ema: WeightAverage | None = None,
     stop: StopSignals | None = None,
 ) -> Metrics:
     """Trains a detector up to ``steps`` updates, and returns its last evaluation.
@@ -62,16 +63,15 @@ def train(
         seed: of torch's global generator, set at each step for models that draw from it.
         amp: ``torch.bfloat16`` for autocast.
         clip_grad_norm: largest norm of the whole gradient.
-        log_every: steps between lines of ``metrics.jsonl``; the host waits for the device at these,
-            and to save, only.
         checkpoint_every: steps between checkpoints; there is one before each evaluation as well.
         evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
             all processes; returns metrics. It may leave the model in evaluation mode.
+        ema: an average of the model's weights, to keep up and save; ``evaluate`` finds it in ``ema.module``.
         stop: signals to obey: the step in progress is finished and saved.
 
     Raises:
-        NonFiniteError: a loss or gradient was not finite. The weights are those before that step,
-            in all processes.
+        NonFiniteError: a loss or gradient was not finite. The weights, and their average, are those
+            before that step, in all processes.
         Stopped: a signal came to one of the processes; the checkpoint is saved.
     """
     if not all(group.get("fused") for group in optimizer.param_groups):
@@ -79,7 +79,7 @@ def train(
     start, device = recorder.step, next(model.parameters()).device
     if start > steps:
         raise CheckpointError(f"checkpoint of step {start}: past the end (got steps = {steps}); raise train.steps")
-    recorder.restore(model, optimizer)
+    recorder.restore(model, optimizer, ema)
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
     replica = distributed.wrap(model).train()
     failed = torch.zeros((), device=device)  # 1 from the first non-finite step on: no more updates
@@ -108,15 +108,17 @@ def train(
             row = recorder.losses.add(names, values, norm, image_ids)
             failed = torch.maximum(failed, (~row.isfinite()).any().to(failed))
             _update(optimizer, failed)
+            if ema is not None:
+                ema.update(model, failed)
             bar.update()
 
             # First, since it notices a process that has ended; a wait for the device would not.
             code = distributed.maximum(0 if stop is None else stop.code)
-            if step % log_every == 0 or step == steps:
+            if step % recorder.log_every == 0 or step == steps:
                 averages = recorder.log(step, lr)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in averages.items()}, refresh=False)
             if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
-                recorder.save(step, model, optimizer)
+                recorder.save(step, model, optimizer, ema)
             if code:
                 logger.info("stopped by a signal; step %d is saved, run again with --resume", step)
                 raise Stopped(code)

@@ -140,10 +140,13 @@ class SplitResNet(Backbone):
         det: whether conv5 is part of the backbone, at stride 1 (ResNet-det).
         width: channels of conv1; 64 in the real ones.
         stride_in: see :class:`Bottleneck`.
-        from_scratch: train everything, with norms over channels; else batch norms are frozen, conv1 and conv2 too.
+        from_scratch: norms over channels, which are trained; else batch norms, which are not.
+        frozen_stages: how many leading stages, of conv1 to conv5, are not trained; they run without a graph. None:
+            conv1 and conv2, or with ``from_scratch`` none.
 
     Raises:
-        ValueError: a split or a stride that this network does not have.
+        ValueError: a split or a stride that this network does not have; a frozen stage that it does not have, that is
+            split, or that runs at both strides.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class SplitResNet(Backbone):
         width: int = 64,
         stride_in: str = "conv3x3",
         from_scratch: bool = False,
+        frozen_stages: int | None = None,
     ) -> None:
         super().__init__()
         self.units, self.stride_in = tuple(units), stride_in
@@ -165,9 +169,13 @@ class SplitResNet(Backbone):
             raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
         conv = LayerNormConv if from_scratch else FrozenNormConv
         names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
-        frozen = 0 if from_scratch else 1 + units[0]
         part = _first_own_unit(names, split, det)
         fork = names.index(_EDITED) if self.strides["cls"] != self.strides["loc"] else part
+        ends = [0, *(1 + sum(units[:stage]) for stage in range(5 if det else 4))]
+        stages = (0 if from_scratch else 2) if frozen_stages is None else frozen_stages
+        if not 0 <= stages < len(ends) or ends[stages] > min(fork, part):
+            raise ValueError(f"cannot freeze {stages} stages: only those that both tasks share and run once")
+        frozen = ends[stages]
 
         def build(start: int, end: int) -> Units:
             chosen = ((name, _unit(name, width, stride_in, conv)) for name in names[start:end])
@@ -190,7 +198,7 @@ class SplitResNet(Backbone):
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
-            x = self.frozen(to_memory_format(x, "frozen"))
+            x = self.frozen(to_memory_format(x, "frozen"), self.strides["cls"])
         x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
         features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}

@@ -36,12 +36,14 @@ class SplitVGG(Backbone):
         last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``,
             ``"conv2x2_s2"`` or
             ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
-        frozen_blocks: how many leading blocks are not trained; they run without a graph.
+        frozen_blocks: how many leading blocks are not trained; they run without a graph. All five only where both
+            tasks read one map.
         from_scratch: put a norm behind each convolution, to train without pretrained weights at any batch size. It is
             over the channels of one position: a norm over the map would show every position the whole image.
 
     Raises:
-        ValueError: ``split="none"`` with two kinds of last pooling, or a split inside the frozen blocks.
+        ValueError: ``split="none"`` with two kinds of last pooling, a split inside the frozen blocks, or more of these
+            than there are.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class SplitVGG(Backbone):
             raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
         self.shared = split == "none"
         self._format = "train_units" if from_scratch else "train"
-        first = VGG_SPLITS.get(split, 5)
+        if not 0 <= frozen_blocks <= 5:
+            raise ValueError(f"cannot freeze {frozen_blocks} of five blocks")
+        first = VGG_SPLITS.get(split, max(5, frozen_blocks + 1))
         if frozen_blocks >= first:
             raise ValueError(f"the split at {split} lies inside the {frozen_blocks} frozen blocks")
-        self.frozen = _chain(blocks, range(1, frozen_blocks + 1), from_scratch)
+        self.frozen = _chain(blocks, range(1, frozen_blocks + 1), from_scratch, last_pool["cls"])
         self.frozen.requires_grad_(False)
         self.trunk = _chain(blocks, range(frozen_blocks + 1, first), from_scratch)
         self.cls = _chain(blocks, range(first, 6), from_scratch, last_pool["cls"])

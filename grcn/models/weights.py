@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_Weights,
@@ -154,6 +155,23 @@ def layer_name(parameter: str) -> str:
         "",
         parameter,
     )
+
+
+def under_names_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a detector's weights under the names of another that has other stages frozen, and is otherwise alike.
+
+    A stage that is trained, and that both tasks share, stands in ``trunk`` or in ``cls``. What has no such counterpart
+    keeps its name.
+    """
+    names = model.state_dict().keys()
+
+    def own(name: str) -> str:
+        place, _, layer = name.removeprefix("backbone.").partition(".")
+        others = {"frozen": ("trunk", "cls"), "trunk": ("frozen",), "cls": ("frozen",)}.get(place, ())
+        moved = (f"backbone.{other}.{layer}" for other in others if name.startswith("backbone."))
+        return name if name in names else next((other for other in moved if other in names), name)
+
+    return {own(name): tensor for name, tensor in weights.items()}
 
 
 def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from grcn.build import AMP, Training
 from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint
+from grcn.engine.average import WeightAverage
 from grcn.engine.checkpoint import restore
 from grcn.engine.evaluate import detect, move_images, move_targets
 from grcn.engine.step import peak_mb, training_step
@@ -23,13 +24,18 @@ logger = logging.getLogger("grcn")
 
 
 def dry_run(
-    training: Training, optimizer: torch.optim.Optimizer, state: dict[str, Any] | None, device: torch.device
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    ema: WeightAverage | None,
+    state: dict[str, Any] | None,
+    device: torch.device,
 ) -> dict[str, float | None]:
     """Does a step on the first batch and one on the largest that the data allow, detects in two test images, and saves
     and reads a checkpoint, in a temporary folder. Leaves nothing behind.
 
     Args:
         training: its model is on ``device``.
+        ema: the average of its weights, which takes memory and disk too.
         state: a checkpoint whose weights are tried; None for those that the model has.
 
     Returns:
@@ -62,15 +68,16 @@ def dry_run(
     images_read = (([row], [test.read_image(row)]) for row in rows)
     found = detect(model, images_read, device, amp=dtype, progress=False)
     logger.info("detected in %d test images: %d boxes", len(rows), len(found["rows"]))
-    logger.info("a checkpoint takes %.0f MB", _saved_megabytes(model, optimizer))
+    logger.info("a checkpoint takes %.0f MB", _saved_megabytes(model, optimizer, ema))
     return losses
 
 
-def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer) -> float:
+def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer, ema: WeightAverage | None) -> float:
     """Saves a checkpoint, reads it back and returns its size."""
     with tempfile.TemporaryDirectory() as folder:
         state = {"format": checkpoint.FORMAT, "step": 0, "losses": []}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {} if ema is None else {"ema": ema.state()}
         path = checkpoint.save(Path(folder), state, keep=1)
         restore(checkpoint.load(path), model, optimizer)
         return path.stat().st_size / 1e6

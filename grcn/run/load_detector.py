@@ -19,8 +19,9 @@ from grcn.config.types import Role
 from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint, distributed
 from grcn.errors import CheckpointError, ConfigError, named
+from grcn.fileio import few
 from grcn.models.detector import Detector
-from grcn.models.weights import load_weights, normalisation_of
+from grcn.models.weights import load_weights, normalisation_of, under_names_of
 from grcn.run.predict import Predictor
 
 logger = logging.getLogger("grcn")
@@ -34,7 +35,7 @@ def load_detector(
     classes: Sequence[str] | None = None,
     allow_changes: bool = False,
 ) -> Predictor:
-    """Loads a detector that ``tools/train.py`` has trained, ready to predict.
+    """Loads a detector that ``tools/train.py`` has trained, ready to predict; with averaged weights if it has them.
 
     Args:
         path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
@@ -57,7 +58,7 @@ def load_detector(
         remedy = "use the config.yaml of its run or pass --allow-changes"
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
     model = build_model((cfg or own).model, len(state["classes"]) + 1)
-    checkpoint.restore(state, model, path=path)
+    _restore(state, model, path)
     return Predictor(model, state["classes"], distributed.local_device(str(device)), step=state["step"])
 
 
@@ -95,16 +96,36 @@ def _load_initial_weights(
             raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
         if theirs.anchors != cfg.anchors:
             raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
-        checkpoint.restore(state, model, path=init)
+        _restore(state, model, init)
         return logging.INFO, f"initial weights from {init}"
+    frozen = {f"backbone.frozen.{name}" for name, _ in model.backbone.frozen.named_parameters()}
     if cfg.weights is not None:
-        return logging.INFO, str(load_weights(model, cfg.weights))
-    if any(True for _ in model.backbone.frozen.parameters()):
+        report = load_weights(model, cfg.weights)
+        if random := sorted(frozen.intersection(report.new)):
+            return logging.WARNING, f"{report}; {few(random)} frozen at random values: lower model.freeze"
+        return logging.INFO, str(report)
+    if frozen:
+        remedy = (
+            "use --init, or leave model.freeze out"
+            if cfg.backbone.startswith("tiny")
+            else ("give weights, or use a tiny backbone, which trains all of its layers")
+        )
         return logging.WARNING, (
-            f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; give "
-            "weights, or use a tiny backbone, which trains all of its layers"
+            f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; {remedy}"
         )
     return logging.DEBUG, "initial weights are random"
+
+
+def _restore(state: Mapping[str, Any], model: Detector, path: Path) -> None:
+    """Loads a checkpoint's weights into a detector that may have other stages frozen than the one they are of.
+
+    They are those that its run evaluated: the average, if it kept one (``train.ema``).
+
+    Raises:
+        CheckpointError: it is another detector in more than this.
+    """
+    weights = state.get("ema", state)["model"]
+    checkpoint.restore({"step": state["step"], "model": under_names_of(model, weights)}, model, path=path)
 
 
 def check_continuation(

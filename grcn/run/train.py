@@ -101,10 +101,10 @@ def train(
             distributed.on_main(lambda: check_training(training))
             load_initial_weights(training.model, cfg.model, init, training.classes)
         model = to_device(torchvision_detector(cfg.model, training.model) if torchvision else training.model, device)
-        optimizer = training.optimizer(model)
+        optimizer, ema = training.optimizer(model), training.average(model)
         distributed.obey(stop)
         if dry_run:
-            return try_steps(training, optimizer, state, device)
+            return try_steps(training, optimizer, ema, state, device)
 
         batches = training.batches(device, 0 if state is None else state["step"])
         finished = state is not None and state["step"] == training.steps
@@ -119,15 +119,16 @@ def train(
                 distributed.on_main(lambda: _draw_inputs(folder, training))
 
         evaluated: list[int] = []
+        detector: Any = model if ema is None else ema.module
 
         def evaluate_now(step: int) -> Metrics:
             evaluated.append(step)
-            found = detect_all(model, cfg, training.test, device, stop)
+            found = detect_all(detector, cfg, training.test, device, stop)
             table, into = limit_images(cfg.eval, training.test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, training.test, found, into, stop=stop))
 
         recorder = training.recorder(folder, state)
-        metrics = training.run(model, batches, optimizer, recorder, evaluate_now, stop)
+        metrics = training.run(model, batches, optimizer, recorder, evaluate_now, ema, stop)
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, training))
         return metrics

@@ -271,6 +271,7 @@ SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op
         ("train", {"lr_steps": []}, {"train.gamma"}),
         ("train", {"lr_steps": [10]}, {"train.gamma", "train.lr_steps"}),
         ("train", {"warmup": 0}, {"train.warmup_factor"}),
+        ("train", {"optimizer": "adamw"}, {"train.momentum"}),
         ("train", {"bias_decay": True}, set()),
         ("train", {"bias_decay": True, "weight_decay": 0.0}, {"train.bias_decay"}),
         ("eval", {"protocols": ["coco"]}, {"eval.voc_iou"}),
@@ -281,7 +282,8 @@ def test_settings_without_effect_are_known(section: str, changes: dict[str, Any]
     config = MINIMAL | {"model": SPLIT, "train": {"steps": 10, "lr_steps": [5], "warmup": 1}}
     config[section] = config.get(section, {}) | changes
     off = {"data.augment.crop.scale", "data.augment.crop.min_kept"}  # cropping is
-    assert without_effect(Config.model_validate(config)).keys() == idle | off
+    other = off if "optimizer" in changes else off | {"train.betas"}
+    assert without_effect(Config.model_validate(config)).keys() == idle | other
 
 
 @pytest.mark.parametrize("kind", ["fc", "conv", "conv5"])

@@ -221,6 +221,20 @@ def test_another_optimizer() -> None:
     assert_one_line(caught.value)
 
 
+def test_an_optimizer_of_another_kind() -> None:
+    """Its state may fit by number and shape; a setting that another release of torch has added makes no difference."""
+    layer = nn.Linear(3, 2)
+    theirs = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True)
+    layer(torch.ones(3)).sum().backward()
+    theirs.step()
+    state = {"step": 3, "model": layer.state_dict(), "optimizer": theirs.state_dict()}
+    with pytest.raises(CheckpointError, match="step 3: another optimizer .*momentum.*need .*betas") as caught:
+        restore(state, layer, torch.optim.AdamW(layer.parameters(), fused=True))
+    assert_one_line(caught.value)
+    state["optimizer"]["param_groups"][0]["of_tomorrow"] = True
+    restore(state, layer, torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,7 @@ RUN: dict[str, Any] = {
     "log_every": 4,
     "eval_every": 6,
     "checkpoint_every": 5,
+    "ema": 0.8,
 }
 
 
@@ -49,6 +50,7 @@ def test_two_processes_train_as_one(tmp_path: Path, alone: Path, accumulate: int
     assert ours["step"] == 12
     for name, tensor in theirs["model"].items():
         torch.testing.assert_close(ours["model"][name], tensor, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours["ema"], theirs["ema"], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(ours["optimizer"]["state"], theirs["optimizer"]["state"], rtol=1e-11, atol=1e-13)
     logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, alone)]
     for one, other in zip(*logs, strict=True):

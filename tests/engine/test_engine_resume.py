@@ -17,7 +17,7 @@ from waiting import wait_for
 
 from grcn.errors import PREEMPTED
 
-RUN: dict[str, Any] = {"steps": 40, "dropout": 0.3}
+RUN: dict[str, Any] = {"steps": 40, "dropout": 0.3, "ema": 0.9}
 SCRIPT = Path(__file__).parents[1] / "toy_run.py"
 
 

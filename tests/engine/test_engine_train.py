@@ -26,6 +26,11 @@ def sgd(model: nn.Module, lr: float = 0.02) -> torch.optim.SGD:
     return torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=0.01, fused=True)
 
 
+def adamw(model: nn.Module, lr: float = 0.02) -> torch.optim.AdamW:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(weights, lr=lr, weight_decay=0.01, fused=True)
+
+
 def fit(model: nn.Module, data: Iterator[Batch], folder: Path, **options: Any) -> dict[str, float | None]:
     options = {
         "steps": 6,
@@ -33,7 +38,11 @@ def fit(model: nn.Module, data: Iterator[Batch], folder: Path, **options: Any) -
         "optimizer": sgd(model),
         **options,
     }
-    kept = {key: options.pop(key) for key in ("state", "record", "keep", "best", "tensorboard") if key in options}
+    kept = {
+        key: options.pop(key)
+        for key in ("state", "record", "log_every", "keep", "best", "tensorboard")
+        if key in options
+    }
     return train(model, data, options.pop("optimizer"), Recorder(folder, **kept), **options)
 
 
@@ -113,6 +122,9 @@ def test_uint8_becomes_float_on_the_device_and_other_entries_pass(tmp_path: Path
     assert torch.equal(images[0], original)
 
 
+STATES = {sgd: {"momentum_buffer"}, adamw: {"step", "exp_avg", "exp_avg_sq"}}
+
+
 class Poisoned(ToyDetector):
     """Returns a loss that is not finite, or whose gradient is not, at one step."""
 
@@ -136,12 +148,13 @@ class Poisoned(ToyDetector):
 @pytest.mark.parametrize("kind", ["loss", "image", "gradient"])
 @pytest.mark.parametrize("step", [1, 5])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_non_finite_step_never_reaches_weights_or_momentum(
-    tmp_path: Path, kind: str, step: int, clip: float | None
+@pytest.mark.parametrize("build", [sgd, adamw])
+def test_non_finite_step_never_reaches_weights_or_moments(
+    tmp_path: Path, kind: str, step: int, clip: float | None, build: Callable[[nn.Module], torch.optim.Optimizer]
 ) -> None:
     torch.manual_seed(0)
     model = Poisoned(kind, step)
-    optimizer = sgd(model)
+    optimizer = build(model)
     with pytest.raises(NonFiniteError) as caught:
         fit(
             model,
@@ -161,13 +174,14 @@ def test_non_finite_step_never_reaches_weights_or_momentum(
 
     torch.manual_seed(0)
     undisturbed = Poisoned(kind, 0)
-    reference = sgd(undisturbed)
+    reference = build(undisturbed)
     options: dict[str, Any] = {"optimizer": reference, "clip_grad_norm": clip}
     fit(undisturbed, batches(), tmp_path / "reference", steps=step - 1, **options)
     assert torch.equal(weights_of(model), weights_of(undisturbed))
     if step > 1:
         for ours, theirs in zip(optimizer.state.values(), reference.state.values(), strict=True):
-            assert torch.equal(ours["momentum_buffer"], theirs["momentum_buffer"])
+            assert ours.keys() == theirs.keys() == STATES[build]
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not hasattr(optimizer, "found_inf")
 
 
@@ -185,7 +199,19 @@ def test_optimizer_must_be_fused(tmp_path: Path) -> None:
         fit(model, batches(), tmp_path, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def test_adam_trains_and_resumes(tmp_path: Path) -> None:
+def test_adamw_equals_torchs_unfused(tmp_path: Path) -> None:
+    ours, theirs = toy().double(), toy().double()
+    fit(ours, batches(double=True), tmp_path, optimizer=adamw(ours))
+    weights = [weight for weight in theirs.parameters() if weight.requires_grad]
+    plain = torch.optim.AdamW(weights, lr=0.02, weight_decay=0.01, foreach=False, fused=False)
+    for images, targets in islice(batches(double=True), 6):
+        plain.zero_grad()
+        sum(theirs(images, targets).values()).backward()
+        plain.step()
+    torch.testing.assert_close(weights_of(ours), weights_of(theirs), rtol=1e-11, atol=1e-13)
+
+
+def test_adamw_resumes_at_any_step(tmp_path: Path) -> None:
     """Any fused optimizer of torch will do."""
 
     def continued(parts: list[int], folder: Path) -> bytes:
@@ -193,12 +219,13 @@ def test_adam_trains_and_resumes(tmp_path: Path) -> None:
             model = toy(dropout=0.2)
             found = checkpoint.newest(folder / "checkpoints")
             state = found[1] if found else None
-            adam = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], fused=True)
             data = batches(state["step"] if state else 0)
-            fit(model, data, folder, optimizer=adam, steps=steps, state=state, keep=1, log_every=10)
+            fit(model, data, folder, optimizer=adamw(model), steps=steps, state=state, keep=1, log_every=10)
         return next((folder / "checkpoints").iterdir()).read_bytes()
 
-    assert continued([12], tmp_path / "straight") == continued([10, 12], tmp_path / "parts")
+    straight = continued([12], tmp_path / "straight")
+    for step in range(1, 12):
+        assert continued([step, 12], tmp_path / f"from_{step}") == straight
 
 
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:

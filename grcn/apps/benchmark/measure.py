@@ -167,8 +167,10 @@ def _work(
 
 def _torchvisions_optimizer(cfg: TrainConfig, baseline_model: nn.Module, foreach: bool | None) -> torch.optim.Optimizer:
     trained = [weight for weight in baseline_model.parameters() if weight.requires_grad]
-    sgd = torch.optim.SGD(trained, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=foreach)
-    return _without_learning(sgd)
+    common: dict[str, Any] = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "foreach": foreach}
+    if cfg.optimizer == "adamw":
+        return _without_learning(torch.optim.AdamW(trained, betas=cfg.betas, **common))
+    return _without_learning(torch.optim.SGD(trained, momentum=cfg.momentum, **common))
 
 
 def _without_learning(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -1,0 +1,161 @@
+"""Whole runs under settings that change what is trained, or what is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grcn.config.files import load_config
+from grcn.config.schema import Config
+from grcn.engine import checkpoint
+from grcn.errors import CheckpointError, ConfigError
+from grcn.run.evaluate import evaluate
+from grcn.run.load_detector import load_detector
+from grcn.run.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.width=4", "model.head.dim=16", "model.image={short: 64, max: 64}", "data.size=64", "data.train_images=8",
+    "data.test_images=2", "train.batch=2", "train.warmup=0", "train.steps=2", "train.log_every=1", "run.workers=0",
+    "train.schedule=step", "run.threads=1", "run.device=cpu", "eval.protocols=[coco]", "eval.pictures=0",
+]  # fmt: skip
+
+
+def config(*changes: str, name: str = "faster_rcnn_tiny") -> Config:
+    return load_config(ROOT / f"configs/shapes/{name}.yaml", [*SMALL, *changes])
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    return checkpoint.newest(folder / "checkpoints") or pytest.fail("no checkpoint")
+
+
+def test_a_run_of_sgd_is_not_continued_with_adamw(tmp_path: Path) -> None:
+    train(config(), tmp_path)
+    before = newest(tmp_path)[0].read_bytes()
+    adamw = config("train.optimizer=adamw", "train.lr=0.001", "train.steps=4")
+    with pytest.raises(ConfigError, match="train.optimizer: sgd -> adamw"):
+        train(adamw, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="another optimizer .*use the config it was trained with") as caught:
+        train(adamw, tmp_path, resume=True, allow_changes=True)
+    assert "\n" not in str(caught.value)
+    assert newest(tmp_path)[0].read_bytes() == before
+
+
+def test_adamw_learns_and_resumes(tmp_path: Path) -> None:
+    settings = ("train.optimizer=adamw", "train.lr=0.001")
+    for folder, stages in (("straight", [3]), ("parts", [1, 3])):
+        for steps in stages:
+            train(config(*settings, f"train.steps={steps}"), tmp_path / folder, resume=True, allow_changes=True)
+    straight, parts = (newest(tmp_path / folder)[0] for folder in ("straight", "parts"))
+    assert straight.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 3), (5, 1)])
+def test_a_checkpoint_is_used_with_other_stages_frozen(tmp_path: Path, before: int, after: int) -> None:
+    trained, other = config(f"model.freeze={before}"), config(f"model.freeze={after}")
+    metrics = train(trained, tmp_path / "run")
+    path, _ = newest(tmp_path / "run")
+    assert evaluate(other, tmp_path / "eval", weights=path) == metrics, "detections do not depend on it"
+    assert evaluate(trained, tmp_path / "eval2", weights=path) == metrics
+    with pytest.raises(ConfigError, match=f"model.freeze: {before} -> {after}"):
+        train(other, tmp_path / "run", resume=True)
+    longer = config(f"model.freeze={after}", "train.steps=4")
+    with pytest.raises(CheckpointError, match=r"another model: \d+ weights missing.*use its own config"):
+        train(longer, tmp_path / "run", resume=True, allow_changes=True)
+
+    train(config(f"model.freeze={after}", "train.lr=1e-30"), tmp_path / "next", init=path)
+    detectors = [load_detector(one, "cpu").model for one in (path, newest(tmp_path / "next")[0])]
+    images = [torch.rand(3, 64, 64)]
+    one, two = (detector(images, score_thresh=0.0)[0] for detector in detectors)
+    assert len(one["boxes"]) and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_initial_weights_of_truly_another_model_are_refused(tmp_path: Path) -> None:
+    train(config("model.freeze=1"), tmp_path / "run")
+    path, _ = newest(tmp_path / "run")
+    split = config("model.freeze=0", "model.split=conv5", "model.loc.last_pool=none")
+    with pytest.raises(CheckpointError, match="another model: 3 weights missing, 0 unexpected .*loc.conv5_1"):
+        train(split, tmp_path / "next", init=path)
+
+
+@pytest.mark.parametrize(("freeze", "warned"), [(0, False), (1, True)])
+def test_stages_frozen_at_random_values_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze: int, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING, "grcn"):
+        train(config(f"model.freeze={freeze}"), tmp_path, dry_run=True)
+    assert ("at random values; use --init, or leave model.freeze out" in caplog.text) == warned
+
+
+AVERAGE = ("train.ema=0.5", "train.lr=0.02", "train.steps=5")
+
+
+def test_the_average_is_evaluated_and_detected_with(tmp_path: Path) -> None:
+    cfg = config(*AVERAGE)
+    metrics = train(cfg, tmp_path / "run")
+    path, state = newest(tmp_path / "run")
+    assert state["ema"]["steps"] == 5
+    plain = {key: value for key, value in state.items() if key != "ema"}
+    raw = checkpoint.save(tmp_path / "raw", plain, keep=1)
+    averaged = checkpoint.save(tmp_path / "averaged", plain | {"model": state["ema"]["model"]}, keep=1)
+
+    for one in (path, averaged):
+        assert evaluate(cfg, tmp_path / f"eval_{one.stem}", weights=one) == metrics
+    detectors = {one: load_detector(one, "cpu") for one in (path, raw, averaged)}
+    for one, key in ((path, "ema"), (averaged, "ema"), (raw, None)):
+        weights = state["model"] if key is None else state[key]["model"]
+        assert all(torch.equal(value, weights[name]) for name, value in detectors[one].model.state_dict().items())
+    image = torch.rand(3, 64, 64)
+    scores = {one: detector.predict(image, 0.0).scores for one, detector in detectors.items()}
+    assert torch.equal(scores[path], scores[averaged]) and not torch.equal(scores[path], scores[raw])
+
+    train(config("train.lr=1e-30"), tmp_path / "next", init=path)
+    started = newest(tmp_path / "next")[1]["model"]
+    assert all(torch.allclose(value, state["ema"]["model"][name]) for name, value in started.items())
+    without = config(*AVERAGE[1:])
+    train(without, tmp_path / "without")
+    assert all(
+        torch.equal(value, state["model"][name]) for name, value in newest(tmp_path / "without")[1]["model"].items()
+    )
+
+
+def test_an_average_is_continued_to_the_byte(tmp_path: Path) -> None:
+    train(config(*AVERAGE, "train.eval_every=2"), tmp_path / "straight")
+    for step in range(1, 5):
+        for steps in (step, 5):
+            cfg = config(*AVERAGE, "train.eval_every=2", f"train.steps={steps}")
+            train(cfg, tmp_path / f"from_{step}", resume=True, allow_changes=True)
+        assert newest(tmp_path / f"from_{step}")[0].read_bytes() == newest(tmp_path / "straight")[0].read_bytes()
+    with pytest.raises(ConfigError, match="train.ema: 0.5 -> null"):
+        train(config(*AVERAGE, "train.ema=null"), tmp_path / "straight", resume=True)
+
+
+def test_a_dry_run_has_the_average_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "grcn"):
+        for change in ("train.ema=null", "train.ema=0.5"):
+            train(config(change, "model.head.dim=256"), tmp_path, dry_run=True)
+    sizes = [
+        int(word.split()[-2]) for record in caplog.records if "a checkpoint takes" in (word := record.getMessage())
+    ]
+    assert sizes[1] > 1.3 * sizes[0] > 0
+
+
+def test_a_checkpoint_from_before_these_settings_is_continued(tmp_path: Path) -> None:
+    """Its config lacks them, and they have their defaults."""
+    train(config("train.steps=4"), tmp_path / "straight")
+    train(config("train.steps=4", "train.checkpoint_every=2"), tmp_path / "whole")
+    path = next((tmp_path / "whole" / "checkpoints").glob("step_00000002-*.pt"))
+    state = checkpoint.load(path)
+    settings, count = re.subn(r"^  (freeze|optimizer|betas|ema):.*\n", "", state["config"], flags=re.M)
+    assert count == 4
+    old = checkpoint.save(tmp_path / "old", state | {"config": settings}, keep=1)
+    assert load_detector(old, "cpu").step == 2
+    train(config("train.steps=4", "train.checkpoint_every=2"), tmp_path / "next", resume_from=old)
+    straight, continued = (newest(tmp_path / folder)[1] for folder in ("straight", "next"))
+    for key in ("model", "optimizer", "step"):
+        torch.testing.assert_close(continued[key], straight[key], rtol=0, atol=0)
