@@ -157,7 +157,7 @@ def as_torchvision(model: Detector) -> FasterRCNN:
         theirs.roi_heads.box_predictor.cls_score: head.cls_score,
         theirs.roi_heads.box_predictor.bbox_pred: head.bbox_pred,
     }
-    for theirs, ours in pairs.items():
-        theirs.load_state_dict(ours.state_dict())
+    for layer, ours in pairs.items():
+        layer.load_state_dict(ours.state_dict())
     theirs.pairs = pairs
     return theirs

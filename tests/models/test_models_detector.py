@@ -204,8 +204,8 @@ def test_a_batch_that_tells_no_scales_was_not_resized():
 
 def test_our_backbone_and_transform_among_torchvisions_parts():
     model = small_detector()
-    twin = as_torchvision(model)
-    mixed = GeneralizedRCNN(OneMap(model.backbone), twin.rpn, twin.roi_heads, model.transform)
+    reference = as_torchvision(model)
+    mixed = GeneralizedRCNN(OneMap(model.backbone), reference.rpn, reference.roi_heads, model.transform)
     images, targets = small_batch()
     sum(mixed.train()(images, targets).values()).backward()
     assert len(mixed.eval()(images)[0]["boxes"])

@@ -34,13 +34,13 @@ def rescaled_losses(model, images, targets):
 @pytest.mark.parametrize("op", ["align", "pool"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_losses_and_gradients_equal_torchvisions(dtype, op):
-    model, twin = pair(dtype, op)
+    model, reference = pair(dtype, op)
     images, targets = small_batch(dtype)
-    theirs = twin.train()(images, targets)
+    theirs = reference.train()(images, targets)
     sum(theirs.values()).backward()
     expected = {
         id(ours): parameter.grad
-        for theirs_, ours in twin.pairs.items()
+        for theirs_, ours in reference.pairs.items()
         for parameter, ours in zip(theirs_.parameters(), ours.parameters(), strict=True)
     }
     backbone = [p.grad.clone() for p in model.backbone.parameters()]
@@ -64,19 +64,19 @@ def test_losses_and_gradients_equal_torchvisions(dtype, op):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @torch.no_grad()
 def test_proposals_and_detections_equal_torchvisions(dtype, op):
-    model, twin = (m.eval() for m in pair(dtype, op))
+    model, reference = (m.eval() for m in pair(dtype, op))
     images, _ = small_batch(dtype)
     images = images + [torch.rand(3, 48, 72, dtype=dtype)]  # one that is resized
     for image in images:
         batch, _ = model.transform([image])
-        assert_close(batch.tensors, twin.transform([image])[0].tensors, **TOLERANCE[dtype])
+        assert_close(batch.tensors, reference.transform([image])[0].tensors, **TOLERANCE[dtype])
         feature = model.backbone(batch.tensors)
         ours, _ = model.rpn(batch, feature)
-        theirs, _ = twin.rpn(ImageList(batch.tensors, batch.image_sizes), {"0": feature["cls"]})
+        theirs, _ = reference.rpn(ImageList(batch.tensors, batch.image_sizes), {"0": feature["cls"]})
         count = len(theirs[0])
         assert_close(ours[0, :count], theirs[0], **TOLERANCE[dtype])
         assert not ours[0, count:].any()
-    for ours, theirs in ((model([image])[0], twin([image])[0]) for image in images):
+    for ours, theirs in ((model([image])[0], reference([image])[0]) for image in images):
         assert len(ours["boxes"]) > 10
         assert_close(ours, theirs, **TOLERANCE[dtype])
         assert set(ours["labels"].tolist()) <= set(range(1, CLASSES))
