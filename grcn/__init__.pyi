@@ -1,6 +1,8 @@
 from grcn.build import build_model as build_model
+from grcn.catalog import COCO_CLASSES as COCO_CLASSES
 from grcn.catalog import RESNET_UNITS as RESNET_UNITS
 from grcn.catalog import VGG16_BLOCKS as VGG16_BLOCKS
+from grcn.catalog import VOC_CLASSES as VOC_CLASSES
 from grcn.config.files import load_config as load_config
 from grcn.models.context import ContextAttention as ContextAttention
 from grcn.models.detector import Detector as Detector
