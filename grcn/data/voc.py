@@ -19,7 +19,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from xml.parsers.expat import ErrorString
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from grcn.data.faults import (
     tell,
 )
 from grcn.data.validate import pack
-from grcn.errors import DataError
+from grcn.data.voc_xml import box_of, read_xml, size_of, text_of
 
 logger = logging.getLogger("grcn")
 
@@ -117,17 +116,15 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
         image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
         file = str(image.relative_to(root))
         try:
-            annotation = _read_xml(path)
-            height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
-            if not all(1 <= side < 2**31 and side.is_integer() for side in (height, width)):
-                raise fault(path, "<size> is no image size (got {} x {}); fix it", width, height)
+            annotation = read_xml(path, notes)
+            size = size_of(annotation, path, image, notes)
         except Fault as found:
             found.image = file
             tell(report, found)
             continue
         split.ids.append(stem)
         split.files.append(file)
-        split.sizes.append((int(height), int(width)))
+        split.sizes.append(size)
         for number, element in enumerate(annotation.findall("object"), start=1):
             try:
                 _read_object(split, element, f"{path}: object {number}", notes)
@@ -139,8 +136,8 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
 
 def _read_object(split: _Split, element: ElementTree.Element, place: str, notes: Notes) -> None:
     """Appends an object to those of the last image of ``split``."""
-    box = [_number(element, f"bndbox/{tag}", place) for tag in ("xmin", "ymin", "xmax", "ymax")]
-    name = _text(element, "name", place)
+    box = box_of(element, place)
+    name = text_of(element, "name", place)
     check_class_name(f"{place}: <name>", name)
     difficult = _difficult(element, place, notes)
     split.rows.append(len(split.ids) - 1)
@@ -191,42 +188,6 @@ def lines_of(path: Path, remedy: str = USUAL_REMEDY) -> list[str]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise fault(f"{path}:{line}", "not UTF-8 text; convert the file") from None
-
-
-class _TreeBuilder(ElementTree.TreeBuilder):
-    """Builds the tree of a document without a DOCTYPE, so that entities cannot be defined."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("DOCTYPE is not allowed; remove it")
-
-
-def _read_xml(path: Path) -> ElementTree.Element:
-    data = read_bytes(path, "add the annotation or remove the image from the list")
-    try:
-        parser = ElementTree.XMLParser(target=_TreeBuilder())
-        return ElementTree.fromstring(data, parser)
-    except DataError as error:
-        raise fault(path, str(error)) from None
-    except ElementTree.ParseError as error:
-        what = "broken XML (got {}); fix it"
-        raise fault(f"{path}:{error.position[0]}", what, ErrorString(error.code)) from None
-    except (LookupError, ValueError) as error:
-        raise fault(path, "unknown encoding (got {}); use UTF-8", str(error)) from None
-
-
-def _text(element: ElementTree.Element, tag: str, place: str | Path) -> str:
-    text = (element.findtext(tag) or "").strip()
-    if not text:
-        raise fault(place, f"<{tag}> is missing or empty; add it")
-    return text
-
-
-def _number(element: ElementTree.Element, tag: str, place: str | Path) -> float:
-    text = _text(element, tag, place)
-    try:
-        return float(text)
-    except ValueError:
-        raise fault(place, f"<{tag}> is no number (got {{}}); fix it", text) from None
 
 
 def _difficult(element: ElementTree.Element, place: str, notes: Notes) -> bool:

@@ -674,7 +674,7 @@ def every_file(pattern, change):
 
 NOTHING_TO_READ = {
     "every annotation broken": (
-        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("<size>.*</size>", "", xml)), "size/height"
+        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("</size>", "", xml)), "broken XML"
     ),
     "suffixes in the lists": (
         "voc", every_file(VOC + "ImageSets/Main/*.txt", lambda lines: lines.replace("\n", ".jpg\n")), "0.jpg.xml"
