@@ -14,7 +14,6 @@ devkit's IoU, which adds 1 to widths and heights.
 from __future__ import annotations
 
 import difflib
-import logging
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,26 +23,13 @@ import numpy as np
 
 from grcn.catalog import VOC_CLASSES
 from grcn.data.annotations import Annotations, concatenate
-from grcn.data.faults import (
-    USUAL_REMEDY,
-    Fault,
-    Notes,
-    Report,
-    check_class_name,
-    fault,
-    is_contained,
-    read_bytes,
-    split_remedy,
-    tell,
-)
+from grcn.data.faults import Fault, Notes, Report, check_class_name, fault, is_contained, tell
 from grcn.data.validate import pack
+from grcn.data.voc_lists import find_split
 from grcn.data.voc_xml import box_of, read_xml, size_of, text_of
-
-logger = logging.getLogger("grcn")
 
 # What annotation tools write in place of 0 and 1.
 _DIFFICULT = {"": False, "false": False, "0.0": False, "unspecified": False, "true": True, "1.0": True}
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclass
@@ -51,6 +37,7 @@ class _Split:
     """What one split's files say; the lists of the second group have one entry per object."""
 
     name: str
+    folder: str
     ids: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -91,7 +78,7 @@ def load(
     names = [name for split in read for name in split.ids]
     if len(set(names)) < len(names):
         for split in read:
-            split.ids = [str(PurePosixPath(split.name).parent / name) for name in split.ids]
+            split.ids = [str(PurePosixPath(split.folder) / name) for name in split.ids]
     if classes is None:
         found = {name for split in read for name in split.names}
         classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
@@ -107,15 +94,15 @@ def to_continuous(boxes: np.ndarray) -> np.ndarray:
 
 
 def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _Split:
-    folder = root / PurePosixPath(name).parent
-    annotations, images = folder / "Annotations", folder / "JPEGImages"
-    split = _Split(name)
-    for stem in _read_list(root, name, report):
-        path = annotations / f"{stem}.xml"
-        candidates = (images / (stem + suffix) for suffix in _IMAGE_SUFFIXES)
-        image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
+    source = find_split(root, name, report, notes)
+    split = _Split(_name_of(root, name), source.folder)
+    for stem in source.names:
+        path, image = source.annotations.path(stem), source.images.path(stem)
         file = str(image.relative_to(root))
         try:
+            files = source.images.find(stem)
+            if len(files) > 1:
+                notes.add("images in several files, of which one is read", image, ", ".join(files))
             annotation = read_xml(path, notes)
             size = size_of(annotation, path, image, notes)
         except Fault as found:
@@ -134,6 +121,14 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
     return split
 
 
+def _name_of(root: Path, split: str) -> str:
+    """Returns what a split is called; the folder of the data set itself, ``.``, goes by its name."""
+    name = str(PurePosixPath(split))
+    if name != ".":
+        return name
+    return root.name if is_contained(root.name) else "data"
+
+
 def _read_object(split: _Split, element: ElementTree.Element, place: str, notes: Notes) -> None:
     """Appends an object to those of the last image of ``split``."""
     box = box_of(element, place)
@@ -145,49 +140,6 @@ def _read_object(split: _Split, element: ElementTree.Element, place: str, notes:
     split.names.append(name)
     split.difficult.append(difficult)
     split.places.append(place)
-
-
-def _list_of(split: str) -> Path:
-    """Returns where below the root the list of a split is."""
-    return Path(split).parent / "ImageSets" / "Main" / f"{PurePosixPath(split).name}.txt"
-
-
-def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
-    """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
-    path = root / _list_of(split)
-    # The lists per class, dog_train, are left out.
-    lists = (path for path in root.glob("*/ImageSets/Main/*.txt") if "_" not in path.stem)
-    others = (f"{path.relative_to(root).parts[0]}/{path.stem}" for path in lists)
-    stems: dict[str, int] = {}
-    remedy = split_remedy(root, _list_of(split), split, others)
-    for line, text in enumerate(lines_of(path, remedy), start=1):
-        if not text.strip():
-            continue
-        stem, *flag = text.split()
-        if not is_contained(stem) or flag not in ([], ["1"], ["0"], ["-1"]):
-            tell(report, fault(f"{path}:{line}", "not an image name (got {}); fix the line", text, kind="list"))
-        elif stem in stems:
-            what = "listed before (got {} as in line {}); remove it"
-            tell(report, fault(f"{path}:{line}", what, stem, stems[stem], kind="list"))
-        else:
-            stems[stem] = line
-    if not stems:
-        raise fault(path, "the list names no image; add images or use another split")
-    return list(stems)
-
-
-def lines_of(path: Path, remedy: str = USUAL_REMEDY) -> list[str]:
-    """Reads a text file; the message about one that cannot be read ends in ``remedy``.
-
-    Raises:
-        DataError: it is missing, cannot be read or is not UTF-8.
-    """
-    data = read_bytes(path, remedy)
-    try:
-        return data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise fault(f"{path}:{line}", "not UTF-8 text; convert the file") from None
 
 
 def _difficult(element: ElementTree.Element, place: str, notes: Notes) -> bool:

@@ -135,7 +135,7 @@ def test_broken_lists(root, text, message):
 
 
 def test_a_missing_list_is_named(root):
-    with pytest.raises(DataError, match=r"VOC2007/ImageSets/Main/val\.txt: no such file; set "):
+    with pytest.raises(DataError, match=r"/Main/val\.txt: no such file, nor XML in 'VOC2007/val/'; set "):
         voc.load(root, ["VOC2007/val"])
 
 
