@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ImageFile
 
 from grcn.data import annotations as table
-from grcn.data import coco_json, voc
+from grcn.data import coco_json, voc, voc_xml
 from grcn.data import images as transforms
 from grcn.data import validate as packing
 from grcn.models import detector
@@ -80,8 +80,8 @@ def without_path_checks() -> None:
 
 
 def without_number_checks() -> None:
-    voc._number = lambda *_: 48.0
+    voc_xml.number_of = lambda *_: 48.0
 
 
 def without_doctype_checks() -> None:
-    del voc._TreeBuilder.doctype
+    del voc_xml._TreeBuilder.doctype

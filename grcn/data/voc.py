@@ -14,37 +14,22 @@ devkit's IoU, which adds 1 to widths and heights.
 from __future__ import annotations
 
 import difflib
-import logging
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from xml.parsers.expat import ErrorString
 
 import numpy as np
 
 from grcn.catalog import VOC_CLASSES
 from grcn.data.annotations import Annotations, concatenate
-from grcn.data.faults import (
-    USUAL_REMEDY,
-    Fault,
-    Notes,
-    Report,
-    check_class_name,
-    fault,
-    is_contained,
-    read_bytes,
-    split_remedy,
-    tell,
-)
+from grcn.data.faults import Fault, Notes, Report, check_class_name, fault, is_contained, tell
 from grcn.data.validate import pack
-from grcn.errors import DataError
-
-logger = logging.getLogger("grcn")
+from grcn.data.voc_lists import find_split
+from grcn.data.voc_xml import box_of, read_xml, size_of, text_of
 
 # What annotation tools write in place of 0 and 1.
 _DIFFICULT = {"": False, "false": False, "0.0": False, "unspecified": False, "true": True, "1.0": True}
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclass
@@ -52,6 +37,7 @@ class _Split:
     """What one split's files say; the lists of the second group have one entry per object."""
 
     name: str
+    folder: str
     ids: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -92,7 +78,7 @@ def load(
     names = [name for split in read for name in split.ids]
     if len(set(names)) < len(names):
         for split in read:
-            split.ids = [str(PurePosixPath(split.name).parent / name) for name in split.ids]
+            split.ids = [str(PurePosixPath(split.folder) / name) for name in split.ids]
     if classes is None:
         found = {name for split in read for name in split.names}
         classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
@@ -108,26 +94,24 @@ def to_continuous(boxes: np.ndarray) -> np.ndarray:
 
 
 def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _Split:
-    folder = root / PurePosixPath(name).parent
-    annotations, images = folder / "Annotations", folder / "JPEGImages"
-    split = _Split(name)
-    for stem in _read_list(root, name, report):
-        path = annotations / f"{stem}.xml"
-        candidates = (images / (stem + suffix) for suffix in _IMAGE_SUFFIXES)
-        image = next((path for path in candidates if path.is_file()), images / f"{stem}.jpg")
+    source = find_split(root, name, report, notes)
+    split = _Split(_name_of(root, name), source.folder)
+    for stem in source.names:
+        path, image = source.annotations.path(stem), source.images.path(stem)
         file = str(image.relative_to(root))
         try:
-            annotation = _read_xml(path)
-            height, width = (_number(annotation, f"size/{tag}", path) for tag in ("height", "width"))
-            if not all(1 <= side < 2**31 and side.is_integer() for side in (height, width)):
-                raise fault(path, "<size> is no image size (got {} x {}); fix it", width, height)
+            files = source.images.find(stem)
+            if len(files) > 1:
+                notes.add("images in several files, of which one is read", image, ", ".join(files))
+            annotation = read_xml(path, notes)
+            size = size_of(annotation, path, image, notes)
         except Fault as found:
             found.image = file
             tell(report, found)
             continue
         split.ids.append(stem)
         split.files.append(file)
-        split.sizes.append((int(height), int(width)))
+        split.sizes.append(size)
         for number, element in enumerate(annotation.findall("object"), start=1):
             try:
                 _read_object(split, element, f"{path}: object {number}", notes)
@@ -137,10 +121,18 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
     return split
 
 
+def _name_of(root: Path, split: str) -> str:
+    """Returns what a split is called; the folder of the data set itself, ``.``, goes by its name."""
+    name = str(PurePosixPath(split))
+    if name != ".":
+        return name
+    return root.name if is_contained(root.name) else "data"
+
+
 def _read_object(split: _Split, element: ElementTree.Element, place: str, notes: Notes) -> None:
     """Appends an object to those of the last image of ``split``."""
-    box = [_number(element, f"bndbox/{tag}", place) for tag in ("xmin", "ymin", "xmax", "ymax")]
-    name = _text(element, "name", place)
+    box = box_of(element, place)
+    name = text_of(element, "name", place)
     check_class_name(f"{place}: <name>", name)
     difficult = _difficult(element, place, notes)
     split.rows.append(len(split.ids) - 1)
@@ -148,85 +140,6 @@ def _read_object(split: _Split, element: ElementTree.Element, place: str, notes:
     split.names.append(name)
     split.difficult.append(difficult)
     split.places.append(place)
-
-
-def _list_of(split: str) -> Path:
-    """Returns where below the root the list of a split is."""
-    return Path(split).parent / "ImageSets" / "Main" / f"{PurePosixPath(split).name}.txt"
-
-
-def _read_list(root: Path, split: str, report: Report | None) -> list[str]:
-    """Returns the images of a list; the flags 1, 0, -1 of VOC's lists per class are not read."""
-    path = root / _list_of(split)
-    # The lists per class, dog_train, are left out.
-    lists = (path for path in root.glob("*/ImageSets/Main/*.txt") if "_" not in path.stem)
-    others = (f"{path.relative_to(root).parts[0]}/{path.stem}" for path in lists)
-    stems: dict[str, int] = {}
-    remedy = split_remedy(root, _list_of(split), split, others)
-    for line, text in enumerate(lines_of(path, remedy), start=1):
-        if not text.strip():
-            continue
-        stem, *flag = text.split()
-        if not is_contained(stem) or flag not in ([], ["1"], ["0"], ["-1"]):
-            tell(report, fault(f"{path}:{line}", "not an image name (got {}); fix the line", text, kind="list"))
-        elif stem in stems:
-            what = "listed before (got {} as in line {}); remove it"
-            tell(report, fault(f"{path}:{line}", what, stem, stems[stem], kind="list"))
-        else:
-            stems[stem] = line
-    if not stems:
-        raise fault(path, "the list names no image; add images or use another split")
-    return list(stems)
-
-
-def lines_of(path: Path, remedy: str = USUAL_REMEDY) -> list[str]:
-    """Reads a text file; the message about one that cannot be read ends in ``remedy``.
-
-    Raises:
-        DataError: it is missing, cannot be read or is not UTF-8.
-    """
-    data = read_bytes(path, remedy)
-    try:
-        return data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise fault(f"{path}:{line}", "not UTF-8 text; convert the file") from None
-
-
-class _TreeBuilder(ElementTree.TreeBuilder):
-    """Builds the tree of a document without a DOCTYPE, so that entities cannot be defined."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("DOCTYPE is not allowed; remove it")
-
-
-def _read_xml(path: Path) -> ElementTree.Element:
-    data = read_bytes(path, "add the annotation or remove the image from the list")
-    try:
-        parser = ElementTree.XMLParser(target=_TreeBuilder())
-        return ElementTree.fromstring(data, parser)
-    except DataError as error:
-        raise fault(path, str(error)) from None
-    except ElementTree.ParseError as error:
-        what = "broken XML (got {}); fix it"
-        raise fault(f"{path}:{error.position[0]}", what, ErrorString(error.code)) from None
-    except (LookupError, ValueError) as error:
-        raise fault(path, "unknown encoding (got {}); use UTF-8", str(error)) from None
-
-
-def _text(element: ElementTree.Element, tag: str, place: str | Path) -> str:
-    text = (element.findtext(tag) or "").strip()
-    if not text:
-        raise fault(place, f"<{tag}> is missing or empty; add it")
-    return text
-
-
-def _number(element: ElementTree.Element, tag: str, place: str | Path) -> float:
-    text = _text(element, tag, place)
-    try:
-        return float(text)
-    except ValueError:
-        raise fault(place, f"<{tag}> is no number (got {{}}); fix it", text) from None
 
 
 def _difficult(element: ElementTree.Element, place: str, notes: Notes) -> bool:

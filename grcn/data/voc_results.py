@@ -12,7 +12,8 @@ import numpy as np
 from grcn.data.annotations import Annotations
 from grcn.data.faults import fault, is_contained
 from grcn.data.validate import PART, pack_detections
-from grcn.data.voc import lines_of, to_continuous
+from grcn.data.voc import to_continuous
+from grcn.data.voc_lists import lines_of
 
 logger = logging.getLogger("grcn")
 

@@ -204,6 +204,9 @@ CASES = [
     ("image-empty", "train", objects(3, only=True), 1, AT),
     ("difficult", "train", text(XML, lambda t: t.replace("<name>", "<difficult>1</difficult><name>", 1)),
      1, f"{AT}: object 1, cup"),
+    ("normalised", "train", text(XML, lambda t: t.replace("<width>64", "<width>0")), 1, "3.xml: '0 x 48'"),
+    ("normalised", "test", text("ImageSets/Main/test.txt", lambda t: t.replace("13\n", "JPEGImages/13.jpg\n")),
+     1, "test.txt:2: 'JPEGImages/13.jpg'"),
     ("class-rare", "train", objects(3, ("owl", BOXES["nut"])), 1, "owl 1"),
     ("class-similar", "train", all_of(*(objects(k, ("Nut", BOXES["cup"])) for k in SPLITS["train"])), 1, "Nut, nut"),
 ]  # fmt: skip
@@ -674,10 +677,10 @@ def every_file(pattern, change):
 
 NOTHING_TO_READ = {
     "every annotation broken": (
-        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("<size>.*</size>", "", xml)), "size/height"
+        "voc", every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("</size>", "", xml)), "broken XML"
     ),
-    "suffixes in the lists": (
-        "voc", every_file(VOC + "ImageSets/Main/*.txt", lambda lines: lines.replace("\n", ".jpg\n")), "0.jpg.xml"
+    "other names in the lists": (
+        "voc", every_file(VOC + "ImageSets/Main/*.txt", lambda lines: lines.replace("\n", ".x\n")), "0.x.xml"
     ),
     "an empty list": ("voc", text("ImageSets/Main/test.txt", lambda _: ""), "names no image"),
     "every record broken": (
@@ -701,6 +704,20 @@ def test_the_tool_reports_a_split_of_which_nothing_can_be_read(tmp_path, name):
     of_one_side = name in ("an empty list", "no record")
     assert ("Objects by class" in page) == of_one_side == bool(re.search(r"^ +cup", result.stdout, re.M))
     assert "aeroplane" not in result.stdout
+
+
+def test_the_tool_lists_what_was_read_as_it_was_meant(tmp_path):
+    write_voc(tmp_path / "data")
+    every_file(VOC + "Annotations/*.xml", lambda xml: re.sub("<size>.*</size>", "", xml))(tmp_path / "data")
+    text("ImageSets/Main/train.txt", lambda lines: lines.replace("\n", ".jpg\n"))(tmp_path / "data")
+    result = call(tmp_path, "voc", "run.workers=2")
+    assert result.code == 0, result.stderr
+    found = json.loads((tmp_path / "out/check.json").read_text())["findings"]
+    counts = {(one["split"], one["text"].partition("(")[2].partition(")")[0]): one["count"] for one in found}
+    listed, sizes = "names in lists with quotes, folders or suffixes", "sizes taken from the image"
+    assert counts == {("train", listed): 12, ("train", sizes): 12, ("test", sizes): 4}
+    assert "data/VOC2007/ImageSets/Main/train.txt:1: '0.jpg'" in result.stdout
+    assert call(tmp_path, "voc", "data.strict=true", "--fast").code == 3
 
 
 def test_the_tool_lists_all_faults_at_once(tmp_path):

@@ -181,7 +181,7 @@ CHOSEN = ["data.classes=[cat, dog]"]
 
 VOC = [
     good("nothing", nothing),
-    *(bad(f"no <{tag}>", without(tag), AT_XML + "<size/", "missing") for tag in ("size", "width", "height")),
+    *(good(f"no <{tag}>", without(tag), "1 sizes taken from the image") for tag in ("size", "width", "height")),
     *(
         bad(f"no <{tag}>", without(tag), OBJECT + "<", "missing")
         for tag in ("name", "bndbox", "xmin", "ymin", "xmax", "ymax")
@@ -200,8 +200,16 @@ VOC = [
     ),
     *(
         bad(f"width {value!r}", xml("<width>64<", f"<width>{value}<"), AT_XML + "<size")
-        for value in ("0", "-64", "64.5", "nan", "inf", "1e300", "2147483648", "x", "")
+        for value in ("64.5", "nan", "inf", "1e300", "2147483648", "x")
     ),
+    *(
+        good(f"width {value!r}", xml("<width>64<", f"<width>{value}<"), "1 sizes taken from the image")
+        for value in ("0", "-64", "None", "")
+    ),
+    bad("no <size> and no image", both(without("size"), removed("VOC2007/JPEGImages/1.jpg")), AT_XML + "<size> is",
+        "'1.jpg'"),
+    bad("no <size>, strictly", without("size"), AT_XML + "sizes taken from the image are refused",
+        settings=["data.strict=true"]),
     bad("difficult 2", xml("<difficult>0", "<difficult>2"), OBJECT + "<difficult> is neither 0 nor 1 (got '2')"),
     bad("difficult objects only", in_all_annotations("<difficult>0", "<difficult>1"), "VOC2007/train: nothing",
         "0 objects to find in 4 images, 4 crowd or difficult"),
@@ -220,19 +228,24 @@ VOC = [
     bad("no annotation", contents(LIST, "0\n7\n"), "data/VOC2007/Annotations/7.xml: no such file"),
     bad("no image", removed("VOC2007/JPEGImages/1.jpg"), "data/VOC2007/JPEGImages/1.jpg: no such image", "1 of 4"),
     bad("empty list", contents(LIST, ""), AT_LIST + " the list names no image"),
-    bad("list in UTF-16", contents(LIST, "0\n1\n".encode("utf-16")), AT_LIST + "1: not UTF-8"),
+    good("list in UTF-16", contents(LIST, "0\n1\n".encode("utf-16")), "1 lists in UTF-16"),
+    bad("list in Latin-1", contents(LIST, "0\n\xe9\n".encode("latin-1")), AT_LIST + "2: not UTF-8"),
+    good("list with suffixes", contents(LIST, "0.jpg\n1.jpg\n"), "2 names in lists with quotes, folders or suffixes"),
     bad("list of zeros", contents(LIST, bytes(99)), AT_LIST + "1: not an image name"),
     good("list with a byte order mark", contents(LIST, "0\n1\n2\n3\n".encode("utf-8-sig"))),
-    bad("no list", removed(LIST), AT_LIST + " no such file", "data.root"),
+    bad("no list", removed(LIST), AT_LIST + " no such file, nor XML in 'VOC2007/train/'",
+        "found 'VOC2007'"),
+    good("no list, but its folder", removed(LIST), "1 splits read from a folder without a list",
+         settings=["data.train=[VOC2007]", "data.test=[VOC2007]"]),
     bad("a pipe for a list", replaced(LIST, os.mkfifo), AT_LIST + " not a file"),
     bad("a folder for an annotation", replaced(XML, Path.mkdir), AT_XML + "not a file"),
     good("byte order mark", rewritten(XML, lambda text: text.encode("utf-8-sig"))),
     good("UTF-16", rewritten(XML, lambda text: f"<?xml version='1.0' encoding='utf-16'?>{text}".encode("utf-16"))),
     good("Latin-1", contents(XML, b"<?xml version='1.0' encoding='ISO-8859-1'?><!-- \xe9 -->" + DOG)),
-    bad("Latin-1 that says nothing", contents(XML, b"<!-- \xe9 -->" + DOG), f"data/{XML}:1: broken XML"),
+    bad("Latin-1 that says nothing", contents(XML, b"<!-- \xe9 -->" + DOG), f"data/{XML}:1: not UTF-8 though"),
     bad("unknown encoding", contents(XML, "<?xml version='1.0' encoding='klingon'?><a/>"), AT_XML + "unknown encoding"),
     bad("empty annotation", contents(XML, ""), f"data/{XML}:1: broken XML"),
-    bad("another document", contents(XML, "<html><body/></html>"), AT_XML + "<size/height> is missing"),
+    bad("another document", contents(XML, "<html><body/></html>"), AT_XML + "not an annotation (got 'html')"),
     *(
         bad(f"XML cut at {share}", rewritten(XML, lambda t, share=share: t[: int((len(t) - 2) * share)]),
             f"data/{XML}:", "broken XML")
