@@ -23,7 +23,7 @@ from grcn.catalog import (
 from grcn.config.files import dump_config
 from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config, DataConfig, EvalConfig, FilesDataConfig, ShapesDataConfig, TrainConfig
-from grcn.data import coco, voc
+from grcn.data import coco, voc, yolo
 from grcn.data.annotations import Annotations
 from grcn.data.augment import Augmentation, ColorJitter, HorizontalFlip, RandomCrop
 from grcn.data.dataset import DetectionDataset
@@ -52,7 +52,7 @@ from grcn.models.weights import normalisation_of, stride_in_of
 
 AMP = {"none": None, "bf16": torch.bfloat16}
 
-_READERS = {"voc": voc.load, "coco": coco.load}
+_READERS = {"voc": voc.load, "coco": coco.load, "yolo": yolo.load}
 
 
 def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
@@ -145,7 +145,7 @@ def build_train_split(cfg: DataConfig) -> DetectionDataset:
 
 def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
     """Returns the classes of a model trained on this data; None where the test split itself names them all."""
-    if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format == "coco":
+    if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format != "voc":
         return cfg.classes if isinstance(cfg, FilesDataConfig) else None
     if read_annotations(cfg, "test", None).classes == VOC_CLASSES:
         return None

@@ -105,7 +105,7 @@ def _suggestion(loc: Path) -> str:
     owners = [path for path, keys in sections.items() if key in keys]
     formats = [path[1] for path in owners if path[:1] == section[:1] == ("data",)]
     if formats:
-        return f"only format {' and '.join(formats)} has it"
+        return f"only format {', '.join(formats[:-1])}{' and ' * (len(formats) > 1)}{formats[-1]} has it"
     if owners:
         meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
         return f"did you mean {' or '.join(meant)}?"

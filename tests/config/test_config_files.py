@@ -167,7 +167,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         ("data: {flip: 0}\ntrain: {steps: 1}", "c.yaml:1:1: missing 'data.format'; add it"),
         (
             "data: {format: cocoa}\ntrain: {steps: 1}",
-            "c.yaml:1:16: data.format: expected 'shapes', 'voc', 'coco' (got 'cocoa'); did you mean 'coco'?",
+            "c.yaml:1:16: data.format: expected 'shapes', 'voc', 'coco', 'yolo' (got 'cocoa'); did you mean 'coco'?",
         ),
         ("data: [1]\ntrain: {steps: 1}", "c.yaml:1:7: data: expected a mapping of keys (got [1]); write key: value"),
         ("- 1", "c.yaml:1:1: expected a mapping of keys (got [1]); write key: value"),

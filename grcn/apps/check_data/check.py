@@ -61,8 +61,9 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         UserError: ``folder`` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent
-    train = _read(cfg.data, "train", None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes)
-    test = _read(cfg.data, "test", None if train.table is None else train.table.classes)
+    classes = None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes
+    train = _read(cfg.data, "train", classes)
+    test = _read(cfg.data, "test", classes if train.table is None else train.table.classes)
     stride = _stride(cfg)
     image = cfg.model.image
     findings = train.findings + test.findings
