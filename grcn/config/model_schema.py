@@ -234,9 +234,9 @@ class ModelConfig(Section):
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
     torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
-    caffe:FILE, relative to the current directory. With caffe, ResNets are strided in the first
-    convolution of a unit, else in the second. Whatever the weights, conv1 and conv2 of VGG16 and
-    of the ResNets, and all batch norms, are not trained.
+    caffe:FILE, relative to the current directory, or to your home after ~/. With caffe, ResNets are
+    strided in the first convolution of a unit, else in the second. Whatever the weights, conv1 and
+    conv2 of VGG16 and of the ResNets, and all batch norms, are not trained.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
     width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""

@@ -19,6 +19,7 @@ VOC's values or none. The number of classes is no setting: it comes from the dat
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -124,7 +125,7 @@ class FilesDataConfig(CommonDataConfig):
     """Layout of the data set: shapes, voc, coco or yolo; it decides which other keys this section has."""
     root: Annotated[str, Field(min_length=1), HOW]
     """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/; yolo: the one with data.yaml), relative
-    to the current directory."""
+    to the current directory, or to your home after ~/."""
     train: Annotated[Names, TRAINING]
     """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
     annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
@@ -138,6 +139,11 @@ class FilesDataConfig(CommonDataConfig):
     strict: Annotated[bool, HOW] = False
     """Whether what has one sensible meaning, but is not written as the layout says, is refused; else it is read as it
     was meant, and counted. [O]"""
+
+    @property
+    def folder(self) -> str:
+        """The folder that ``root`` means on this machine and for this user."""
+        return os.path.expanduser(self.root)
 
     def check(self) -> Iterator[tuple[str, str]]:
         for key in ("train", "test", "classes"):

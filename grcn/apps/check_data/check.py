@@ -154,7 +154,7 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
         faults(fault)
     objects = 0 if table is None else len(table.boxes)
     found = faults.findings(side, objects) + notes_as_findings(notes, side)
-    return _Read(table, found, lambda example: _image(cfg.root, example))
+    return _Read(table, found, lambda example: _image(cfg.folder, example))
 
 
 def _stride(cfg: Config) -> int:
