@@ -245,6 +245,16 @@ def test_a_word_for_a_list_is_shown_as_one(write: Any) -> None:
     assert problems(write(data.replace("b c", "b"))) == ["c.yaml:1:49: data.test: expected a list (got 'b'); write [b]"]
 
 
+@pytest.mark.parametrize("text", ["null", ""])
+def test_no_split_is_not_advised_as_one(write: Any, text: str) -> None:
+    data = "data: {format: coco, root: r, train: [a], test: [b]}\ntrain: {steps: 1}"
+    assert problems(write(data), f"data.test={text}", f"model.anchors.sizes={text}") == [
+        f"command line: data.test={text}: data.test: expected a list (got null); name one, as [val]; "
+        "tools/prepare_data.py split makes a test split of data without one",
+        f"command line: model.anchors.sizes={text}: model.anchors.sizes: expected a list (got null); write [a, b]",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [("resnet18", "choose one"), ("vgg19", "choose one"), ("resnt101", "did you mean 'resnet101'?"),
