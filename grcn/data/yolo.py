@@ -63,8 +63,7 @@ def load(
     Args:
         classes: the class names, in the order of their labels. Left out, they are the ``names`` of the data.yaml;
             without such a file they are those of the numbers from 0 on, and have to be given.
-        report: is told of every line and image that is wrong, where otherwise the first one is an error; they are left
-            out.
+        report: gets every line and image that is wrong, where otherwise the first one is an error; they are left out.
         notes: counts what is read as it was meant; without one, a warning does.
 
     Raises:

@@ -93,12 +93,12 @@ def test_the_printed_settings_read_what_was_written(
     assert len(validation) == 1 and ": 2 images" in validation[0]
     # Again it is refused in a line, whatever is left of the first time.
     again = programs.call(TOOL, "split", "--root", name, "--test", "0.25", "--format", form, folder=tmp_path)
-    told = {
+    expected = {
         "voc": "train.txt: is there already; use that split, or remove it",
         "yolo": "data.yaml:1: has a split 'train' already; use it, or remove the line",
         "coco": "not one JSON file (got 'all.json, test.json, train.json, ",
     }
-    programs.assert_contract(again, 3, told[form])
+    programs.assert_contract(again, 3, expected[form])
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -186,7 +186,7 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda document: document.pop("images"), "all.json: no list of 'images' in it; use COCO's format"),
         (lambda document: document["images"][1].pop("id"), "all.json#/images/1: no 'id' in it; add it"),
@@ -195,14 +195,14 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda document: document["annotations"][0].update(image_id=99), "all.json#/annotations/0: no image has"),
     ],
 )
-def test_broken_documents_are_named(tmp_path: Path, change, told: str) -> None:
+def test_broken_documents_are_named(tmp_path: Path, change, expected: str) -> None:
     write_coco(tmp_path)
     document = json.loads((tmp_path / "all.json").read_text())
     change(document)
     (tmp_path / "all.json").write_text(json.dumps(document))
     with pytest.raises(DataError) as caught:
         split(tmp_path, {"test": 0.25})
-    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(told)
+    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(expected)
     (tmp_path / "all.json").write_text("{")
     with pytest.raises(DataError, match="broken JSON"):
         split(tmp_path / "all.json", {"test": 0.25})

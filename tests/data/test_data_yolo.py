@@ -194,7 +194,7 @@ def test_boxes_that_rounding_puts_outside_are_cut_off(root: Path, caplog: pytest
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("1 0.5 0.5 0.5 0.75 0.9\n", ":1: a sixth number, as of a confidence: predictions are no labels"),
         ("0 0.1 0.1 0.2 0.1 0.2 0.2\n", ":1: 7 numbers: outlines, turned boxes and key points are not read; convert"),
@@ -213,9 +213,9 @@ def test_boxes_that_rounding_puts_outside_are_cut_off(root: Path, caplog: pytest
         ("0 20 15 10 10\n", ":1: no shares of an image (got '0 20 15 10 10'); divide pixels by its width and height"),
     ],
 )
-def test_wrong_lines_are_named(root: Path, text: str, told: str) -> None:
+def test_wrong_lines_are_named(root: Path, text: str, expected: str) -> None:
     label(root, text)
-    assert message(root).startswith(f"R/labels/train/a.txt{told}")
+    assert message(root).startswith(f"R/labels/train/a.txt{expected}")
 
 
 def test_a_class_with_a_point_is_read_and_counted(root: Path) -> None:
@@ -246,7 +246,7 @@ def test_every_fault_is_reported_and_the_rest_is_read(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("names: [a]\ntrain: [\n", r"R/data.yaml:3: not YAML \("),
         ("names: [a]\nnames: [b]\n", "R/data.yaml:2: a key is there twice (got 'names'); remove one"),
@@ -270,13 +270,13 @@ def test_every_fault_is_reported_and_the_rest_is_read(root: Path) -> None:
         ("x: &x [*x]\n? [a]\n: b\n", "R/data.yaml:2: a key is no word"),
     ],
 )
-def test_broken_descriptions(root: Path, text: str, told: str) -> None:
+def test_broken_descriptions(root: Path, text: str, expected: str) -> None:
     (root / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     describe(root, text)
-    if r"\(" in told:
-        assert message(root).startswith(told.replace("\\", ""))
+    if r"\(" in expected:
+        assert message(root).startswith(expected.replace("\\", ""))
     else:
-        assert message(root).startswith(told)
+        assert message(root).startswith(expected)
 
 
 def test_several_descriptions_and_others(root: Path) -> None:
