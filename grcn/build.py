@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from grcn.catalog import (
 from grcn.config.files import dump_config
 from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config, DataConfig, EvalConfig, FilesDataConfig, ShapesDataConfig, TrainConfig
-from grcn.data import coco, voc
+from grcn.data import coco, voc, yolo
 from grcn.data.annotations import Annotations
 from grcn.data.augment import Augmentation, ColorJitter, HorizontalFlip, RandomCrop
 from grcn.data.dataset import DetectionDataset
@@ -53,7 +54,7 @@ from grcn.models.weights import normalisation_of, stride_in_of
 
 AMP = {"none": None, "bf16": torch.bfloat16}
 
-_READERS = {"voc": voc.load, "coco": coco.load}
+_READERS = {"voc": voc.load, "coco": coco.load, "yolo": yolo.load}
 
 
 def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
@@ -148,7 +149,7 @@ def build_train_split(cfg: DataConfig) -> DetectionDataset:
 
 def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
     """Returns the classes of a model trained on this data; None where the test split itself names them all."""
-    if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format == "coco":
+    if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format != "voc":
         return cfg.classes if isinstance(cfg, FilesDataConfig) else None
     if read_annotations(cfg, "test", None).classes == VOC_CLASSES:
         return None
@@ -202,19 +203,28 @@ def read_annotations(
     Raises:
         DataError: as the readers do; or there is no folder to read in, which is no fault of its files.
     """
-    exists = os.path.isdir(cfg.root)
+    exists = os.path.isdir(cfg.folder)
     try:
         own = Notes(cfg.strict) if notes is None else notes
-        table = _READERS[cfg.format](cfg.root, getattr(cfg, side), classes, report if exists else None, own)
+        table = _READERS[cfg.format](cfg.folder, getattr(cfg, side), classes, report if exists else None, own)
         if notes is None:
             own.log(table.name)
         return table
     except DataError as error:
         if exists or "set data.root=" in str(error):  # where the data are instead
             raise
-        raise DataError(
-            one_line(f"data.root: no such folder (got {cfg.root!r}); set it to the folder of the data")
-        ) from error
+        what, remedy = _no_folder(cfg.root)
+        raise DataError(one_line(f"data.root: {what} (got {cfg.root!r}); {remedy}")) from error
+
+
+def _no_folder(root: str) -> tuple[str, str]:
+    """Says what a ``data.root`` is that is no folder, and what to do."""
+    if re.match(r"\w+://", root):
+        return "an address, not a folder", "download the data and set it to their folder"
+    if windows := re.match(r"([A-Za-z]):[\\/]+(.*)", root):
+        drive, rest = windows[1].lower(), windows[2].replace("\\", "/")
+        return "a Windows path, which this machine has not", f"set it to the folder here, as /mnt/{drive}/{rest} in WSL"
+    return "no such folder", "set it to the folder of the data"
 
 
 def build_augmentations(cfg: DataConfig) -> tuple[Augmentation, ...]:

@@ -52,7 +52,7 @@ def test_the_files_of_the_reading_order_exist():
 
 
 def test_the_config_for_own_data_loads(tmp_path):
-    text, coco = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    text, coco = re.findall(r"```yaml\n(base: .*?)```", DATA, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text.replace("base: ", f"base: {ROOT}/"))
     cfg = load_config(tmp_path / "mine.yaml")
     assert cfg.model.context.on == "cls" and cfg.data.root == "data/mine" and cfg.train.steps == 20000
@@ -65,7 +65,7 @@ def test_the_config_for_own_data_loads(tmp_path):
 
 def test_its_variants_on_a_resnet_and_from_scratch_load(tmp_path):
     """The sentence below the config gives other first lines for it."""
-    text, _ = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    text, _ = re.findall(r"```yaml\n(base: .*?)```", DATA, re.DOTALL)
     (model,) = re.findall(r"`(model: \{backbone: resnet50.*?\}\})`", DATA)
     rest = text.splitlines()[2:]
     bases = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", DATA)

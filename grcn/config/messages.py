@@ -39,6 +39,9 @@ _EXPECTED = {
     "too_long": ("at most {max_length} in the list", "remove one"),
 }
 
+_SPLITS = ("data.train", "data.test")
+_NO_SPLIT = "name one, as [val]; tools/prepare_data.py split makes a test split of data without one"
+
 
 def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
     """Yields place and explanation of everything that pydantic found wrong in a tree."""
@@ -61,9 +64,11 @@ def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
             continue  # its entries are wrong, and each is reported for itself
         elif node.readable:
             text = _mismatch(kind, context, item["msg"], node.plain())
-            if kind == "tuple_type" and is_plain_word(str(node.value)):
+            if kind == "tuple_type" and isinstance(node.value, str) and is_plain_word(node.value):
                 written = f"[{node.value}]" if node.place.line else f"'{key}=[{node.value}]'"
                 text = text.replace("write [a, b]", f"write {written}")
+            elif kind == "tuple_type" and node.value is None and key in _SPLITS:
+                text = text.replace("write [a, b]", _NO_SPLIT)
             yield node.place, f"{key}: {text}" if key else text
 
 
@@ -105,7 +110,7 @@ def _suggestion(loc: Path) -> str:
     owners = [path for path, keys in sections.items() if key in keys]
     formats = [path[1] for path in owners if path[:1] == section[:1] == ("data",)]
     if formats:
-        return f"only format {' and '.join(formats)} has it"
+        return f"only format {', '.join(formats[:-1])}{' and ' * (len(formats) > 1)}{formats[-1]} has it"
     if owners:
         meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
         return f"did you mean {' or '.join(meant)}?"

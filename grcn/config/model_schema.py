@@ -234,8 +234,8 @@ class ModelConfig(Section):
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
     torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
-    caffe:FILE, relative to the current directory. With caffe, ResNets are strided in the first
-    convolution of a unit, else in the second.
+    caffe:FILE, relative to the current directory, or to your home after ~/. With caffe, ResNets are
+    strided in the first convolution of a unit, else in the second.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
     freeze: Annotated[CountOrZero | None, TRAINING] = None
     """How many leading stages, of conv1 to conv5, are not trained; null is 2 for VGG16 and the ResNets, 0 for tiny

@@ -19,6 +19,7 @@ VOC's values or none. The number of classes is no setting: it comes from the dat
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -103,7 +104,7 @@ class ShapesDataConfig(CommonDataConfig):
     """The built-in generated data set: drawn when needed, nothing on disk."""
 
     format: Literal["shapes"]
-    """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
+    """Layout of the data set: shapes, voc, coco or yolo; it decides which other keys this section has."""
     level: Literal["flat", "full"] = "flat"
     """flat is quick to learn, for demonstrations; full is for studies. [O]"""
     train_images: Annotated[int, Field(ge=1, le=10**7), TRAINING] = 2000
@@ -119,24 +120,31 @@ class ShapesDataConfig(CommonDataConfig):
 
 
 class FilesDataConfig(CommonDataConfig):
-    """A data set on disk, as PASCAL VOC XML files or as COCO JSON."""
+    """A data set on disk, as PASCAL VOC XML files, as COCO JSON, or as YOLO text files."""
 
-    format: Literal["voc", "coco"]
-    """Layout of the data set: shapes, voc or coco; it decides which other keys this section has."""
+    format: Literal["voc", "coco", "yolo"]
+    """Layout of the data set: shapes, voc, coco or yolo; it decides which other keys this section has."""
     root: Annotated[str, Field(min_length=1), HOW]
-    """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/), relative to the
-    current directory."""
+    """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/; yolo: the one with data.yaml), relative
+    to the current directory, or to your home after ~/."""
     train: Annotated[Names, TRAINING]
     """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
     annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
-    annotation file, both below root."""
+    annotation file, both below root; train (yolo), as data.yaml names it, or for images/train/, train/images/ or
+    train.txt."""
     test: Annotated[Names, MEASURE]
     """Splits to evaluate on."""
     classes: Names | None = None
-    """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. [O]"""
+    """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. yolo
+    without a data.yaml needs them. [O]"""
     strict: Annotated[bool, HOW] = False
     """Whether what has one sensible meaning, but is not written as the layout says, is refused; else it is read as it
     was meant, and counted. [O]"""
+
+    @property
+    def folder(self) -> str:
+        """The folder that ``root`` means on this machine and for this user."""
+        return os.path.expanduser(self.root)
 
     def check(self) -> Iterator[tuple[str, str]]:
         for key in ("train", "test", "classes"):

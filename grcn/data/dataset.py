@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grcn.data import coco, voc
+from grcn.data import coco, voc, yolo
 from grcn.data.annotations import Annotations
 from grcn.data.images import FileImages
 from grcn.data.synthetic import dataset as synthetic
@@ -59,6 +59,12 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def coco(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
         """Reads a data set in COCO's layout; arguments and errors as of :func:`grcn.data.coco.load`."""
         table = coco.load(root, splits, classes)
+        return cls(table, FileImages(table))
+
+    @classmethod
+    def yolo(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
+        """Reads a data set in YOLO's layout; arguments and errors as of :func:`grcn.data.yolo.load`."""
+        table = yolo.load(root, splits, classes)
         return cls(table, FileImages(table))
 
     @classmethod

@@ -126,6 +126,11 @@ def is_contained(path: str) -> bool:
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts:
         return False
+    return is_printable(path)
+
+
+def is_printable(path: str) -> bool:
+    """Tells whether a path is neither very long nor has control characters."""
     return len(path) <= LONGEST_PATH and not _UNPRINTABLE.search(path)
 
 

@@ -13,6 +13,7 @@ pyramid, the RPN and the heads behind a pyramid have no place in our detectors.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -283,6 +284,6 @@ def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str, str]:
         if not digest.startswith(path.stem.rpartition("-")[2]):
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not that in its name); remove it and run again")
         return read_tensors(path, contents), entry, digest
-    path = Path(entry.partition(":")[2])
+    path = Path(os.path.expanduser(entry.partition(":")[2]))
     contents = read_file(path, "give model.weights=LAYOUT:FILE an existing file")
     return read_tensors(path, contents), str(path), hashlib.sha256(contents).hexdigest()

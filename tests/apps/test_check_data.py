@@ -88,6 +88,17 @@ def write_coco(root):
         (root / f"annotations/instances_{split}.json").write_text(json.dumps(document))
 
 
+def write_yolo(root):
+    for split, numbers in SPLITS.items():
+        for number in numbers:
+            for folder in ("images", "labels"):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+            noise(seed=number).save(root / f"images/{split}/{number}.jpg")
+            lines = [f"{k} {(16 + 29 * k) / 64} {(18 + 6 * k) / 48} {30 / 64} {30 / 48}\n" for k in range(2)]
+            (root / f"labels/{split}/{number}.txt").write_text("".join(lines))
+    (root / "data.yaml").write_text("train: images/train\ntest: images/test\nnames: {0: cup, 1: nut}\n")
+
+
 def config(folder, layout, more=""):
     (folder / "c.yaml").write_text(CONFIG.format(layout, VOC if layout == "voc" else "", more))
     return folder / "c.yaml"
@@ -213,7 +224,7 @@ CASES = [
 
 
 def test_a_clean_data_set_has_no_findings(tmp_path, monkeypatch):
-    for layout, write in (("voc", write_voc), ("coco", write_coco)):
+    for layout, write in (("voc", write_voc), ("coco", write_coco), ("yolo", write_yolo)):
         folder = tmp_path / layout
         write(folder / "data")
         report = checked(folder, monkeypatch, layout)
@@ -660,7 +671,7 @@ def call(folder, layout, *args):
 
 
 def test_the_tool_on_clean_folders(tmp_path):
-    for layout, write in (("voc", write_voc), ("coco", write_coco)):
+    for layout, write in (("voc", write_voc), ("coco", write_coco), ("yolo", write_yolo)):
         folder: Path = tmp_path / layout
         write(folder / "data")
         result = call(folder, layout, "--json", "run.workers=2")
@@ -778,12 +789,48 @@ def test_annotations_of_any_name_are_checked_trained_on_and_evaluated(tmp_path):
     assert not [path for path in (tmp_path / "run").glob("**/*") if ":" in path.name]
 
 
-@pytest.mark.parametrize("layout", ["voc", "coco"])
+@pytest.mark.parametrize("layout", ["voc", "coco", "yolo"])
 def test_a_folder_that_is_not_there_is_one_message(tmp_path, layout):
     for tool in ("check_data", "train"):
         config(tmp_path, layout)
         result = programs.call(f"tools/{tool}.py", "--config", "c.yaml", "--output-dir", "out", folder=tmp_path)
         programs.assert_contract(result, 3, "data.root: no such folder (got 'data'); set it to the folder of the data")
+
+
+def test_the_faults_of_yolos_layout_are_told_at_once(tmp_path, monkeypatch):
+    write_yolo(tmp_path / "data")
+    labels, images = tmp_path / "data/labels", tmp_path / "data/images"
+    (labels / "train/0.txt").write_text("7 0.5 0.5 0.5 0.5\n0 0.9 0.5 0.5 0.5\n")
+    (labels / "train/1.txt").write_text("0 0.5 0.5 0.5 0.5 0.9\n")
+    (labels / "train/2.txt").unlink()
+    (labels / "train/3.txt").write_text("1.0 0.5 0.5 0.5 0.5\n")
+    (images / "test/12.jpg").write_bytes(b"no picture")
+    report = checked(tmp_path, monkeypatch, "yolo")
+    found = {key: (one["count"], [case["place"] for case in one["examples"]]) for key, one in report["by"].items()}
+    for kind, side, place in (
+        ("class-unknown", "train", "labels/train/0.txt:1: "), ("box-clipped", "train", "labels/train/0.txt:2: "),
+        ("annotation", "train", "labels/train/1.txt:1: "), ("image-empty", "train", "images/train/1.jpg"),
+        ("normalised", "train", "labels/train/3.txt:1: "), ("image-broken", "test", "images/test/12.jpg: "),
+    ):  # fmt: skip
+        count, (first, *_) = found[kind, side]
+        assert place in first and count == (2 if kind == "image-empty" else 1), (kind, found)
+    # Without a description and classes, both sides say so, of the test side too where the training side is broken.
+    (tmp_path / "data/data.yaml").unlink()
+    report = checked(tmp_path, monkeypatch, "yolo")
+    assert {one["kind"] for one in report["findings"]} == {"annotation"} and len(report["findings"]) == 2
+    (labels / "train").rename(labels / "nowhere")
+    report = checked(tmp_path, monkeypatch, "yolo", ", classes: [cup, nut]")
+    assert set(report["by"]) == {("annotation", "train"), ("image-broken", "test")}
+
+
+def test_yolos_layout_is_trained_on_and_evaluated(tmp_path):
+    write_yolo(tmp_path / "data")
+    config(tmp_path, "yolo")
+    result = programs.call("tools/train.py", "--config", "c.yaml", "--output-dir", "run", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    given = ["--config", "run/config.yaml", "--checkpoint", max((tmp_path / "run/checkpoints").iterdir())]
+    result = programs.call("tools/eval.py", *given, folder=tmp_path)
+    assert result.code == 0, result.stderr
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

@@ -167,7 +167,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         ("data: {flip: 0}\ntrain: {steps: 1}", "c.yaml:1:1: missing 'data.format'; add it"),
         (
             "data: {format: cocoa}\ntrain: {steps: 1}",
-            "c.yaml:1:16: data.format: expected 'shapes', 'voc', 'coco' (got 'cocoa'); did you mean 'coco'?",
+            "c.yaml:1:16: data.format: expected 'shapes', 'voc', 'coco', 'yolo' (got 'cocoa'); did you mean 'coco'?",
         ),
         ("data: [1]\ntrain: {steps: 1}", "c.yaml:1:7: data: expected a mapping of keys (got [1]); write key: value"),
         ("- 1", "c.yaml:1:1: expected a mapping of keys (got [1]); write key: value"),
@@ -243,6 +243,16 @@ def test_a_word_for_a_list_is_shown_as_one(write: Any) -> None:
         "write 'data.train=[training]'",
     ]
     assert problems(write(data.replace("b c", "b"))) == ["c.yaml:1:49: data.test: expected a list (got 'b'); write [b]"]
+
+
+@pytest.mark.parametrize("text", ["null", ""])
+def test_no_split_is_not_advised_as_one(write: Any, text: str) -> None:
+    data = "data: {format: coco, root: r, train: [a], test: [b]}\ntrain: {steps: 1}"
+    assert problems(write(data), f"data.test={text}", f"model.anchors.sizes={text}") == [
+        f"command line: data.test={text}: data.test: expected a list (got null); name one, as [val]; "
+        "tools/prepare_data.py split makes a test split of data without one",
+        f"command line: model.anchors.sizes={text}: model.anchors.sizes: expected a list (got null); write [a, b]",
+    ]
 
 
 @pytest.mark.parametrize(

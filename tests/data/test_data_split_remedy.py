@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from grcn import build
+from grcn.config.files import dump_config, parse_config
+from grcn.config.schema import FilesDataConfig
 from grcn.data import coco, voc
 from grcn.errors import DataError
 
@@ -62,3 +67,42 @@ def test_folders_without_a_list_where_there_are_no_lists(tmp_path):
         voc.load(tmp_path, ["b"])
     (tmp_path / "b/ImageSets/Main/train.txt").rename(tmp_path / "b/ImageSets/Main/cup_train.txt")
     assert told(voc, tmp_path, "b/train").endswith("(found b/cup_train)")
+
+
+def config(root):
+    return FilesDataConfig(format="voc", root=root, train=("VOC2007/trainval",), test=("VOC2007/test",))
+
+
+def test_a_tilde_is_the_home_and_stays_in_the_config(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "VOCdevkit/VOC2007/Annotations").mkdir()
+    annotation = "<annotation><size><width>9</width><height>9</height></size></annotation>"
+    (folder / "VOCdevkit/VOC2007/Annotations/1.xml").write_text(annotation)
+    cfg = config("~/VOCdevkit")
+    table = build.read_annotations(cfg, "test", None)
+    assert Path(table.path(0)).parent == folder / "VOCdevkit/VOC2007/JPEGImages"
+    text = "data: {format: voc, root: ~/VOCdevkit, train: [a], test: [a]}\ntrain: {steps: 1}"
+    kept = parse_config(dump_config(parse_config(text, "c")), "c")
+    assert kept.data.root == "~/VOCdevkit" and kept.data.folder == str(folder / "VOCdevkit")
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [
+        ("https://a.org/b.zip", "an address, not a folder (got 'https://a.org/b.zip'); download the data and set"),
+        (
+            r"C:\Users\me\data",
+            r"(got 'C:\\Users\\me\\data'); set it to the folder here, as /mnt/c/Users/me/data in WSL",
+        ),
+        (
+            "d:/data",
+            "a Windows path, which this machine has not (got 'd:/data'); set it to the folder here, as /mnt/d/d",
+        ),
+        ("~/nowhere", "no such folder (got '~/nowhere'); set it to the folder of the data"),
+        ("a:b", "no such folder (got 'a:b'); set it"),
+    ],
+)
+def test_what_is_no_folder_here_gets_the_right_advice(root, expected):
+    with pytest.raises(DataError) as caught:
+        build.read_annotations(config(root), "test", None)
+    assert str(caught.value).startswith("data.root: ") and expected in str(caught.value)

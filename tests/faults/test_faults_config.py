@@ -96,7 +96,7 @@ OVERRIDES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a control letter": (["run.device=\x1b]0;x\x07"], (r"\x1b]0;x\x07",)),
     "a control letter as key": (["\x1b[31m\n=1"], (r"\x1b[31m\n",)),
     "bytes that are no text": (["run.device=\udcff"], (r"\udcff",)),
-    "the other format's key": (["data.root=x"], ("only format voc and coco has it",)),
+    "the other format's key": (["data.root=x"], ("only format voc, coco and yolo has it",)),
     "two at once": (["train.lr=fast", "run.sed=1"], ("train.lr", "run.sed")),
 }
 CONTRADICTIONS = [

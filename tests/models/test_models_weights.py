@@ -1,5 +1,7 @@
 """Initial values and pretrained weights: pairing by seed, copies in every branch, strict loading."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,12 @@ def test_fc_layers_load_where_the_file_has_them(features, tmp_path):
     assert torch.equal(model.roi_heads.heads.second.fc7.weight, state["classifier.3.weight"])
     with pytest.raises(CheckpointError, match=r"fc6.weight is \[8, 25088\], the model's .* is \[4, 25088\]"):
         load_weights(build_model(vgg_config(head={"dim": 4}), 21), f"torchvision:{tmp_path / 'vgg.pt'}")
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/w.pt: no such file; give model.weights=")):
+        load_weights(build_model(vgg_config(head={"dim": 4}), 21), "torchvision:~/w.pt")
 
 
 @pytest.mark.parametrize(

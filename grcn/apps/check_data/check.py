@@ -61,8 +61,9 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
         UserError: ``folder`` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent
-    train = _read(cfg.data, "train", None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes)
-    test = _read(cfg.data, "test", None if train.table is None else train.table.classes)
+    classes = None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes
+    train = _read(cfg.data, "train", classes)
+    test = _read(cfg.data, "test", classes if train.table is None else train.table.classes)
     stride = _stride(cfg)
     image = cfg.model.image
     findings = train.findings + test.findings
@@ -153,7 +154,7 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
         faults(fault)
     objects = 0 if table is None else len(table.boxes)
     found = faults.findings(side, objects) + notes_as_findings(notes, side)
-    return _Read(table, found, lambda example: _image(cfg.root, example))
+    return _Read(table, found, lambda example: _image(cfg.folder, example))
 
 
 def _stride(cfg: Config) -> int:

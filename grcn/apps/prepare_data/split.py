@@ -1,0 +1,286 @@
+"""Splits a folder of images that has no split: writes lists of its images, and moves and copies nothing.
+
+An image goes where the hash of its name and the seed puts it, so that a folder that grows keeps most of its split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grcn.config.yaml_nodes import is_plain_word
+from grcn.data.faults import Notes, check_class_name, fault, is_contained, read_bytes
+from grcn.data.yolo import IMAGE_SUFFIXES
+from grcn.data.yolo_yaml import describe
+from grcn.errors import ConfigError
+from grcn.fileio import write_durably
+
+FORMATS = ("voc", "yolo", "coco")
+_VOC_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of what grcn.data.voc looks for
+_CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of labelImg, Label Studio and CVAT
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`split` wrote.
+
+    Attributes:
+        files: each with what is in it, in words.
+        settings: to train with, as ``key=value``.
+        remarks: what the user should know.
+    """
+
+    files: list[tuple[Path, str]]
+    settings: list[str]
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        lines = [*(f"{path}: {what}" for path, what in self.files), *self.remarks]
+        return "\n".join([*lines, f"settings: {shlex.join(self.settings)}"])
+
+
+def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None = None) -> Written:
+    """Splits a data set at random.
+
+    Args:
+        root: a folder with VOC's ``Annotations`` and ``JPEGImages``, one with YOLO's ``images`` and ``labels``, a COCO
+            JSON file, or a folder with one such file.
+        shares: of the splits beside ``train``, as ``{"test": 0.2}``; what they leave is ``train``.
+        seed: another one makes another split.
+        form: one of :data:`FORMATS`; None looks what there is.
+
+    Raises:
+        ConfigError: the shares leave nothing to train on.
+        DataError: ``root`` is no such folder, or has fewer images than splits; a file that would be written is there.
+    """
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ConfigError(f"shares must lie between 0 and 1, and leave some for train (got {given}); lower them")
+    writers: dict[str, Callable[[Path, dict[str, float], int], Written]] = {
+        "voc": _split_voc,
+        "yolo": _split_yolo,
+        "coco": _split_coco,
+    }
+    return writers[form or _format_of(root)](root, shares, seed)
+
+
+def assign(names: Sequence[str], shares: dict[str, float], seed: int, place: object) -> dict[str, list[str]]:
+    """Returns the names of each split, ``train`` first, each in the order given.
+
+    Raises:
+        DataError: there are fewer names than splits; ``place`` says where.
+    """
+    if len(names) <= len(shares):
+        raise fault(place, "too few images to split (got {}); add some", len(names))
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest())
+    split_of = dict.fromkeys(names, "train")
+    start = 0
+    for number, (split, share) in enumerate(shares.items()):
+        # One at least, and one at least for each of those that follow and for train.
+        most = len(names) - start - (len(shares) - number)
+        count = min(max(1, round(share * len(names))), most)
+        split_of |= dict.fromkeys(order[start : start + count], split)
+        start += count
+    return {split: [name for name in names if split_of[name] == split] for split in ("train", *shares)}
+
+
+def _format_of(root: Path) -> str:
+    if not root.exists():
+        raise fault(root, "no such file or folder; give --root the folder of the images")
+    if root.is_file():
+        return "coco"
+    is_voc = (root / "Annotations").is_dir() or any(root.glob("*.xml"))
+    is_yolo = (root / "labels").is_dir() or any((root / name).is_file() for name in ("data.yaml", "dataset.yaml"))
+    is_coco = bool(_documents(root))
+    found = [form for form, there in zip(FORMATS, (is_voc, is_yolo, is_coco), strict=True) if there]
+    if not found:
+        what = "neither Annotations/, nor labels/, nor a JSON file in it; give --root the folder that has them"
+        raise fault(root, what)
+    if len(found) > 1:
+        raise fault(root, "may be any of several layouts (got {}); give --format", ", ".join(found))
+    return found[0]
+
+
+def _split_voc(root: Path, shares: dict[str, float], seed: int) -> Written:
+    annotations, images = root / "Annotations", root / "JPEGImages"
+    if not (annotations.is_dir() and images.is_dir()):
+        what = "no Annotations/ and JPEGImages/ in it; move the XML files and the images there"
+        raise fault(root, what)
+    described = {path.stem for path in annotations.glob("*.xml")}
+    pictures = {path.stem for path in images.iterdir() if path.suffix.lower() in _VOC_SUFFIXES}
+    stems = sorted(described & pictures)
+    for stem in stems:
+        if not is_contained(stem) or stem.split() != [stem]:
+            raise fault(annotations, "a name that a list cannot hold (got {}); rename the files", stem)
+    parts = assign(stems, shares, seed, annotations)
+    lists = root / "ImageSets/Main"
+    files = {lists / f"{name}.txt": _lines(part) for name, part in parts.items()}
+    _write(files)
+    whole = Path(os.path.abspath(root))  # whose name "." does not tell
+    parent = root.parent if root.name not in ("", "..") else whole.parent
+    remarks = [
+        f"left out: {len(left):,} {what} (first: {min(left)})"
+        for left, what in (
+            (described - pictures, "annotations without an image"),
+            (pictures - described, "images without an annotation"),
+        )
+        if left
+    ]
+    said = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
+    return Written(said, _settings("voc", parent, {name: f"{whole.name}/{name}" for name in parts}), remarks)
+
+
+def _split_yolo(root: Path, shares: dict[str, float], seed: int) -> Written:
+    data = describe(root, Notes())
+    top = root / data.base
+    names = ("train", *shares)
+    for name in names:
+        if name in data.splits:
+            what = "has a split {} already; use it, or remove the line"
+            raise fault(f"{data.path}:{data.splits[name][0][1]}", what, name)
+        for inner in (f"images/{name}", f"{name}/images"):
+            if (top / inner).is_dir():
+                raise fault(top / inner, "is a split already; use it, or move its images up")
+    folder = top / "images" if (top / "images").is_dir() else top
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[:1] != ".")
+    images = sorted(path.relative_to(top).as_posix() for path in found)
+    for image in images:
+        if not is_contained(image) or image != image.strip():
+            raise fault(folder, "a name that a list cannot hold (got {}); rename the file", image)
+    parts = assign(images, shares, seed, folder)
+    files = {top / f"{name}.txt": _lines(f"./{image}" for image in part) for name, part in parts.items()}
+    said = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
+    remarks = []
+    if data.path is None:
+        classes, source = _class_names(root)
+        described = root / "data.yaml"
+        document = {**{name: f"{name}.txt" for name in names}, "names": dict(enumerate(classes))}
+        files[described] = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        said.append((described, f"{len(classes)} classes"))
+        remarks = [f"names of classes: {source}"]
+    _write(files)
+    return Written(said, _settings("yolo", root, {name: name for name in names}), remarks)
+
+
+def _class_names(root: Path) -> tuple[list[str], str]:
+    """Returns the names of the classes in the order of their numbers, and where they are from."""
+    for name in _CLASS_FILES:
+        path = root / name
+        if path.is_file():
+            text = read_bytes(path, "give access to it").decode("utf-8-sig", errors="replace")
+            classes = [line.strip() for line in text.splitlines() if line.strip()]
+            for line in classes:
+                check_class_name(path, line)
+            if classes:
+                return classes, f"those of {path}"
+    numbers = {-1}
+    for path in sorted(root.rglob("*.txt")):
+        for line in read_bytes(path, "give access to it").decode(errors="replace").splitlines():
+            first, *rest = line.split() or [""]
+            if len(rest) >= 4 and first.isascii() and first.isdigit() and len(first) < 5:
+                numbers.add(int(first))
+    if max(numbers) < 0:
+        raise fault(root, "no labels in it; add labels/ beside images/")
+    return [
+        f"class {number}" for number in range(max(numbers) + 1)
+    ], f"none found; write them into {root / 'data.yaml'}"
+
+
+def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
+    documents = [root] if root.is_file() else _documents(root)
+    if len(documents) != 1:
+        found = ", ".join(str(path.relative_to(root)) for path in documents) or "none"
+        raise fault(root, "not one JSON file (got {}); give --root the file", found)
+    (path,) = documents
+    try:
+        document = json.loads(read_bytes(path, "give an existing file"))
+    except (ValueError, RecursionError) as error:
+        raise fault(path, "broken JSON (got {}); fix or replace it", str(error)) from None
+    images, annotations = _records(path, document, "images", "id"), _records(path, document, "annotations", "image_id")
+    name_of: dict[str, Any] = {}
+    for number, image in enumerate(images):
+        file = image.get("file_name")
+        if not isinstance(file, str) or not is_contained(file):
+            raise fault(f"{path}#/images/{number}", "file_name is no path below a folder (got {}); fix it", file)
+        if file in name_of:
+            raise fault(f"{path}#/images/{number}", "an image is listed twice (got {}); remove one", file)
+        name_of[file] = image["id"]
+    known = set(name_of.values())
+    for number, annotation in enumerate(annotations):
+        if annotation["image_id"] not in known:
+            what = "no image has this image_id (got {}); fix or remove it"
+            raise fault(f"{path}#/annotations/{number}", what, annotation["image_id"])
+    parts = assign(list(name_of), shares, seed, path)
+    files, said = {}, []
+    for name, part in parts.items():
+        chosen = set(part)
+        ids = {name_of[file] for file in part}
+        own = {
+            "images": [image for image in images if image["file_name"] in chosen],
+            "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
+        }
+        files[path.parent / f"{name}.json"] = json.dumps(document | own, ensure_ascii=False)
+        said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
+    _write(files)
+    top, folder = _folder_of(path, next(iter(name_of)))
+    remarks = [] if folder else [f"{next(iter(name_of))} was not found near {path}: put the folder of the images in"]
+    below = path.parent.relative_to(top)
+    splits = {name: f"{folder or 'IMAGES'}:{(below / f'{name}.json').as_posix()}" for name in parts}
+    return Written(said, _settings("coco", top, splits), remarks)
+
+
+def _documents(root: Path) -> list[Path]:
+    return sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
+
+
+def _records(path: Path, document: Any, key: str, number: str) -> list[dict[str, Any]]:
+    """Returns one of the lists of COCO's JSON, every record of which has an id."""
+    records = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(records, list):
+        raise fault(path, "no list of {} in it; use COCO's format", key)
+    for place, record in enumerate(records):
+        if not isinstance(record, dict) or not isinstance(record.get(number), int | str):
+            raise fault(f"{path}#/{key}/{place}", "no {} in it; add it", number)
+    return records
+
+
+def _folder_of(path: Path, image: str) -> tuple[Path, str]:
+    """Returns the folder that is to be ``data.root``, and where below it the images are; empty if not found."""
+    for top in (path.parent, path.parent.parent):
+        inner = sorted(folder for folder in top.iterdir() if folder.is_dir())
+        for folder in (top, *inner):
+            if (folder / image).is_file():
+                return top, folder.relative_to(top).as_posix()
+    return path.parent, ""
+
+
+def _settings(form: str, root: Path, splits: dict[str, str]) -> list[str]:
+    """Returns the settings that read what was written."""
+    found = [f"data.format={form}", f"data.root={_quoted(str(root))}"]
+    return found + [f"data.{name}=[{_quoted(splits[name])}]" for name in ("train", "test")]
+
+
+def _quoted(text: str) -> str:
+    return text if is_plain_word(text.lstrip("./")) else json.dumps(text, ensure_ascii=False)
+
+
+def _lines(names: Iterable[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
+
+
+def _write(files: dict[Path, str]) -> None:
+    """Writes files that are not there yet; all of them, or none where one is."""
+    for path in files:
+        if path.exists() or path.is_symlink():
+            raise fault(path, "is there already; use that split, or remove it")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, text.encode(errors="surrogateescape"))
