@@ -189,7 +189,7 @@ def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, 
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
         return DetectionDataset(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
     table = read_annotations(cfg, side, classes)
-    return DetectionDataset(table, FileImages(table))
+    return DetectionDataset(table, FileImages(table, cfg.bits))
 
 
 def read_annotations(

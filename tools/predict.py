@@ -69,7 +69,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     from grcn.fileio import write_durably
     from grcn.progress import progress_bar
     from grcn.run.load_detector import load_detector
-    from grcn.run.predict import as_record, as_tensor
+    from grcn.run.predict import as_record
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
     predictor = load_detector(args.checkpoint, device=args.device)
@@ -85,7 +85,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
             batch = []
             for file, _ in files[start : start + args.batch]:
                 try:
-                    batch.append((file, as_tensor(file)))
+                    batch.append((file, predictor.read(file)))
                 except errors.DataError as error:
                     faults += 1
                     logger.error("left out: %s", error)

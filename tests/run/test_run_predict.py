@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import threading
@@ -17,10 +18,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import grcn
-from grcn.build import build_test_split
+from grcn.build import build_test_split, build_training
 from grcn.config.files import load_config
+from grcn.engine import checkpoint
 from grcn.errors import CheckpointError, EnvironmentFault
-from grcn.run.predict import as_tensor
+from grcn.run.predict import Predictor, as_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
@@ -68,7 +70,10 @@ def test_every_kind_of_image_gives_the_same(trained):
     path = images / "1.png"
     with Image.open(path) as picture:
         array = np.asarray(picture.convert("RGB"))
+        backwards = array[:, :, ::-1].copy()[:, :, ::-1]
+        data = path.read_bytes()
         kinds = [str(path), path, picture, array, as_tensor(path), as_tensor(path).float() / 255]
+        kinds += [backwards, data, io.BytesIO(data), path.open("rb")]
         found = predictor.predict_all(kinds)
     for other in found[1:]:
         assert_close((other.boxes, other.scores), (found[0].boxes, found[0].scores))
@@ -122,12 +127,52 @@ def test_several_images_are_not_one(trained):
         grcn.load(trained[0], "cpu").predict([trained[2] / "0.png"] * 2)
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((8, 8)), np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).long()]
-)
-def test_what_is_no_image_is_refused(image):
-    with pytest.raises(ValueError, match="must be uint8"):
-        as_tensor(image)
+def test_several_images_are_a_list(trained):
+    predictor, path = grcn.load(trained[0], "cpu"), trained[2] / "0.png"
+    for one in (str(path), path, path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path), None):
+        with pytest.raises(TypeError, match="predict_all takes a list of images .*; predict takes one"):
+            predictor.predict_all(one)
+    array = np.asarray(Image.open(path))
+    several = predictor.predict_all(np.stack([array, array]))
+    assert len(several) == 2 and len(predictor.predict_all(image for image in [path])) == 1
+    assert_close(several[1].boxes, predictor.predict(path).boxes)
+    with pytest.raises(TypeError, match="got None"):
+        predictor.predict(None)
+    with pytest.raises(TypeError, match="got None"):
+        predictor.predict_all([array, None])
+
+
+def test_dark_images_of_sixteen_bits_are_warned_of_once_and_read_by_the_bits_of_the_training(trained, caplog):
+    model, classes = grcn.load(trained[0], "cpu").model, ["a"] * 8
+    dark = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    plain = Predictor(model, classes, torch.device("cpu"))
+    for _ in range(2):
+        plain.predict_all([dark, dark])
+    assert caplog.text.count("uses 12 of its 16 bits") == 1 and "data.bits=12" in caplog.text
+    caplog.clear()
+    own = Predictor(model, classes, torch.device("cpu"), bits=12)
+    assert own.read(dark).max() == 255 and plain.read(dark).max() == 15
+    plain.predict(dark * 16)
+    assert not caplog.text
+
+
+def test_a_detector_reads_images_by_the_bits_of_its_own_training(tmp_path, monkeypatch):
+    Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(tmp_path / "0.png")
+    record = {"id": 1, "file_name": "0.png", "width": 64, "height": 48}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 30, 30]}
+    document = {"images": [record], "annotations": [box], "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    base = f"base: {ROOT}/configs/_base/tiny.yaml\n"
+    (tmp_path / "c.yaml").write_text(base + "data: {format: coco, root: ., train: ['.:a.json'], test: ['.:a.json']}\n")
+    small = ["model.width=4", "model.head.dim=8", "run.device=cpu", "train.steps=1", "train.warmup=0"]
+    cfg = load_config(tmp_path / "c.yaml", [*small, "data.bits=12"])
+    training = build_training(cfg)
+    assert training.train.read_image(0).min() == training.test.read_image(0).min() == 255
+    state = {"format": checkpoint.FORMAT, "step": 1, "losses": [], "optimizer": {}}
+    state |= {"model": training.model.state_dict()} | training.record
+    path = checkpoint.save(tmp_path, state, keep=1)
+    assert grcn.load(path, "cpu").read(tmp_path / "0.png").min() == 255
 
 
 def test_what_is_no_checkpoint_and_no_device_is_told(trained, tmp_path):
