@@ -27,6 +27,8 @@ Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray |
 
 # An image whose largest value is below this one of 255 is nearly black: one of 12 bits that is read as one of 16.
 DARK = 16
+# Where all 16-bit images of a data set stay below this one, as those of 14 bits do, they do not use all bits.
+UNUSED = 64
 
 # Called with how many bits a 16-bit image uses, where that leaves it nearly black.
 OnDark = Callable[[int], None]
