@@ -221,6 +221,35 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
     assert again.code == 0 and {path.name for path in (tmp_path / "two").glob("*.jpg")} == {"0.jpg", "0-2.jpg"}
 
 
+def test_a_folder_is_searched_the_same_way_again(trained, tmp_path):
+    checkpoint, _, images = trained
+    (tmp_path / "deep").mkdir()
+    for name in ("a.jfif", "b.jpe", "c.PNG", "deep/d.WebP", "deep/e.TIF"):
+        shutil.copy(images / "0.png", tmp_path / name)  # the content decides the format
+    for name in ("f.heic", "deep/g.HEIC", "h.avif", "._a.jpg", "deep/._d.webp", "notes.txt", "._i.heic"):
+        (tmp_path / name).write_bytes(b"no image that is read")
+    expected = ["a.jfif", "b.jpe", "c.PNG", "deep/d.WebP", "deep/e.TIF"]
+    what = ["--checkpoint", checkpoint, "--device", "cpu"]
+    for run in range(2):
+        done = programs.call("tools/predict.py", *what, ".", folder=tmp_path)
+        assert done.code == 0, done.stderr
+        document = json.loads((tmp_path / "predictions/predictions.json").read_text())
+        assert [one["file"] for one in document["images"]] == expected
+        (line,) = (line for line in done.stderr.splitlines() if "left out" in line)
+        assert line == "grcn: .: left out 2 .heic, 1 .avif, which cannot be read; save them as JPEG or PNG"
+        assert ("predictions: the images in it are not searched (5)" in done.stderr) == bool(run)
+    assert len(list((tmp_path / "predictions").rglob("*.jpg"))) == 5
+    pattern = programs.call("tools/predict.py", *what, "**/*.[jP]*", "--no-pictures", folder=tmp_path)
+    assert pattern.code == 0 and "predictions.json: 3 of 3 images read" in pattern.stderr, pattern.stderr
+    # Who names the output folder wants its images.
+    own = programs.call("tools/predict.py", *what, "predictions/deep", "--no-pictures", folder=tmp_path)
+    assert own.code == 0 and "predictions.json: 2 of 2 images read" in own.stderr
+    (tmp_path / "only").mkdir()
+    (tmp_path / "f.heic").rename(tmp_path / "only/f.heic")
+    none = programs.call("tools/predict.py", *what, "only", folder=tmp_path)
+    programs.assert_contract(none, 3, "only: no images in it (got 1 .heic); name a folder with")
+
+
 def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions/predictions.json").write_text("earlier")
