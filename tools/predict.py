@@ -90,9 +90,9 @@ def searched(files: list[Path], folder: Path, output: Path) -> list[Path]:
     if folder.resolve().is_relative_to(own):
         return files
     others = [file for file in files if not file.parent.resolve().is_relative_to(own)]
-    results = sum(file.suffix.lower() in SUFFIXES for file in files) - sum(f.suffix.lower() in SUFFIXES for f in others)
-    if results:
-        logger.info("%s: the images in it are not searched (%d), for it is the output folder", output, results)
+    left = sum(file.suffix.lower() in SUFFIXES for file in set(files).difference(others))
+    if left:
+        logger.info("%s: the images in it are not searched (%d), for it is the output folder", output, left)
     return others
 
 
