@@ -57,16 +57,25 @@ AMP = {"none": None, "bf16": torch.bfloat16}
 _READERS = {"voc": voc.load, "coco": coco.load, "yolo": yolo.load}
 
 
-def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
+def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0) -> Detector:
     """Builds a detector with initial values from ``seed``; reads neither disk nor network.
 
     On the meta device it builds too, without values.
 
     Args:
         cfg: the ``model`` section.
-        num_classes: including background.
+        num_classes: including background; needed, no config says it.
         seed: of the initial values. Pretrained weights are loaded apart, by ``grcn.models.weights.load_weights``.
+
+    Raises:
+        TypeError: ``cfg`` is something else, as a whole config or its file; there is no ``num_classes``.
     """
+    # A whole config comes without num_classes often: both mistakes get a line that says how to call this.
+    usage = "build_model takes the model section and num_classes"
+    if not isinstance(cfg, ModelConfig):
+        raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")
+    if num_classes is None:
+        raise TypeError(f"{usage}; pass the number of classes, background included")
     backbone = _backbone(cfg)
     specs = backbone.feature_specs
 
@@ -184,7 +193,7 @@ def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, 
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
         return DetectionDataset(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
     table = read_annotations(cfg, side, classes)
-    return DetectionDataset(table, FileImages(table))
+    return DetectionDataset(table, FileImages(table, cfg.bits))
 
 
 def read_annotations(

@@ -40,9 +40,9 @@ def vanishing() -> None:
     """Removes an image after the data set was found complete."""
     read = transforms.read_image
 
-    def remove_and_read(path: str) -> Any:
+    def remove_and_read(path: str, **options: Any) -> Any:
         Path("data/train/1.jpg").unlink(missing_ok=True)
-        return read(path)
+        return read(path, **options)
 
     transforms.read_image = remove_and_read
 

@@ -1,6 +1,7 @@
 """Finds objects in pictures: python tools/predict.py --checkpoint W IMAGE|FOLDER|GLOB...
 
-Writes each picture with its boxes and predictions.json into --output-dir, and prints a line for each picture.
+Writes each picture with its boxes and predictions.json into --output-dir, and prints a line for each picture. What lies
+in --output-dir is not searched, so that the same command works again.
 """
 
 import argparse
@@ -17,7 +18,14 @@ from grcn import errors
 from grcn.engine.signals import StopSignals
 from grcn.progress import start_logging
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
+# Those of images in formats that are not read.
+OTHERS = {
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".eps", ".ico", ".tga", ".exr",
+    ".hdr", ".dds", ".xcf", ".dcm", ".dicom", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+}  # fmt: skip
 logger = logging.getLogger("grcn")
 
 
@@ -37,29 +45,55 @@ def main() -> None:
         parser.error(f"argument --batch: at least 1 (got {args.batch})")
     if not math.isfinite(args.score_threshold):
         parser.error(f"argument --score-threshold: a number (got {args.score_threshold})")
-    found = list(dict.fromkeys(find(args.images)))
+    found = list(dict.fromkeys(find(args.images, args.output_dir)))
     with StopSignals() as stop:
         predict(args, found, stop)
 
 
-def find(words: list[str]) -> Iterator[tuple[Path, Path]]:
+def find(words: list[str], output: Path) -> Iterator[tuple[Path, Path]]:
     """Yields the files that the words name, each with its name in the output folder."""
     for word in words:
         path = Path(word)
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = searched(sorted(file for file in path.rglob("*") if file.is_file()), path, output)
+            below = [file for file in files if file.suffix.lower() in SUFFIXES]
+            others = collections.Counter(suffix for file in files if (suffix := file.suffix.lower()) in OTHERS)
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
             if not below:
-                raise errors.DataError(f"{path}: no images in it; name a folder with {', '.join(sorted(SUFFIXES))}")
+                got = f" (got {counts})" if others else ""
+                raise errors.DataError(
+                    f"{path}: no images in it{got}; name a folder with {', '.join(sorted(SUFFIXES))}"
+                )
+            if others:
+                logger.warning("%s: left out %s, which cannot be read; save them as JPEG or PNG", path, counts)
             yield from ((file, file.relative_to(path)) for file in below)
         elif path.exists():
             yield path, Path(path.name)
         elif not glob.has_magic(word):
             raise errors.DataError(f"{word}: no such file or folder; check the path")
         else:
-            matches = sorted(glob.glob(word, recursive=True))
+            known = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+            matches = [Path(match) for match in sorted(glob.glob(word, recursive=True))]
+            matches = searched(matches, Path(*known), output)
             if not matches:
                 raise errors.DataError(f"{word}: nothing matches; check the pattern")
-            yield from ((Path(match), Path(Path(match).name)) for match in matches if not Path(match).is_dir())
+            yield from ((match, Path(match.name)) for match in matches if not match.is_dir())
+
+
+def searched(files: list[Path], folder: Path, output: Path) -> list[Path]:
+    """Leaves out of the files found below a folder what macOS keeps beside others, and what is in the output folder.
+
+    Who names the output folder, or one below it, wants what is in it.
+    """
+    own = output.resolve()
+    files = [file for file in files if not file.name.startswith("._")]
+    if folder.resolve().is_relative_to(own):
+        return files
+    others = [file for file in files if not file.parent.resolve().is_relative_to(own)]
+    left = sum(file.suffix.lower() in SUFFIXES for file in set(files).difference(others))
+    if left:
+        logger.info("%s: the images in it are not searched (%d), for it is the output folder", output, left)
+    return others
 
 
 def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: StopSignals) -> None:
@@ -69,7 +103,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     from grcn.fileio import write_durably
     from grcn.progress import progress_bar
     from grcn.run.load_detector import load_detector
-    from grcn.run.predict import as_record, as_tensor
+    from grcn.run.predict import as_record
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
     predictor = load_detector(args.checkpoint, device=args.device)
@@ -85,7 +119,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
             batch = []
             for file, _ in files[start : start + args.batch]:
                 try:
-                    batch.append((file, as_tensor(file)))
+                    batch.append((file, predictor.read(file)))
                 except errors.DataError as error:
                     faults += 1
                     logger.error("left out: %s", error)

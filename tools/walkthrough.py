@@ -32,7 +32,7 @@ def main() -> None:
     from grcn.apps.walkthrough.picture import draw
     from grcn.apps.walkthrough.walkthrough import as_text, walk
     from grcn.build import build_test_split, usual_classes
-    from grcn.run.predict import Predictor, as_tensor
+    from grcn.run.predict import Predictor
     from grcn.vis.image_file import check_output, write_picture
 
     check_output(args.output)
@@ -42,7 +42,7 @@ def main() -> None:
     else:
         classes = usual_classes(cfg.data)
         detector = Predictor(grcn.build_model(cfg.model, len(classes) + 1), classes, torch.device("cpu"))
-    picture = as_tensor(args.image) if args.image else build_test_split(cfg.data, None).read_image(ROW)
+    picture = detector.read(args.image) if args.image else build_test_split(cfg.data, None).read_image(ROW)
 
     walked = walk(detector.model, picture)
     print(as_text(walked, detector.classes))

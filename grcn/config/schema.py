@@ -137,6 +137,9 @@ class FilesDataConfig(CommonDataConfig):
     classes: Names | None = None
     """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. yolo
     without a data.yaml needs them. [O]"""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many of their 16 bits grey images use, as 12 of many cameras and of X-rays; what is larger becomes white.
+    null is all 16. Other images do not change. [O]"""
     strict: Annotated[bool, HOW] = False
     """Whether what has one sensible meaning, but is not written as the layout says, is refused; else it is read as it
     was meant, and counted. [O]"""

@@ -50,16 +50,22 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.read_image = read_image
 
     @classmethod
-    def voc(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
-        """Reads a data set in PASCAL VOC's layout; arguments and errors as of :func:`grcn.data.voc.load`."""
+    def voc(
+        cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, bits: int | None = None
+    ) -> DetectionDataset:
+        """Reads a data set in PASCAL VOC's layout; arguments and errors as of :func:`grcn.data.voc.load`, and bits
+        as of :func:`grcn.data.images.read_image`."""
         table = voc.load(root, splits, classes)
-        return cls(table, FileImages(table))
+        return cls(table, FileImages(table, bits))
 
     @classmethod
-    def coco(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
-        """Reads a data set in COCO's layout; arguments and errors as of :func:`grcn.data.coco.load`."""
+    def coco(
+        cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, bits: int | None = None
+    ) -> DetectionDataset:
+        """Reads a data set in COCO's layout; arguments and errors as of :func:`grcn.data.coco.load`, and bits
+        as of :func:`grcn.data.images.read_image`."""
         table = coco.load(root, splits, classes)
-        return cls(table, FileImages(table))
+        return cls(table, FileImages(table, bits))
 
     @classmethod
     def yolo(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:

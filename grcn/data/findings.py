@@ -51,6 +51,11 @@ KINDS = {
         "images that are not RGB",
         "nothing to do if grey may be repeated, alpha dropped and 16 bits made 8",
     ),
+    "image-dark": (
+        "warning",
+        "images that are dark when read",
+        "set data.bits to how many of 16 bits grey ones use, or brighten them",
+    ),
     "image-duplicate": ("warning", "images that are copies of another one in their split", "remove them"),
     "image-leak": ("warning", "test images that are training images too", "remove them: results on them mean little"),
     "image-empty": ("note", "images without an object to train on", "see data.drop_empty"),
@@ -66,6 +71,11 @@ KINDS = {
     "crowd": ("note", "crowd regions", "nothing to do: neither trained on nor counted"),
     "difficult": ("note", "difficult objects", "nothing to do: neither trained on nor counted"),
     "normalised": ("note", "read as meant", "nothing to do, or set data.strict=true to refuse them"),
+    "anchors-none": (
+        "warning",
+        "objects to train on that no anchor overlaps which lies inside their image",
+        "set model.rpn.straddling=true, or smaller model.anchors.sizes",
+    ),
     "anchors": ("note", "objects to train on without an anchor of IoU 0.5", "try other anchors"),
 }
 

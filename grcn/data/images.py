@@ -1,4 +1,4 @@
-"""Decodes image files and flips images with their boxes."""
+"""Makes RGB tensors of images: files, and what a program holds as one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import struct
 import warnings
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +22,26 @@ from grcn.data.faults import fault, read_bytes
 # Larger images are refused by their header, before memory is taken for their pixels.
 MOST_PIXELS = 100_000_000
 
+# Whatever to_rgb_tensor takes.
+Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+
+# An image whose largest value is below this one of 255 is nearly black: one of 12 bits that is read as one of 16.
+DARK = 16
+# Where all 16-bit images of a data set stay below this one, as those of 14 bits do, they do not use all bits.
+UNUSED = 64
+
+# Called with how many bits a 16-bit image uses, where that leaves it nearly black.
+OnDark = Callable[[int], None]
+
 # What photographs and drawings come as. Pillow opens more, of which some start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 
-# What Pillow's readers raise on a broken file; UnidentifiedImageError is an OSError.
+# What Pillow's readers raise on a broken file, and on one that is closed (AssertionError); UnidentifiedImageError is an
+# OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError,
-           TypeError, struct.error, zlib.error)  # fmt: skip
+           TypeError, AssertionError, struct.error, zlib.error)  # fmt: skip
 
 
 class FileImages:
@@ -37,27 +51,29 @@ class FileImages:
 
     Args:
         table: every file it names must exist.
+        bits: as of :func:`read_image`.
 
     Raises:
         DataError: a file is missing, or (when called) broken or not of the table's size.
     """
 
-    def __init__(self, table: Annotations) -> None:
+    def __init__(self, table: Annotations, bits: int | None = None) -> None:
         self.table = table
+        self.bits = bits
         _check_files(table)
 
     def __call__(self, row: int) -> Tensor:
-        return read_row(self.table, row)
+        return read_row(self.table, row, self.bits)
 
 
-def read_row(table: Annotations, row: int) -> Tensor:
-    """Reads the image of a row of a table, uint8 RGB [3, H, W].
+def read_row(table: Annotations, row: int, bits: int | None = None) -> Tensor:
+    """Reads the image of a row of a table, uint8 RGB [3, H, W]; ``bits`` as of :func:`read_image`.
 
     Raises:
         DataError: as :func:`read_image`; or the image is not of the table's size.
     """
     path = table.path(row)
-    image = read_image(path)
+    image = read_image(path, bits=bits)
     height, width = table.sizes[row].tolist()
     if image.shape[1:] != (height, width):
         with _open(path) as stored:
@@ -68,7 +84,12 @@ def read_row(table: Annotations, row: int) -> Tensor:
     return image
 
 
-def read_image(path: str | os.PathLike[str], remedy: str = "check the folder and the annotation") -> Tensor:
+def read_image(
+    path: str | os.PathLike[str],
+    remedy: str = "check the folder and the annotation",
+    bits: int | None = None,
+    on_dark: OnDark | None = None,
+) -> Tensor:
     """Reads an image file as uint8 RGB [3, H, W], turned as its EXIF orientation says.
 
     The content decides the format, not the name. The pixels lie in memory as Pillow decodes them,
@@ -78,23 +99,111 @@ def read_image(path: str | os.PathLike[str], remedy: str = "check the folder and
     Args:
         path: of the file.
         remedy: ends the message where there is none.
+        bits: how many of its 16 bits a grey image uses, of which the high 8 are kept; what is larger becomes white.
+            None: all 16. Of images in colour, Pillow itself keeps the high 8 of 16.
+        on_dark: see :data:`OnDark`.
 
     Raises:
         DataError: no such file, not an image of :data:`FORMATS`, truncated, over 100 megapixels, or of
             32 bits per channel, which has no agreed scale.
     """
-    data = read_bytes(path, remedy)
+    return _decode(read_bytes(path, remedy), path, bits, on_dark)
+
+
+def to_rgb_tensor(image: Picture, bits: int | None = None, on_dark: OnDark | None = None) -> Tensor:
+    """Returns an image as RGB tensor [3, H, W], uint8, or float in 0-1 if it was such a tensor.
+
+    The same picture gives the same pixels as the name of a file, its bytes, the opened file and the Pillow image:
+    turned as the EXIF orientation says, see :func:`read_image`. Nothing that is given is changed, and only a tensor is
+    shared.
+
+    Args:
+        image: name of a file; bytes of one; a file opened with ``"rb"``, which is read from its beginning; a Pillow
+            image; an array uint8 or uint16, in RGB [H, W, 3], with alpha [H, W, 4], which is dropped, or grey [H, W] or
+            [H, W, 1], which is repeated; an RGB tensor [3, H, W], uint8 or float in 0-1.
+        bits, on_dark: as of :func:`read_image`; for arrays of uint16 too.
+
+    Raises:
+        DataError: a file or a Pillow image is refused, as by :func:`read_image`.
+        ValueError: an array or a tensor of another shape or type, or without a pixel.
+        TypeError: none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, "check the path", bits, on_dark)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _decode(bytes(image), "image", bits, on_dark)
+    if isinstance(image, Image.Image):
+        with _faults(place := getattr(image, "filename", "") or "image"):
+            _check_pixels(image)
+            found = _rgb(ImageOps.exif_transpose(image), bits, on_dark)
+        return _as_tensor(found, place)
+    if isinstance(image, np.ndarray):
+        return _as_tensor(_array_rgb(np.asarray(image), bits, on_dark), "array")
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            raise ValueError(f"a tensor must be uint8 or float [3, H, W] (got {image.dtype} {list(image.shape)})")
+        return _with_pixels(image, "tensor")
+    if hasattr(image, "read"):
+        return _decode(_contents(image), getattr(image, "name", "image"), bits, on_dark)
+    got = "None" if image is None else type(image).__name__
+    known = "the name of a file, its bytes or the opened file, a Pillow image, an array or a tensor"
+    raise TypeError(f"an image must be {known} (got {got})")
+
+
+def _contents(file: BinaryIO) -> bytes:
+    """Reads an opened file whole, as Pillow does: from its beginning, where it knows one."""
+    if file.seekable():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise TypeError('an image file must be opened with "rb" (got one of text)')
+    return data
+
+
+def _decode(data: bytes, place: object, bits: int | None, on_dark: OnDark | None) -> Tensor:
+    with _faults(place):
+        try:
+            opened = _open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise fault(place, "not an image (starts with {}); save it as JPEG or PNG", data[:12]) from None
+        with opened as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return torch.from_numpy(_rgb(image, bits, on_dark)).permute(2, 0, 1)
+
+
+@contextmanager
+def _faults(place: object) -> Iterator[None]:
+    """Words what Pillow raises for an image."""
     try:
-        with _open(io.BytesIO(data)) as image:
-            return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+        yield
     except Image.DecompressionBombError as error:
         what = "image has over 100 megapixels (got {}); shrink or replace it"
-        raise fault(path, what, str(error), kind="image-large") from None
-    except UnidentifiedImageError:
-        raise fault(path, "not an image (starts with {}); save it as JPEG or PNG", data[:12]) from None
+        raise fault(place, what, str(error), kind="image-large") from None
     except _BROKEN as error:
         what = str(error) or type(error).__name__
-        raise fault(path, "image cannot be decoded (got {}); replace it", what) from None
+        raise fault(place, "image cannot be decoded (got {}); replace it", what) from None
+
+
+def _array_rgb(array: np.ndarray, bits: int | None, on_dark: OnDark | None) -> np.ndarray:
+    """Copies an array as uint8 [H, W, 3], whatever its strides."""
+    layers = array[:, :, None] if array.ndim == 2 else array
+    is_known = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    if not is_known or layers.ndim != 3 or layers.shape[2] not in (1, 3, 4):
+        expected = "uint8 or uint16, [H, W, 3] in RGB or [H, W] in grey"
+        raise ValueError(f"an array must be {expected} (got {array.dtype} {list(array.shape)})")
+    if array.dtype.itemsize == 2:
+        layers = _eight_bits(layers, bits, on_dark)
+    return np.repeat(layers, 3, axis=2) if layers.shape[2] == 1 else np.array(layers[:, :, :3], order="C")
+
+
+def _as_tensor(array: np.ndarray, what: str) -> Tensor:
+    return _with_pixels(torch.from_numpy(array).permute(2, 0, 1), what)
+
+
+def _with_pixels(image: Tensor, what: str) -> Tensor:
+    if not image.numel():
+        raise ValueError(f"{what}: an image must have pixels (got {image.shape[2]} x {image.shape[1]})")
+    return image
 
 
 class Header(NamedTuple):
@@ -128,20 +237,31 @@ def _open(file: str | io.BytesIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a limit somewhat below ours
         image = Image.open(file, formats=FORMATS)
-    if image.width * image.height > MOST_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    _check_pixels(image)
     return image
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+
+
+def _rgb(image: Image.Image, bits: int | None, on_dark: OnDark | None) -> np.ndarray:
     """Decodes an opened image as uint8 [H, W, 3]."""
-    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey = _eight_bits(np.asarray(image), bits, on_dark)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits per channel, mode {image.mode}")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _eight_bits(values: np.ndarray, bits: int | None, on_dark: OnDark | None) -> np.ndarray:
+    """Keeps the high 8 of the bits in use of 16-bit values."""
+    low = (bits or 16) - 8
+    if on_dark is not None and 0 < (largest := int(values.max(initial=0))) < DARK << low:
+        on_dark(largest.bit_length())
+    return np.minimum(values >> low, 255).astype(np.uint8)
 
 
 def missing_rows(table: Annotations) -> list[int]:

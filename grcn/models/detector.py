@@ -36,8 +36,9 @@ class Detector(nn.Module):
 
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8, of any sizes.
-            targets: one dict per image, in training: ``boxes`` float ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
-                ``y1 < y2``, ``labels`` int64 ``[n]`` in 1..C; for further keys see ``grcn.data.loader``.
+            targets: one dict per image, in training: ``boxes`` ``[n, 4]`` absolute xyxy with ``x1 < x2`` and
+                ``y1 < y2``, of any type of numbers, ``labels`` int64 ``[n]`` in 1..C; for further keys see
+                ``grcn.data.loader``.
             score_thresh: in evaluation, only detections of a higher score are returned; None: the threshold that the
                 RoI heads were built with.
 
@@ -47,9 +48,9 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError, TypeError: an image that is not ``[3, h, w]``; no targets in training, or targets that
-                :func:`grcn.models.targets.check_targets` refuses: for their types and shapes on every device, for their
-                values on a CPU only.
+            ValueError, TypeError: images that :func:`grcn.models.transform.check_images` refuses, as none at all; no
+                targets in training, or targets that :func:`grcn.models.targets.check_targets` refuses: for their types
+                and shapes on every device, for their values on a CPU only.
         """
         if self.training:
             if targets is None:

@@ -14,20 +14,25 @@ from grcn.boxes import sync_is_free
 def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes: int) -> None:
     """Makes sure that targets fit the images and each other.
 
+    Boxes of integers or of double precision are numbers too: the model computes with them in its own type.
+
     Types, shapes and lengths are checked on every device. Values are checked on a CPU only: on a GPU reading one is a
     host-device synchronisation.
 
     Args:
-        targets: one dict per image: ``boxes`` float ``[N, 4]``, absolute xyxy, and ``labels`` int64 ``[N]`` in 1..C;
-            an image without objects has ``boxes`` ``[0, 4]`` and ``labels`` ``[0]``.
+        targets: one dict per image: ``boxes`` ``[N, 4]``, absolute xyxy, and ``labels`` int64 ``[N]`` in 1..C; an image
+            without objects has ``boxes`` ``[0, 4]`` and ``labels`` ``[0]``.
         images: how many images there are.
         num_classes: ``C + 1``, background included.
 
     Raises:
-        TypeError: a target is not a dict, ``boxes`` not a tensor of floating point, or ``labels`` not one of int64.
-        ValueError: there are more or fewer targets than images; a target lacks ``boxes`` or ``labels``, or they have
-            another shape or length; a label is out of range; a box is not finite or has no extent.
+        TypeError: a target is not a dict, ``boxes`` not a tensor of numbers, or ``labels`` not one of int64.
+        ValueError: targets are not a list, or are more or fewer than the images; a target lacks ``boxes`` or
+            ``labels``, or they have another shape or length; a label is out of range; a box is not finite or has no
+            extent.
     """
+    if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
+        raise ValueError(f"targets must be a list of one dict per image (got {type(targets).__name__})")
     if len(targets) != images:
         raise ValueError(f"expected one target per image (got {len(targets)} targets, {images} images)")
     for index, target in enumerate(targets):
@@ -37,12 +42,12 @@ def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes
         if missing := {"boxes", "labels"} - target.keys():
             raise ValueError(f"{where} must have boxes and labels (no {' and no '.join(sorted(missing))})")
         found, labels = target["boxes"], target["labels"]
-        if not isinstance(found, Tensor) or not found.is_floating_point():
-            raise TypeError(f"{where} boxes must be float [N, 4] (got {_type(found)})")
+        if not isinstance(found, Tensor) or found.dtype == torch.bool or found.is_complex():
+            raise TypeError(f"{where} boxes must be a tensor, float [N, 4] (got {_type(found)})")
         if found.dim() != 2 or found.shape[1] != 4:
             raise ValueError(f"{where} boxes must be float [N, 4] (got {list(found.shape)})")
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            raise TypeError(f"{where} labels must be int64 [N] (got {_type(labels)})")
+            raise TypeError(f"{where} labels must be a tensor, int64 [N] (got {_type(labels)})")
         if labels.shape != found.shape[:1]:
             raise ValueError(
                 f"{where} labels must be int64 [N], N = {len(found)} as of boxes (got {list(labels.shape)})"
@@ -54,7 +59,10 @@ def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes
 
 
 def _type(value: object) -> str:
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, Tensor):
+        return str(value.dtype).removeprefix("torch.")
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _check_labels(where: str, labels: Tensor, num_classes: int) -> None:
@@ -64,6 +72,7 @@ def _check_labels(where: str, labels: Tensor, num_classes: int) -> None:
 
 def _check_boxes(where: str, found: Tensor) -> None:
     # An infinite one would end the process in torchvision's pooling.
+    found = found.double()  # not every type of integers can be compared
     valid = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
     if not valid.all():
         worst = int(valid.logical_not().nonzero()[0])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import rng
+
+# Of integers these hold 0-255; of others nobody knows where white is.
+_BYTES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,18 @@ class DetectionTransform(nn.Module):
 
         Args:
             images: each ``[3, h, w]``, float in 0-1 or uint8.
-            targets: with ``boxes`` ``[n, 4]`` in original pixels. A target's ``batch_sizes``, a list of ``(h, w)``,
-                names all images of the optimizer step, and ``batch_keys`` their keys: the batch is padded to the
-                largest of them, so that it does not matter how they are spread over processes. Its own key is
-                ``rng_key``; without one, a short side of several is drawn from torch's generator of the CPU.
+            targets: with ``boxes`` ``[n, 4]`` in original pixels, of any type of numbers. A target's ``batch_sizes``, a
+                list of ``(h, w)``, names all images of the optimizer step, and ``batch_keys`` their keys: the batch is
+                padded to the largest of them, so that it does not matter how they are spread over processes. Its own
+                key is ``rng_key``; without one, a short side of several is drawn from torch's generator of the CPU.
 
         Returns:
-            The batch, and copies of the targets with boxes in its pixels.
+            The batch, and copies of the targets with boxes in its pixels and of its type.
+
+        Raises:
+            ValueError, TypeError: as :func:`check_images`.
         """
+        check_images(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         resized = [self.resized(size, key) for size, key in zip(sizes, self._keys(targets, len(sizes)), strict=True)]
         tensors = [self._prepare(image, size) for image, size in zip(images, resized, strict=True)]
@@ -103,7 +111,7 @@ class DetectionTransform(nn.Module):
         if targets is not None:
             canvas += [size for target in targets for size in self._resized_together(target)]
             targets = [
-                {**target, "boxes": _rescale(target["boxes"], old, new)}
+                {**target, "boxes": _rescale(target["boxes"].to(self.mean.dtype), old, new)}
                 for target, old, new in zip(targets, sizes, resized, strict=True)
             ]
         height, width = max(h for h, _ in canvas), max(w for _, w in canvas)
@@ -146,8 +154,6 @@ class DetectionTransform(nn.Module):
         return [self.resized(size, key) for size, key in zip_longest(sizes, keys)]
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"expected images [3, h, w] (got {list(image.shape)}); make grey ones RGB")
         floating = image.is_floating_point()
         image = image.to(self.mean.dtype)
         if not floating:
@@ -157,6 +163,25 @@ class DetectionTransform(nn.Module):
         if self.normalisation.bgr:
             image = image.flip(0)
         return (image - self.mean) / self.std
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Makes sure that there are images, each a tensor ``[3, h, w]``; reads none of their values.
+
+    Raises:
+        ValueError: there are none; one has another shape, or no pixel.
+        TypeError: one is no tensor, or holds neither floats nor 0-255.
+    """
+    if isinstance(images, Mapping) or not len(images):
+        raise ValueError(f"expected a list of images, one at least (got {type(images).__name__} of {len(images)})")
+    for index, image in enumerate(cast(Sequence[object], images)):
+        if not isinstance(image, Tensor):
+            kind = type(image)
+            raise TypeError(f"image {index}: must be one of tensors [3, H, W] (got {kind.__module__}.{kind.__name__})")
+        if image.dim() != 3 or image.shape[0] != 3 or not image.numel():
+            raise ValueError(f"image {index}: expected images [3, h, w] (got {list(image.shape)}); make grey ones RGB")
+        if not image.is_floating_point() and image.dtype not in _BYTES:
+            raise TypeError(f"image {index}: must be float in 0-1 or uint8 (got {image.dtype})")
 
 
 def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from grcn.data.annotations import Annotations
+from grcn.data.findings import Finding, finding
 from grcn.models.transform import DetectionTransform
 
 # Bounds of the size buckets: square roots of areas, in pixels of the network's input.
@@ -20,6 +21,8 @@ SIZES = (16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 
 RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 MOST_OBJECTS = 5_000  # that they are tried on
 LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
+MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is worth a mention
+MANY_ALONE = 0.01  # share of objects without any anchor that costs accuracy
 SIZE_COST = 0.05  # of recall, which one size more must gain
 
 
@@ -93,7 +96,8 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
     """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
 
     Returns:
-        ``sizes``, ``ratios``, ``stride``; ``objects``, their number; ``recall50`` and ``recall70``, the share that has
+        ``sizes``, ``ratios``, ``stride``; ``objects``, their number; ``alone``, how many of them no anchor overlaps
+        that is trained on; ``recall50`` and ``recall70``, the share that has
         an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list of ``from``,
         ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where nothing
         better was found, with sizes, ratios and the recalls.
@@ -101,16 +105,46 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
     best = anchors.best_iou(objects)
     sides = objects.sides()
     result = {"sizes": list(anchors.sizes), "ratios": list(anchors.ratios), "stride": anchors.stride}
-    result |= {"objects": len(best), **_recalls(best)}
+    result |= {"objects": len(best), "alone": int((best == 0).sum()), **_recalls(best)}
     result["buckets"] = _buckets(BUCKETS, np.sqrt(sides.prod(axis=1)), best)
     result["aspects"] = _buckets(ASPECTS, sides[:, 1] / np.maximum(sides[:, 0], 1e-9), best)
     result["suggestion"] = _suggest(objects, anchors) if len(best) else None
     return result
 
 
+def findings_of(fitted: Mapping[str, Any]) -> list[Finding]:
+    """Finds objects that anchors miss, in what :func:`fit` returned, whether or not others are suggested."""
+    count = fitted["objects"]
+    found = _alone(fitted["alone"], count)
+    missed = count - round(count * (fitted["recall50"] or 0))
+    if count and missed >= MANY_MISSED * count:
+        found.append(finding("anchors", "train", missed, more=f"of {count}"))
+    return found
+
+
+def objects_alone(table: Annotations, short: int, longest: int, anchors: AnchorSet) -> list[Finding]:
+    """Finds in a sample of objects whether many have no anchor to be trained on; arguments as of `objects_of`."""
+    if anchors.straddling:  # where anchors lie all over an image
+        return []
+    objects = _sample(objects_of(table, short, longest))
+    alone = int((anchors.best_iou(objects) == 0).sum())
+    return [one for one in _alone(alone, len(objects.boxes)) if one.severity == "warning"]
+
+
+def _alone(alone: int, count: int) -> list[Finding]:
+    if not alone:
+        return []
+    found = finding("anchors-none", "train", alone, more=f"{100 * alone / count:.3g} % of {count}")
+    return [found if alone >= MANY_ALONE * count else replace(found, severity="note")]
+
+
+def _sample(objects: Objects) -> Objects:
+    step = max(1, -(-len(objects.boxes) // MOST_OBJECTS))
+    return Objects(objects.boxes[::step], objects.images[::step])
+
+
 def _suggest(objects: Objects, anchors: AnchorSet) -> dict[str, Any] | None:
-    step = -(-len(objects.boxes) // MOST_OBJECTS)
-    sample = Objects(objects.boxes[::step], objects.images[::step])
+    sample = _sample(objects)
     as_many = _search(sample, anchors, len(anchors.sizes))
     one_more = _search(sample, anchors, len(anchors.sizes) + 1)
     chosen = max((as_many, 0.0), (one_more, -SIZE_COST), key=lambda one: _score(one[0].best_iou(sample)) + one[1])[0]

@@ -14,7 +14,7 @@ import torch
 from grcn.build import build_model
 from grcn.config.files import difference, parse_config, roles
 from grcn.config.model_schema import ModelConfig
-from grcn.config.schema import Config
+from grcn.config.schema import Config, ShapesDataConfig
 from grcn.config.types import Role
 from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint, distributed
@@ -59,7 +59,7 @@ def load_detector(
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
     model = build_model((cfg or own).model, len(state["classes"]) + 1)
     _restore(state, model, path)
-    return Predictor(model, state["classes"], distributed.local_device(str(device)), step=state["step"])
+    return Predictor(model, state["classes"], distributed.local_device(str(device)), state["step"], _bits(own))
 
 
 load = load_detector  # its public name, grcn.load
@@ -188,6 +188,10 @@ def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | Non
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))
+
+
+def _bits(cfg: Config) -> int | None:
+    return None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.bits
 
 
 def _changes(before: Config, after: Config, matters: Callable[[Role], bool]) -> list[str]:

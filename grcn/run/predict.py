@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from grcn.data.images import read_image
+from grcn.data.images import Picture, to_rgb_tensor
 from grcn.engine.evaluate import move_images
 from grcn.models.detector import Detector
 from grcn.models.memory_format import to_device
 
-Picture = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image
+logger = logging.getLogger("grcn")
+
+as_tensor = to_rgb_tensor  # its name beside a detector
+
+# Of what can be iterated, these are images.
+_SINGLE = (str, bytes, bytearray, os.PathLike, io.IOBase, Image.Image)
 
 
 @dataclass(frozen=True)
@@ -49,65 +55,78 @@ class Predictor:
         model: the detector, in evaluation mode, on its device.
         classes: names of the labels 1..C.
         step: of training, after which the weights are these.
+        bits: how many of 16 bits grey images use, ``data.bits`` of the training; None for all.
     """
 
-    def __init__(self, model: Detector, classes: Sequence[str], device: torch.device, step: int = 0) -> None:
+    def __init__(
+        self,
+        model: Detector,
+        classes: Sequence[str],
+        device: torch.device,
+        step: int = 0,
+        bits: int | None = None,
+    ) -> None:
         self.model = to_device(model, device).eval()
         self.classes = tuple(classes)
         self.device = device
         self.step = step
+        self.bits = bits
+        self._warned_of_dark = False
 
     def predict(self, image: Picture, score_threshold: float | None = None) -> Prediction:
         """Finds objects in one image; see :meth:`predict_all`.
 
         Raises:
-            TypeError: there are several images.
+            TypeError: there are several images, or it is none.
         """
         if isinstance(image, list | tuple):
             raise TypeError(f"predict takes one image (got {type(image).__name__}); predict_all takes several")
         return self.predict_all([image], score_threshold)[0]
 
     @torch.inference_mode()
-    def predict_all(self, images: Sequence[Picture], score_threshold: float | None = None) -> list[Prediction]:
+    def predict_all(self, images: Iterable[Picture], score_threshold: float | None = None) -> list[Prediction]:
         """Finds objects in images, in one pass of the network.
 
         Args:
-            images: each a file, a Pillow image, an RGB array uint8 ``[H, W, 3]``, or an RGB tensor ``[3, H, W]``,
-                uint8 or float in 0-1. Files are turned as their EXIF orientation says.
+            images: each one that :func:`grcn.data.images.to_rgb_tensor` takes: a file (its name, its bytes, or opened),
+                a Pillow image, an RGB or grey array, or an RGB tensor ``[3, H, W]``. Files and Pillow images are turned
+                as their EXIF orientation says, and boxes are of the turned image.
             score_threshold: detections of lower score are left out; by default those below the model's own
                 ``roi.score_thresh``.
 
         Raises:
             DataError: a file is missing or not an image.
             ValueError: an array or a tensor is none of these.
+            TypeError: an image is none of these, or is given alone.
         """
-        if not images:
+        if images is None or isinstance(images, _SINGLE):
+            raise TypeError(f"predict_all takes a list of images (got {type(images).__name__}); predict takes one")
+        read = [self.read(image) for image in images]
+        if not read:
             return []
-        tensors = move_images([as_tensor(image) for image in images], self.device)
+        tensors = move_images(read, self.device)
         usual = self.model.roi_heads.detecting.score_thresh
         least = usual if score_threshold is None else score_threshold
         detections = self.model(tensors, score_thresh=max(0.0, min(least, usual)))
         return [self._prediction(found, least) for found in detections]
 
+    def read(self, image: Picture) -> Tensor:
+        """Returns an image as the detector is given it, RGB ``[3, H, W]``; see :func:`predict_all`.
+
+        Warns once of a 16-bit image that becomes nearly black.
+        """
+        return to_rgb_tensor(image, self.bits, self._warn_of_dark if self.bits is None else None)
+
+    def _warn_of_dark(self, used: int) -> None:
+        if not self._warned_of_dark:
+            self._warned_of_dark = True
+            what = f"an image uses {used} of its 16 bits and is nearly black to this detector"
+            logger.warning("%s; one that is trained with data.bits=%d reads such images", what, max(8, used))
+
     def _prediction(self, found: dict[str, Tensor], score_threshold: float) -> Prediction:
         fields = {key: found[key].cpu() for key in ("boxes", "labels", "scores")}
         names = [self.classes[label - 1] for label in fields["labels"].tolist()]
         return Prediction(**fields, names=names).from_score(score_threshold)
-
-
-def as_tensor(image: Picture) -> Tensor:
-    """Returns an image as RGB tensor ``[3, H, W]``, uint8, or float in 0-1 if it was such a tensor."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(image, "check the path")
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an array must be uint8 [H, W, 3] (got {image.dtype} {list(image.shape)})")
-        return torch.tensor(image).permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        raise ValueError(f"a tensor must be uint8 or float [3, H, W] (got {image.dtype} {list(image.shape)})")
-    return image
 
 
 def as_record(found: Prediction) -> list[dict[str, Any]]:

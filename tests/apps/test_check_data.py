@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,10 +32,10 @@ from grcn.data.validate import pack
 from grcn.errors import DataError
 from grcn.models.anchors import AnchorGenerator
 from grcn.run import checks_before_training as check_images
-from grcn.run.anchor_fit import AnchorSet, Objects, fit, objects_of
+from grcn.run.anchor_fit import AnchorSet, Objects, findings_of, fit, objects_alone, objects_of
 
 CONFIG = """
-model: {{backbone: tiny, width: 8, image: {{short: 48, max: 64}}, anchors: {{sizes: [30], ratios: [1]}},
+model: {{backbone: tiny, width: 8, image: {{short: 96, max: 128}}, anchors: {{sizes: [60], ratios: [1]}},
   head: {{dim: 16}},
   rpn: {{straddling: true}}}}
 data: {{format: {0}, root: data, train: [{1}train], test: [{1}test]{2}}}
@@ -44,6 +45,7 @@ run: {{workers: 0, device: cpu, threads: 1}}
 """
 # Where objects stand in clean images of 64 x 48, as VOC's corners: a cup and a nut.
 BOXES = {"cup": (2, 4, 31, 33), "nut": (31, 10, 60, 39)}
+NOTHING: dict[str, list] = {"rows": [], "boxes": [], "labels": []}
 VOC = "VOC2007/"
 SPLITS = {"train": range(12), "test": range(12, 16)}
 
@@ -171,6 +173,12 @@ def turned(number, orientation):
     return picture(number, noise(), "JPEG", exif=exif)
 
 
+def sixteen(largest, seed):
+    values = np.random.default_rng(seed).integers(0, largest, (48, 64), endpoint=True)
+    values[0, 0] = largest
+    return Image.fromarray(values.astype(np.uint16))
+
+
 SOME, XML = "ImageSets/Main/train.txt", "Annotations/3.xml"
 WHOLE, AT = ("cup", (1, 1, 64, 48)), "VOC2007/JPEGImages/3.jpg"
 # The kind, the split, what makes it, how many, what the first example says, and which other findings come with it.
@@ -196,7 +204,7 @@ CASES = [
      2, "object 3: box sticks out"),
     ("box-duplicate", "train", objects(3, ("cup", BOXES["cup"]), ("cup", BOXES["cup"]), ("cup", BOXES["nut"])),
      2, f"{AT}: object 3, cup"),
-    ("box-small", "train", objects(3, ("cup", (5, 5, 10, 10))), 1, f"{AT}: object 3, cup"),
+    ("box-small", "train", objects(3, ("cup", (5, 5, 7, 7))), 1, f"{AT}: object 3, cup"),
     ("box-whole", "train", objects(3, WHOLE), 1, f"{AT}: object 3, cup"),
     ("image-missing", "train", gone(3, 7), 2, AT),
     ("image-broken", "train", lambda root: os.truncate(root / VOC / "JPEGImages/3.jpg", 900),
@@ -207,6 +215,8 @@ CASES = [
     ("image-size", "train", turned(3, 6), 1, "mind EXIF orientation", "image-rotated"),
     ("image-rotated", "train", turned(3, 3), 1, AT),
     ("image-mode", "train", all_of(picture(3, noise().convert("L")), picture(4, noise(seed=4).convert("RGBA"))), 2, AT),
+    ("image-dark", "train", picture(3, sixteen(4095, 3)), 1, AT, "image-mode"),
+    ("image-dark", "train", picture(3, noise().point(lambda value: value // 20)), 1, AT),
     ("image-duplicate", "train", copied(2, 3), 1, f"{AT} is VOC2007/JPEGImages/2.jpg"),
     ("image-duplicate", "train", resaved(2, 3), 1, f"{AT} is VOC2007/JPEGImages/2.jpg"),
     ("image-leak", "test", copied(3, 13), 1, f"VOC2007/JPEGImages/13.jpg is {AT}"),
@@ -393,7 +403,7 @@ def test_images_over_the_limit(tmp_path, monkeypatch):
 
 def test_every_kind_is_tested():
     made = {case[0] for case in CASES} | {kind for _, counts, _ in COCO.values() for kind, _ in counts} | set(UNITS)
-    assert made | {"image-large", "anchors"} == set(check.KINDS)
+    assert made | {"image-large", "anchors", "anchors-none"} == set(check.KINDS)
 
 
 def test_examples_are_few_and_say_which_object(tmp_path, monkeypatch):
@@ -455,6 +465,66 @@ def test_what_ends_training_is_always_among_what_is_collected(tmp_path, monkeypa
         assert strict in places if strict else not places, (seed, strict, places)
         refused += strict is not None
     assert 60 < refused < 120
+
+
+def all_sixteen(largest):
+    return all_of(*(picture(number, sixteen(largest, number)) for numbers in SPLITS.values() for number in numbers))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("largest", "more", "said"),
+    [
+        (65535, "", None),
+        (16383, "", "grey ones use 14 of 16 bits: data.bits=14"),
+        (4095, "", "grey ones use 12 of 16 bits: data.bits=12"),
+        (700, "", "grey ones use 10 of 16 bits: data.bits=10"),
+        (100, "", "grey ones use 8 of 16 bits: data.bits=8"),
+        (4095, ", bits: 12", None),
+        (500, ", bits: 14", "grey ones use 9 of 16 bits: data.bits=9"),
+    ],
+)
+def test_bits_that_images_do_not_use_are_found(tmp_path, monkeypatch, fast, largest, more, said):
+    write_voc(tmp_path / "data")
+    all_sixteen(largest)(tmp_path / "data")
+    found = checked(tmp_path, monkeypatch, more=more, fast=fast)["by"]
+    assert {split for kind, split in found if kind == "image-dark"} == ({"train", "test"} if said else set())
+    if said:
+        one = found["image-dark", "train"]
+        assert one["severity"] == "warning" and said in one["text"] and "set data.bits" in one["text"]
+        assert one["count"] == (4 if fast else 12)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_training_warns_at_its_start_of_what_makes_it_worthless(tmp_path, orientation):
+    write_voc(tmp_path / "data")
+    all_sixteen(3000)(tmp_path / "data")
+    turned(5, orientation)(tmp_path / "data")
+    args = ["--config", config(tmp_path, "voc"), "--output-dir"]
+    large = ["model.rpn.straddling=false", "model.anchors.sizes=[128]", "train.steps=1"]
+    result = programs.call("tools/train.py", *args, "run", *large, folder=tmp_path)
+    assert result.code == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("grcn: t")]
+    assert "(100 % of 24); set model.rpn.straddling=true, or smaller model.anchors.sizes" in lines[0]
+    assert f"orientation: 1 (tag {orientation}: 1, of 12 looked at); make sure that boxes are of the turned" in lines[1]
+    assert "grey ones use 12 of 16 bits: data.bits=12, 4 looked at); set data.bits" in lines[2]
+    assert lines[3].startswith("grcn: test: images that are dark when read: 4")
+    again = [*args, "other", "train.steps=1", "data.bits=12"]
+    picture(5, noise())(tmp_path / "data")
+    good = programs.call("tools/train.py", *again, folder=tmp_path)
+    assert good.code == 0 and "; set" not in good.stderr and "looked at" not in good.stderr, good.stderr
+
+
+@pytest.mark.parametrize(("size", "tag", "warned"), [((64, 64), 6, 1), ((64, 64), 1, 0), ((48, 64), 6, 0)])
+def test_images_whose_size_does_not_show_that_they_are_turned_are_found(tmp_path, size, tag, warned):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    noise(64, size[0]).save(tmp_path / "a.jpg", exif=exif)
+    shown = size[::-1] if tag > 4 else size
+    made = pack("made", ["a"], image_ids=[1], files=["a.jpg"], sizes=[shown], root=str(tmp_path), **NOTHING)
+    sample = check_images.read_headers(made, np.arange(1), 9)
+    assert list(check_images.odd_images(made, sample)) == []
+    assert len(check_images.odd_headers(made, "train", sample, None)) == warned
 
 
 # The fast check.
@@ -566,6 +636,57 @@ def test_the_best_anchor_is_that_of_all_positions(straddling):
     assert sum(one["count"] * (one["recall50"] or 0) for one in figures["buckets"]) == pytest.approx(
         240 * figures["recall50"]
     )
+
+
+STRIPS = AnchorSet((128.0, 256.0), (0.5, 1.0, 2.0), 16)
+
+
+def strips(count, of=100, sizes=(50, 1000)):
+    """A table with an object on each of ``of`` images, ``count`` of which are strips."""
+    return pack(
+        "made", ["a"], image_ids=list(range(of)), sizes=[sizes] * count + [(800, 800)] * (of - count),
+        rows=range(of), boxes=[(300, 10, 400, 40)] * of, labels=[1] * of,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "straddling", "warned", "share"), [(100, False, 1, "100 %"), (3, False, 1, "3 %"), (0, False, 0, ""),
+     (100, True, 0, "")],
+)  # fmt: skip
+def test_objects_without_any_anchor_are_found(count, straddling, warned, share):
+    anchors = AnchorSet(STRIPS.sizes, STRIPS.ratios, STRIPS.stride, straddling)
+    for sizes in ((50, 1000), (50, 4000)):
+        made = strips(count, sizes=sizes)
+        found = objects_alone(made, 600, 1000, anchors)
+        assert len(found) == warned and all(f"({share} of 100)" in one.text for one in found)
+        assert found == [one for one in findings_of(fit(objects_of(made, 600, 1000), anchors)) if one.kind != "anchors"]
+
+
+def test_few_objects_without_an_anchor_are_a_note_of_the_check_alone():
+    made = strips(1, of=200)
+    assert objects_alone(made, 600, 1000, STRIPS) == []
+    (found,) = [one for one in findings_of(fit(objects_of(made, 600, 1000), STRIPS)) if one.kind == "anchors-none"]
+    assert (found.severity, found.count) == ("note", 1)
+
+
+def test_objects_without_an_anchor_are_looked_for_in_a_moment():
+    count = 100_000
+    corner = np.random.default_rng(0).uniform(0, 300, (count, 2))
+    sizes = np.random.default_rng(1).integers(330, 1500, (count // 5, 2))
+    made = pack(
+        "made", ["a"], image_ids=list(range(count // 5)), sizes=sizes, rows=np.arange(count) // 5,
+        boxes=np.hstack([corner, corner + 30]), labels=np.ones(count, int),
+    )  # fmt: skip
+    start = time.process_time()
+    objects_alone(made, 600, 1000, STRIPS)
+    assert time.process_time() - start < 1  # a third of that, alone on a machine
+
+
+def test_anchors_that_miss_objects_are_found_though_no_others_are_suggested():
+    fitted = fit(objects_of(strips(0), 600, 1000), STRIPS)
+    for missed, kinds in ((0, []), (9, []), (10, ["anchors"]), (100, ["anchors"])):
+        found = findings_of(fitted | {"recall50": 1 - missed / 100, "suggestion": None})
+        assert [one.kind for one in found] == kinds and all(one.count == missed for one in found)
 
 
 def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeypatch):
@@ -743,7 +864,7 @@ def test_the_tool_lists_all_faults_at_once(tmp_path):
     assert result.code == 3, result
     kinds = ("annotation", "box-reversed", "box-outside", "class-unknown", "image-missing", "image-size")
     found = json.loads((tmp_path / "out/check.json").read_text())["findings"]
-    assert {one["kind"] for one in found} == {*kinds, "image-mode"}
+    assert {one["kind"] for one in found} == {*kinds, "image-mode", "image-dark"}
     for kind in kinds:
         assert check.KINDS[kind][1] in result.stdout, kind
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("grcn: error: "))

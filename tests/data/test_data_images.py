@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from grcn.data.annotations import Annotations
 from grcn.data.augment import horizontal_flip
-from grcn.data.images import FileImages, read_image
+from grcn.data.images import FileImages, read_image, to_rgb_tensor
 from grcn.data.validate import pack
 from grcn.errors import DataError
 
@@ -112,6 +112,129 @@ def test_sixteen_bits_keep_their_high_half(tmp_path):
     for name in ("grey.png", "grey.tif"):
         Image.fromarray(grey).save(tmp_path / name)
         assert torch.equal(read_image(tmp_path / name), high[:1].expand(3, -1, -1))
+
+
+def sixteen(largest: int) -> np.ndarray:
+    return np.linspace(0, largest, 32 * 48).reshape(32, 48).astype(np.uint16)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(None, 65535), (16, 65535), (12, 4095), (10, 1023), (8, 255)])
+def test_the_bits_in_use_become_eight(tmp_path, bits, largest):
+    values = sixteen(largest)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", bits=bits)
+    exact = torch.from_numpy(values * (255 / largest))
+    assert image.dtype == torch.uint8 and image.min() == 0 and image.max() == 255
+    assert (image - exact).abs().max() <= 1
+    table = one_image(tmp_path, "a.png", (32, 48))
+    assert torch.equal(FileImages(table, bits)(0), image) and torch.equal(to_rgb_tensor(values, bits), image)
+    if bits == 12:
+        Image.fromarray(values * 4).save(tmp_path / "a.png")
+        bright = read_image(tmp_path / "a.png", bits=bits)
+        assert (bright[:, values >= 1024] == 255).all() and torch.equal(bright.amax(0) < 255, bright[0] < 255)
+        picture().save(tmp_path / "a.png")
+        assert torch.equal(FileImages(table, bits)(0), pixels(picture()))  # of 8 bits
+
+
+def test_a_dark_image_of_sixteen_bits_is_reported():
+    for largest, bits, expected in (
+        (0, None, []), (999, None, [10]), (4095, None, [12]), (4096, None, []), (4095, 12, []), (255, 12, [8]),
+    ):  # fmt: skip
+        seen: list[int] = []
+        to_rgb_tensor(sixteen(largest), bits, seen.append)
+        assert seen == expected, (largest, bits)
+
+
+STORED = {
+    "grey16.png": Image.fromarray(sixteen(65535)), "dark16.png": Image.fromarray(sixteen(4095)),
+    "grey16.tif": Image.fromarray(sixteen(65535)), "big16.tif": Image.fromarray(sixteen(65535).astype(">u2")),
+    **{f"{mode}.png": picture(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    **{f"{mode}.tif": picture(mode) for mode in ("CMYK", "YCbCr", "LAB", "I", "F")},
+    "photo.jpg": picture(), "turned.jpg": picture(), "mirrored.tif": Image.fromarray(sixteen(65535)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("bits", [None, 12])
+def test_one_picture_has_the_same_pixels_however_it_is_given(tmp_path, name, bits):
+    path, exif = tmp_path / name, Image.Exif()
+    exif[ORIENTATION] = {"turned.jpg": 6, "mirrored.tif": 2}.get(name, 1)
+    STORED[name].save(path, exif=exif)
+    data = path.read_bytes()
+    buffer = io.BytesIO()
+    buffer.write(data)  # which leaves it at its end
+    with Image.open(path) as opened, path.open("rb") as file:
+        before = opened.getexif().get(ORIENTATION), opened.size
+        given = [path, str(path), data, bytearray(data), buffer, file, opened, file, opened]
+        if name[0] in "IF":
+            for image in given:
+                with pytest.raises(DataError, match="32 bits per channel, mode [IF]"):
+                    to_rgb_tensor(image, bits)
+            return
+        found = [to_rgb_tensor(image, bits) for image in given]
+        if opened.format != "TIFF":  # which Pillow itself turns as it decodes
+            assert before == (opened.getexif().get(ORIENTATION), opened.size)
+    assert found[0].shape == ((3, 48, 32) if name == "turned.jpg" else (3, 32, 48))
+    for image in found:
+        assert torch.equal(image, read_image(path, bits=bits))
+
+
+def test_arrays_of_any_strides_become_tensors_of_their_own():
+    rgb = np.array(picture())
+    wide = np.zeros((32, 96, 5), np.uint8)
+    wide[:, ::2, 1:4] = rgb
+    locked = rgb.copy()
+    locked.setflags(write=False)
+    alpha = np.dstack([rgb, np.zeros((32, 48), np.uint8)])
+    fortran = np.asfortranarray(rgb)
+    given = (rgb, rgb[:, :, ::-1][:, :, ::-1], wide[:, ::2, 1:4], fortran, locked, alpha, rgb.astype(np.uint16) << 8)
+    for array in given:
+        image = to_rgb_tensor(array)
+        assert torch.equal(image, pixels(picture()))
+        image.fill_(0)
+        assert array.any()
+    assert torch.equal(to_rgb_tensor(rgb[:, :, ::-1]), pixels(picture()).flip(0))
+    assert torch.equal(to_rgb_tensor(rgb[::-1]), pixels(picture()).flip(1))
+    assert torch.equal(to_rgb_tensor(rgb[:, ::-1]), pixels(picture()).flip(2))
+    grey = rgb[:, :, 1]
+    for array in (grey, grey[:, :, None], grey.astype(np.uint16) << 8, (grey.astype(np.uint16) << 8).astype(">u2")):
+        assert torch.equal(to_rgb_tensor(array), pixels(picture())[1].expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (None, TypeError, r"an image must be .* \(got None\)"),
+        (3, TypeError, r"\(got int\)"),
+        ([[0]], TypeError, r"\(got list\)"),
+        (io.StringIO("text"), TypeError, r'opened with "rb"'),
+        (b"", DataError, "^image: not an image"),
+        (b"<html>", DataError, "^image: not an image"),
+        (np.zeros((8, 8)), ValueError, r"must be uint8 or uint16, .* \(got float64 \[8, 8\]\)"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"got uint8 \[3, 8, 8\]"),
+        (np.zeros((8, 8, 3), np.int16), ValueError, r"got int16 \[8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.uint32), ValueError, r"got uint32 \[8, 8, 3\]"),
+        (np.zeros(8, np.uint8), ValueError, r"got uint8 \[8\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "must have pixels"),
+        (np.zeros((0, 8), np.uint16), ValueError, "must have pixels"),
+        (Image.new("RGB", (0, 8)), ValueError, "must have pixels"),
+        (torch.zeros(3, 0, 8), ValueError, "must have pixels"),
+        (torch.zeros(8, 8, 3), ValueError, "must be uint8 or float"),
+        (torch.zeros(3, 8, 8).long(), ValueError, "must be uint8 or float"),
+    ],
+)
+def test_what_is_no_image_is_one_clear_error(image, error, message):
+    with pytest.raises(error, match=message):
+        to_rgb_tensor(image)
+
+
+def test_a_pillow_image_that_cannot_be_decoded_is_named(tmp_path):
+    picture().save(tmp_path / "cut.png")
+    os.truncate(tmp_path / "cut.png", (tmp_path / "cut.png").stat().st_size // 2)
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(DataError, match=r"cut\.png: image cannot be dec"):
+        to_rgb_tensor(opened)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        to_rgb_tensor(opened)  # it is closed
 
 
 def test_transparency_shows_the_colour_beneath(tmp_path):

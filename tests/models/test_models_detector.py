@@ -2,21 +2,27 @@
 learning."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import OneMap, as_torchvision, small_batch, small_detector
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from grcn import boxes
+from grcn.build import build_model
+from grcn.config.files import load_config
 from grcn.models.roi_heads import SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.models.targets import check_targets
 from grcn.models.transform import ImageBatch
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
+ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
 EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "rng_key": 3}
 
@@ -114,11 +120,14 @@ def test_mistakes_are_named():
         ({"boxes": torch.zeros(4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[4\]\)"),
         ({"boxes": torch.zeros(1, 5)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 5\]\)"),
         ({"boxes": torch.ones(1, 1, 4)}, ValueError, r"boxes must be float \[N, 4\] \(got \[1, 1, 4\]\)"),
-        ({"boxes": torch.ones(1, 4).long()}, TypeError, r"boxes must be float \[N, 4\] \(got int64\)"),
-        ({"boxes": [[1.0, 2, 3, 4]]}, TypeError, r"boxes must be float \[N, 4\] \(got list\)"),
-        ({"labels": torch.ones(1)}, TypeError, r"labels must be int64 \[N\] \(got float32\)"),
-        ({"labels": torch.ones(1).int()}, TypeError, r"labels must be int64 \[N\] \(got int32\)"),
-        ({"labels": [1]}, TypeError, r"labels must be int64 \[N\] \(got list\)"),
+        ({"boxes": torch.ones(1, 4).bool()}, TypeError, r"boxes must be a tensor, float \[N, 4\] \(got bool\)"),
+        ({"boxes": torch.ones(1, 4) * 1j}, TypeError, r"boxes must be a tensor, float \[N, 4\] \(got complex64\)"),
+        ({"boxes": [[1.0, 2, 3, 4]]}, TypeError, r"boxes must be a tensor, float \[N, 4\] \(got list\)"),
+        ({"boxes": np.ones((1, 4))}, TypeError, r"boxes must be a tensor, float \[N, 4\] \(got numpy.ndarray\)"),
+        ({"labels": torch.ones(1)}, TypeError, r"labels must be a tensor, int64 \[N\] \(got float32\)"),
+        ({"labels": torch.ones(1).int()}, TypeError, r"labels must be a tensor, int64 \[N\] \(got int32\)"),
+        ({"labels": [1]}, TypeError, r"labels must be a tensor, int64 \[N\] \(got list\)"),
+        ({"labels": np.ones(1, int)}, TypeError, r"labels must be a tensor, int64 \[N\] \(got numpy.ndarray\)"),
         ({"labels": torch.tensor([1, 1])}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[2\]\)"),
         (
             {"labels": torch.tensor([[1]])},
@@ -136,6 +145,74 @@ def test_types_and_shapes_of_targets_are_checked_on_every_device(change, error, 
             small_detector().train()(small_batch()[0], targets)
         with FakeTensorMode():
             check_targets([as_on_cuda(target) for target in targets], 2, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int64, torch.float16, torch.float64])
+def test_boxes_of_any_numbers_give_the_losses_of_floats(dtype):
+    images, targets = small_batch()
+    whole = [{**target, "boxes": target["boxes"].round()} for target in targets]
+    usual = small_detector(**GRCN).train()(images, whole)
+    other = small_detector(**GRCN).train()(images, [{**one, "boxes": one["boxes"].to(dtype)} for one in whole])
+    assert usual["loss_box_reg"] > 0
+    assert_close(other, usual, rtol=0, atol=0)
+    empty = {**whole[0], "boxes": whole[0]["boxes"].to(dtype), "labels": whole[0]["labels"][:0]}
+    with pytest.raises(ValueError, match="^target 0: labels must be int64"):
+        small_detector().train()(images, [empty, whole[1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.float64])
+def test_values_of_boxes_of_any_numbers_are_checked(dtype):
+    targets = small_batch()[1]
+    targets[1] |= {"boxes": torch.tensor([[9, 9, 9, 20]]).to(dtype), "labels": torch.tensor([1])}
+    with pytest.raises(ValueError, match="^target 1: box 0 .* has no extent"):
+        small_detector().train()(small_batch()[0], targets)
+
+
+@pytest.mark.parametrize("how", [dict, iter, lambda targets: {"boxes": 1, "labels": 2}])
+def test_targets_are_a_list(how):
+    images, targets = small_batch()
+    targets = how(enumerate(targets) if how is dict else targets)
+    with pytest.raises(ValueError, match=r"^targets must be a list of one dict per image \(got \w+\)$"):
+        small_detector().train()(images, targets)
+
+
+@pytest.mark.parametrize("targets", [None, []])
+def test_a_batch_has_images(targets):
+    model = small_detector().train(targets is not None)
+    for images in ([], (), {}, torch.zeros(0, 3, 8, 8)):
+        with pytest.raises(ValueError, match=r"^expected a list of images, one at least \(got \w+ of 0\)$"):
+            model(images, targets)
+
+
+@pytest.mark.parametrize(
+    "image, error, message",
+    [
+        (Image.new("RGB", (64, 64)), TypeError, r"tensors \[3, H, W\] \(got PIL.Image.Image\)"),
+        (np.zeros((64, 64, 3), np.uint8), TypeError, r"tensors \[3, H, W\] \(got numpy.ndarray\)"),
+        (np.zeros((3, 64, 64), np.float32), TypeError, r"tensors \[3, H, W\] \(got numpy.ndarray\)"),
+        ("photo.jpg", TypeError, r"tensors \[3, H, W\] \(got builtins.str\)"),
+        (torch.zeros(64, 64, 3), ValueError, r"images \[3, h, w\] \(got \[64, 64, 3\]\)"),
+        (torch.zeros(64, 64), ValueError, r"images \[3, h, w\] \(got \[64, 64\]\)"),
+        (torch.zeros(3, 0, 64), ValueError, r"images \[3, h, w\] \(got \[3, 0, 64\]\)"),
+        (torch.ones(3, 64, 64).bool(), TypeError, r"float in 0-1 or uint8 \(got torch.bool\)"),
+        (torch.ones(3, 64, 64, dtype=torch.uint16), TypeError, r"float in 0-1 or uint8 \(got torch.uint16\)"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_images_are_tensors(image, error, message, training):
+    images, targets = small_batch()
+    with pytest.raises(error, match=f"^image 1: .*{message}"):
+        small_detector().train(training)([images[0], image], targets if training else None)
+
+
+def test_a_model_is_built_from_its_section_of_the_config():
+    cfg = load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml")
+    for other in (cfg, "configs/shapes/faster_rcnn_tiny.yaml", {"backbone": "tiny"}, None):
+        for classes in ((), (3,)):
+            with pytest.raises(TypeError, match="build_model takes the model section and num_classes; pass cfg.model"):
+                build_model(other, *classes)
+    with pytest.raises(TypeError, match="and num_classes; pass the number of classes"):
+        build_model(cfg.model)
 
 
 def as_on_cuda(target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import threading
@@ -17,10 +18,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import grcn
-from grcn.build import build_test_split
+from grcn.build import build_test_split, build_training
 from grcn.config.files import load_config
+from grcn.engine import checkpoint
 from grcn.errors import CheckpointError, EnvironmentFault
-from grcn.run.predict import as_tensor
+from grcn.run.predict import Predictor, as_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
@@ -68,7 +70,10 @@ def test_every_kind_of_image_gives_the_same(trained):
     path = images / "1.png"
     with Image.open(path) as picture:
         array = np.asarray(picture.convert("RGB"))
+        backwards = array[:, :, ::-1].copy()[:, :, ::-1]
+        data = path.read_bytes()
         kinds = [str(path), path, picture, array, as_tensor(path), as_tensor(path).float() / 255]
+        kinds += [backwards, data, io.BytesIO(data), path.open("rb")]
         found = predictor.predict_all(kinds)
     for other in found[1:]:
         assert_close((other.boxes, other.scores), (found[0].boxes, found[0].scores))
@@ -122,12 +127,52 @@ def test_several_images_are_not_one(trained):
         grcn.load(trained[0], "cpu").predict([trained[2] / "0.png"] * 2)
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((8, 8)), np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).long()]
-)
-def test_what_is_no_image_is_refused(image):
-    with pytest.raises(ValueError, match="must be uint8"):
-        as_tensor(image)
+def test_several_images_are_a_list(trained):
+    predictor, path = grcn.load(trained[0], "cpu"), trained[2] / "0.png"
+    for one in (str(path), path, path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path), None):
+        with pytest.raises(TypeError, match="predict_all takes a list of images .*; predict takes one"):
+            predictor.predict_all(one)
+    array = np.asarray(Image.open(path))
+    several = predictor.predict_all(np.stack([array, array]))
+    assert len(several) == 2 and len(predictor.predict_all(image for image in [path])) == 1
+    assert_close(several[1].boxes, predictor.predict(path).boxes)
+    with pytest.raises(TypeError, match="got None"):
+        predictor.predict(None)
+    with pytest.raises(TypeError, match="got None"):
+        predictor.predict_all([array, None])
+
+
+def test_dark_images_of_sixteen_bits_are_warned_of_once_and_read_by_the_bits_of_the_training(trained, caplog):
+    model, classes = grcn.load(trained[0], "cpu").model, ["a"] * 8
+    dark = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    plain = Predictor(model, classes, torch.device("cpu"))
+    for _ in range(2):
+        plain.predict_all([dark, dark])
+    assert caplog.text.count("uses 12 of its 16 bits") == 1 and "data.bits=12" in caplog.text
+    caplog.clear()
+    own = Predictor(model, classes, torch.device("cpu"), bits=12)
+    assert own.read(dark).max() == 255 and plain.read(dark).max() == 15
+    plain.predict(dark * 16)
+    assert not caplog.text
+
+
+def test_a_detector_reads_images_by_the_bits_of_its_own_training(tmp_path, monkeypatch):
+    Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(tmp_path / "0.png")
+    record = {"id": 1, "file_name": "0.png", "width": 64, "height": 48}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 30, 30]}
+    document = {"images": [record], "annotations": [box], "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    base = f"base: {ROOT}/configs/_base/tiny.yaml\n"
+    (tmp_path / "c.yaml").write_text(base + "data: {format: coco, root: ., train: ['.:a.json'], test: ['.:a.json']}\n")
+    small = ["model.width=4", "model.head.dim=8", "run.device=cpu", "train.steps=1", "train.warmup=0"]
+    cfg = load_config(tmp_path / "c.yaml", [*small, "data.bits=12"])
+    training = build_training(cfg)
+    assert training.train.read_image(0).min() == training.test.read_image(0).min() == 255
+    state = {"format": checkpoint.FORMAT, "step": 1, "losses": [], "optimizer": {}}
+    state |= {"model": training.model.state_dict()} | training.record
+    path = checkpoint.save(tmp_path, state, keep=1)
+    assert grcn.load(path, "cpu").read(tmp_path / "0.png").min() == 255
 
 
 def test_what_is_no_checkpoint_and_no_device_is_told(trained, tmp_path):
@@ -174,6 +219,35 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
         "tools/predict.py", *what, "some/deep/0.png", images / "0.png", "--output-dir", "two", folder=tmp_path
     )
     assert again.code == 0 and {path.name for path in (tmp_path / "two").glob("*.jpg")} == {"0.jpg", "0-2.jpg"}
+
+
+def test_a_folder_is_searched_the_same_way_again(trained, tmp_path):
+    checkpoint, _, images = trained
+    (tmp_path / "deep").mkdir()
+    for name in ("a.jfif", "b.jpe", "c.PNG", "deep/d.WebP", "deep/e.TIF"):
+        shutil.copy(images / "0.png", tmp_path / name)  # the content decides the format
+    for name in ("f.heic", "deep/g.HEIC", "h.avif", "._a.jpg", "deep/._d.webp", "notes.txt", "._i.heic"):
+        (tmp_path / name).write_bytes(b"no image that is read")
+    expected = ["a.jfif", "b.jpe", "c.PNG", "deep/d.WebP", "deep/e.TIF"]
+    what = ["--checkpoint", checkpoint, "--device", "cpu"]
+    for run in range(2):
+        done = programs.call("tools/predict.py", *what, ".", folder=tmp_path)
+        assert done.code == 0, done.stderr
+        document = json.loads((tmp_path / "predictions/predictions.json").read_text())
+        assert [one["file"] for one in document["images"]] == expected
+        (line,) = (line for line in done.stderr.splitlines() if "left out" in line)
+        assert line == "grcn: .: left out 2 .heic, 1 .avif, which cannot be read; save them as JPEG or PNG"
+        assert ("predictions: the images in it are not searched (5)" in done.stderr) == bool(run)
+    assert len(list((tmp_path / "predictions").rglob("*.jpg"))) == 5
+    pattern = programs.call("tools/predict.py", *what, "**/*.[jP]*", "--no-pictures", folder=tmp_path)
+    assert pattern.code == 0 and "predictions.json: 3 of 3 images read" in pattern.stderr, pattern.stderr
+    # Who names the output folder wants its images.
+    own = programs.call("tools/predict.py", *what, "predictions/deep", "--no-pictures", folder=tmp_path)
+    assert own.code == 0 and "predictions.json: 2 of 2 images read" in own.stderr
+    (tmp_path / "only").mkdir()
+    (tmp_path / "f.heic").rename(tmp_path / "only/f.heic")
+    none = programs.call("tools/predict.py", *what, "only", folder=tmp_path)
+    programs.assert_contract(none, 3, "only: no images in it (got 1 .heic); name a folder with")
 
 
 def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from grcn.run.predict import as_tensor
+from grcn.data.images import to_rgb_tensor
 from grcn.vis.boxes import GREY, draw_boxes, grid, titled
 from grcn.vis.curves import LINE_COLORS
 from grcn.vis.samples import Anchors, RoIs, Sample
@@ -174,7 +174,7 @@ def _drawn(
         x1, y1, x2, y2 = (round(value * scale) for value in corners)
         line = 1 if color in (GREY, _LIGHT_GREY) else 2
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
-    return draw_boxes(as_tensor(picture), objects * scale, captions, colors)
+    return draw_boxes(to_rgb_tensor(picture), objects * scale, captions, colors)
 
 
 def _widened(picture: Image.Image, width: int) -> Image.Image:

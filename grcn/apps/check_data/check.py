@@ -18,11 +18,11 @@ from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
 from grcn.config.schema import Config, DataConfig, ShapesDataConfig
 from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault, Notes
-from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, finding, notes_as_findings
+from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, notes_as_findings
 from grcn.data.images import read_image
 from grcn.errors import DataError, named, one_line
 from grcn.progress import progress_bar
-from grcn.run.anchor_fit import AnchorSet, fit, objects_of
+from grcn.run.anchor_fit import AnchorSet, findings_of, fit, objects_of
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -69,12 +69,12 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
     findings = train.findings + test.findings
     findings += check_tables(train.table, test.table, short=image.largest, longest=image.max, stride=stride)
     if not isinstance(cfg.data, ShapesDataConfig):
-        findings += _check_files(cfg, train, test, fast)
+        findings += _check_files(cfg, cfg.data.bits, train, test, fast)
     anchors = None
     if train.table is not None:
         rpn = AnchorSet(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
         anchors = fit(objects_of(train.table, image.largest, image.max), rpn)
-        findings += _anchor_finding(anchors)
+        findings += findings_of(anchors)
     findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     report = {
         "data": {"root": getattr(cfg.data, "root", "shapes"), "train": _facts(train), "test": _facts(test)},
@@ -154,7 +154,7 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
         faults(fault)
     objects = 0 if table is None else len(table.boxes)
     found = faults.findings(side, objects) + notes_as_findings(notes, side)
-    return _Read(table, found, lambda example: _image(cfg.folder, example))
+    return _Read(table, found, lambda example: _image(cfg.folder, cfg.bits, example))
 
 
 def _stride(cfg: Config) -> int:
@@ -164,7 +164,7 @@ def _stride(cfg: Config) -> int:
     return backbone.feature_specs[cfg.model.rpn.reads].stride
 
 
-def _check_files(cfg: Config, train: _Read, test: _Read, fast: bool) -> list[Finding]:
+def _check_files(cfg: Config, bits: int | None, train: _Read, test: _Read, fast: bool) -> list[Finding]:
     found = []
     sides: list[tuple[_Read, Side]] = [(train, "train"), (test, "test")]
     for read, side in sides:
@@ -173,21 +173,14 @@ def _check_files(cfg: Config, train: _Read, test: _Read, fast: bool) -> list[Fin
         missing, rows = check_missing(read.table, side)
         found += missing
         if fast:
-            found += check_headers(read.table, side, rows)
+            found += check_headers(read.table, side, rows, bits)
             continue
-        facts = inspect(read.table, rows, cfg.run.workers, cfg.run.timeout)
+        facts = inspect(read.table, rows, cfg.run.workers, cfg.run.timeout, bits)
         read.facts = list(progress_bar(facts, side, len(rows), leave=False))
-        found += check_facts(read.table, side, read.facts)
+        found += check_facts(read.table, side, read.facts, bits)
     if train.table is not None and test.table is not None:
         found += check_leaks(train.table, train.facts, test.table, test.facts)
     return found
-
-
-def _anchor_finding(anchors: dict[str, Any]) -> list[Finding]:
-    if anchors["suggestion"] is None:
-        return []
-    missed = round(anchors["objects"] * (1 - anchors["recall50"]))
-    return [finding("anchors", "train", missed, more=f"of {anchors['objects']}")]
 
 
 def _facts(read: _Read) -> dict[str, int]:
@@ -230,8 +223,8 @@ def _as_json(one: Finding) -> dict[str, Any]:
     return record
 
 
-def _image(root: str, example: Example) -> Tensor | None:
+def _image(root: str, bits: int | None, example: Example) -> Tensor | None:
     try:
-        return read_image(os.path.join(root, example.image)) if example.image else None
+        return read_image(os.path.join(root, example.image), bits=bits) if example.image else None
     except DataError:
         return None

@@ -18,9 +18,18 @@ from torch import Tensor
 from grcn.data.annotations import Annotations
 from grcn.data.faults import Fault, read_bytes
 from grcn.data.findings import MOST_EXAMPLES, Example, FaultCounter, Finding, finding, images_at, name_of
-from grcn.data.images import missing_rows, read_header, read_row
+from grcn.data.images import DARK, UNUSED, missing_rows, read_header, read_row
 from grcn.data.workers import read_ahead
-from grcn.run.checks_before_training import SAMPLE, name_image, odd_images
+from grcn.run.checks_before_training import (
+    SAMPLE,
+    bits_in_use,
+    count_tags,
+    is_16_bit,
+    name_image,
+    odd_headers,
+    odd_images,
+    read_headers,
+)
 
 logger = logging.getLogger("grcn")
 
@@ -33,6 +42,7 @@ class ImageFacts(NamedTuple):
         fault: what keeps it from being used, None where nothing does.
         mode: Pillow's name of the channels; empty where the header is unreadable.
         orientation: the EXIF tag; 1 is stored as displayed.
+        largest: value of its pixels as they are read, 0-255; None where there are none.
         contents, pixels: SHA-256 of the file and of the decoded image; empty where there is none.
     """
 
@@ -40,32 +50,35 @@ class ImageFacts(NamedTuple):
     fault: Fault | None
     mode: str = ""
     orientation: int = 1
+    largest: int | None = None
     contents: bytes = b""
     pixels: bytes = b""
 
 
-def inspect(table: Annotations, rows: np.ndarray, workers: int, timeout: float) -> Iterator[ImageFacts]:
+def inspect(
+    table: Annotations, rows: np.ndarray, workers: int, timeout: float, bits: int | None
+) -> Iterator[ImageFacts]:
     """Decodes images whole, in ``workers`` processes, and yields what they show in the order of ``rows``."""
     batches = (rows[start : start + 8].tolist() for start in range(0, len(rows), 8))
-    for pairs in read_ahead(partial(_inspect_row, table), batches, workers, False, timeout):
+    for pairs in read_ahead(partial(_inspect_row, table, bits), batches, workers, False, timeout):
         yield from (facts for _, facts in pairs)
 
 
-def _inspect_row(table: Annotations, row: int) -> tuple[Tensor, ImageFacts]:
+def _inspect_row(table: Annotations, bits: int | None, row: int) -> tuple[Tensor, ImageFacts]:
     """Looks at one image; runs in a worker, of which the image itself is not wanted."""
     nothing = torch.empty(0, dtype=torch.uint8)
     contents, header = b"", None
     try:
         data = read_bytes(table.path(row), "add it")
         contents, header = hashlib.sha256(data).digest(), read_header(io.BytesIO(data))
-        image = read_row(table, row)
+        image = read_row(table, row, bits)
     except Fault as fault:
         facts = ImageFacts(row, name_image(fault, table, row), contents=contents)
     else:
         facts = ImageFacts(row, None, contents=contents)
         pixels = hashlib.sha256(repr(tuple(image.shape)).encode())
         pixels.update(np.ascontiguousarray(image.permute(1, 2, 0).numpy()).data)
-        facts = facts._replace(pixels=pixels.digest())
+        facts = facts._replace(pixels=pixels.digest(), largest=int(image.max()))
     if header is not None:
         facts = facts._replace(mode=header.mode, orientation=header.orientation)
     return nothing, facts
@@ -78,8 +91,8 @@ def check_missing(table: Annotations, split: str) -> tuple[list[Finding], np.nda
     return found, np.setdiff1d(np.arange(len(table)), missing)
 
 
-def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts]) -> list[Finding]:
-    """Finds images that cannot be used, are turned or not RGB, and copies within the split."""
+def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts], bits: int | None) -> list[Finding]:
+    """Finds images that cannot be used, are turned, dark or not RGB, and copies within the split."""
     broken = FaultCounter()
     for fact in facts:
         if fact.fault is not None:
@@ -87,10 +100,18 @@ def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts]) -> 
     found = broken.findings(split)
     turned = [fact for fact in facts if fact.orientation != 1]
     if turned:
-        found.append(_of("image-rotated", table, split, turned, Counter(f"tag {fact.orientation}" for fact in turned)))
+        found.append(_of("image-rotated", table, split, turned, count_tags(fact.orientation for fact in turned)))
+    largest = {fact.row: fact.largest for fact in facts if fact.largest is not None}
+    sixteen = {fact.row: largest[fact.row] for fact in facts if fact.row in largest and is_16_bit(fact.mode)}
+    unused = sixteen if sixteen and max(sixteen.values()) < UNUSED else {}
+    dark = [fact for fact in facts if fact.row in unused or largest.get(fact.row, DARK) < DARK]
+    if dark:
+        found.append(_of("image-dark", table, split, dark, bits_in_use(unused.values(), bits) if unused else ""))
     other = [fact for fact in facts if fact.mode not in ("", "RGB")]
     if other:
-        found.append(_of("image-mode", table, split, other, Counter(fact.mode for fact in other)))
+        modes = Counter(fact.mode for fact in other)
+        more = ", ".join(f"{mode}: {count}" for mode, count in modes.most_common())
+        found.append(_of("image-mode", table, split, other, more))
     first: dict[bytes, int] = {}
     copies = [(fact, row) for fact in facts if (row := _known(fact, first)) is not None]
     if copies:
@@ -109,12 +130,15 @@ def check_leaks(
     return [_copies("image-leak", test, "test", leaks, train)] if leaks else []
 
 
-def check_headers(table: Annotations, split: str, rows: np.ndarray, most: int = SAMPLE) -> list[Finding]:
-    """Finds images that cannot be used among a sample, evenly spread: they are decoded only if their header is odd."""
+def check_headers(
+    table: Annotations, split: str, rows: np.ndarray, bits: int | None, most: int = SAMPLE
+) -> list[Finding]:
+    """Finds images that cannot be used, are turned or dark among a sample, evenly spread; few of them are decoded."""
+    sample = read_headers(table, rows, most)
     broken = FaultCounter()
-    for fault in odd_images(table, rows, most):
+    for fault in odd_images(table, sample):
         broken(fault)
-    return broken.findings(split)
+    return broken.findings(split) + odd_headers(table, split, sample, bits)
 
 
 def _known(fact: ImageFacts, first: dict[bytes, int], add: bool = True) -> int | None:
@@ -127,8 +151,7 @@ def _known(fact: ImageFacts, first: dict[bytes, int], add: bool = True) -> int |
     return row
 
 
-def _of(kind: str, table: Annotations, split: str, facts: Sequence[ImageFacts], counts: Counter[str]) -> Finding:
-    more = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
+def _of(kind: str, table: Annotations, split: str, facts: Sequence[ImageFacts], more: str) -> Finding:
     return finding(kind, split, len(facts), images_at(table, [fact.row for fact in facts]), more)
 
 

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from grcn.apps.walkthrough.walkthrough import Walk
+from grcn.data.images import to_rgb_tensor
 from grcn.models.features import TASKS
 from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import ImageBatch
-from grcn.run.predict import as_tensor
 from grcn.vis.boxes import GREY, VERMILION, contact_sheet, draw_boxes
 
 WIDTH, _LOWEST, _HIGHEST = 400, 200, 560  # of a panel, which is of the picture's shape unless that is very long
@@ -103,7 +103,7 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
     panels["its box, by the loc branch: from grey to red"] = draw_boxes(shown, moved, color=[VERMILION, GREY])
     panels["detections"] = _detections(walked, names)
     return contact_sheet(
-        [as_tensor(panel) for panel in panels.values()],
+        [to_rgb_tensor(panel) for panel in panels.values()],
         [{"boxes": torch.zeros(0, 4), "labels": []}] * len(panels),
         classes,
         titles=[f"{number} {title}" for number, title in enumerate(panels, start=1)],
