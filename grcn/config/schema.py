@@ -160,6 +160,9 @@ class FilesDataConfig(CommonDataConfig):
                     yield key, f"{split!r} {problem}"
 
 
+_JSON = (".json", ".json.gz")
+
+
 def _problem_of_split(split: str) -> str | None:
     """Says what is wrong with the name of a split in COCO's layout, and what it should be."""
     usual = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
@@ -167,8 +170,8 @@ def _problem_of_split(split: str) -> str | None:
     if any(part.startswith("/") or ".." in part.split("/") for part in parts):
         return "leads out of data.root; give paths below it"
     if len(parts) == 1:
-        return f"is a file; {usual}" if split.endswith(".json") else None
-    if len(parts) > 2 or not all(parts) or not split.endswith(".json"):
+        return f"is a file; {usual}" if split.endswith(_JSON) else None
+    if len(parts) > 2 or not all(parts) or not split.endswith(_JSON):
         return f"is no IMAGES:FILE.json; {usual}"
     return None
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,17 @@ import numpy as np
 
 from grcn.data.annotations import Annotations, concatenate
 from grcn.data.cache import cached
-from grcn.data.coco_json import FORMAT, Records, columns, parse
-from grcn.data.faults import Notes, Report, fault, read_bytes, split_remedy, tell
+from grcn.data.coco_images import Images
+from grcn.data.coco_json import FORMAT, HEADINGS, columns, parse
+from grcn.data.coco_records import Records
+from grcn.data.coco_values import Known, Readings, tell_readings
+from grcn.data.faults import Fault, Notes, Report, fault, read_bytes, split_remedy, tell
 from grcn.data.validate import PART, pack, pack_detections
 from grcn.errors import DataError, one_line
 
 logger = logging.getLogger("grcn")
+
+NO_ID = -(2**63)  # of a class that a split does not list, until its splits are joined
 
 
 def load(
@@ -52,35 +59,55 @@ def load(
     for split in splits:
         tables.append(_load_split(Path(root), split, classes, report, own))
         classes = tables[0].classes
-    table = concatenate(tables)
+    table = _joined(tables)
     if notes is None:
         own.log(table.name)
     return table
 
 
-def read_detections(file: str | Path, table: Annotations) -> dict[str, np.ndarray]:
+def read_detections(file: str | Path, table: Annotations, strict: bool = False) -> dict[str, np.ndarray]:
     """Reads COCO's result file: a list of {image_id, category_id, bbox: [x, y, w, h], score}.
+
+    An image may be called by its file, or the end of its path, too. Detections in other images or of other categories
+    are left out; a warning counts them, and what is read as it was meant.
+
+    Args:
+        strict: refuse all of that.
 
     Returns:
         packed detections of the images of ``table``: rows, boxes, scores, labels.
 
     Raises:
-        DataError: broken JSON, a field is missing or of the wrong type, an unknown image or
-            category id.
+        DataError: broken JSON, a field is missing or of the wrong type, or no detection is left.
     """
     path = Path(file)
     document = parse(path, read_bytes(path, "pass an existing file"))
     if not isinstance(document, list):
         raise fault(path, "not a list (got {}); use COCO's result format", type(document).__name__)
-    records = Records(f"{path}#", document)
-    scores = records.column("score", float, int)
-    return pack_detections(
-        records.positions("image_id", table.result_ids()),
-        records.boxes(),
-        scores,
-        records.positions("category_id", table.category_ids.tolist()) + 1,
-        lambda k: f"{path}#/{k}",
-    )
+    readings = Readings()
+    records = Records(path, "", document, readings)
+    scores = np.array(records.column("score", float, int), np.float64)
+    foreign = "detections {} that {} does not have, which are left out"
+    rows = records.positions("image_id", _images_of(table), foreign.format("in images", table.name))
+    categories = Known(table.category_ids.tolist())
+    labels = records.positions("category_id", categories, foreign.format("of categories", table.name)) + 1
+    boxes = records.boxes()
+    known = np.flatnonzero((rows >= 0) & (labels > 0))
+    if len(document) and not len(known):
+        what = "no detection is of an image and a category of {}; use the results of this split"
+        raise fault(path, what, table.name)
+    notes = Notes(strict)
+    tell_readings(readings.packed(), path, notes, None)
+    if notes.counts:
+        logger.warning(
+            "%s", one_line(f"{path}: {', '.join(f'{count:,} {kind}' for kind, count in notes.counts.items())}")
+        )
+    return pack_detections(rows[known], boxes[known], scores[known], labels[known], lambda k: f"{path}#/{known[k]}")
+
+
+def _images_of(table: Annotations) -> Known:
+    files = [os.fsdecode(file) for file in table.files.tolist()]
+    return Known(table.result_ids(), files=files if any(files) else ())
 
 
 def write_detections(file: str | Path, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
@@ -113,23 +140,26 @@ def _result_records(table: Annotations, detections: Mapping[str, np.ndarray]) ->
             yield {"image_id": keys[row], "category_id": category, "bbox": box, "score": score}
 
 
-def _places(split: str) -> tuple[Path, Path, str]:
+def _places(root: Path, split: str) -> tuple[Path, Path, str]:
     """Returns the folder of images and the annotation file of a split, below the root, and the name of its table.
 
     Of ``IMAGES:FILE.json`` the name is ``FILE``: its last part goes into names of result files, where no colon may be.
     """
     images, colon, file = split.partition(":")
     if colon:
-        return Path(images), Path(file), file.removesuffix(".json")
-    return Path(split), Path("annotations") / f"instances_{split}.json", split
+        return Path(images), Path(file), file.removesuffix(".gz").removesuffix(".json")
+    usual = Path("annotations") / f"instances_{split}.json"
+    packed = usual.with_name(f"{usual.name}.gz")
+    return Path(split), packed if (root / packed).exists() and not (root / usual).exists() else usual, split
 
 
 def _load_split(
     root: Path, split: str, classes: Sequence[str] | None, report: Report | None, notes: Notes
 ) -> Annotations:
-    folder, file, name = _places(split)
+    folder, file, name = _places(root, split)
     path = root / file
-    others = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
+    found = (path.name.removeprefix("instances_") for path in root.glob("annotations/instances_*.json*"))
+    others = {name.removesuffix(".gz").removesuffix(".json") for name in found}
     remedy = split_remedy(root, file, split, others)
     prefix = "" if folder == Path() else f"{folder}/"
     try:
@@ -138,39 +168,53 @@ def _load_split(
         if report is None:
             raise
         read = columns(path, prefix, read_bytes(path, remedy), report)  # all faults, of which none is kept
-    files = [f"{prefix}{image}" for image in read["file_names"].tobytes().decode().split("\n")]
+    tell_readings(read["readings"], path, notes, report)
+    images = Images(root, folder, lambda n: f"{path}#/images/{read['image_places'][n]}", report, notes)
+    files, good = images.files(read["file_names"].tobytes().decode().split("\n"))
+    sizes = images.fill_sizes(read["sizes"], files, good)
     if len(set(files)) < len(files):
         repeated = len(files) - len(set(files))
         logger.warning("%s: %d files are listed again, under other ids", one_line(str(path)), repeated)
-    classes, category_ids, labels = _labels(path, read, classes, report)
-    known = labels > 0
-    ids = read["ids"][known]
+    classes, category_ids, labels = _labels(path, read, classes, report, notes)
+    known = (labels > 0) & good[read["rows"]]
+    ids, place = read["ids"][known], ": annotation " if read["are_ids"] else "#/annotations/"
     return pack(
         name,
         classes,
-        image_ids=read["image_ids"].tolist(),
-        files=files,
+        image_ids=[image.decode() if isinstance(image, bytes) else image for image in read["image_ids"][good].tolist()],
+        files=[file for file, kept in zip(files, good, strict=True) if kept],
         root=str(root),
-        sizes=read["sizes"],
-        rows=read["rows"][known],
+        sizes=sizes[good],
+        rows=(np.cumsum(good) - 1)[read["rows"][known]],
         boxes=read["boxes"][known],
         labels=labels[known],
         area=read["area"][known],
         iscrowd=read["iscrowd"][known],
         category_ids=category_ids,
-        describe=lambda m: f"{path}: annotation {ids[m]}",
+        describe=lambda m: f"{path}{place}{ids[m]}",
         report=report,
     )
 
 
 def _labels(
-    path: Path, read: Mapping[str, np.ndarray], classes: Sequence[str] | None, report: Report | None
+    path: Path, read: Mapping[str, np.ndarray], classes: Sequence[str] | None, report: Report | None, notes: Notes
 ) -> tuple[Sequence[str], list[int], np.ndarray]:
     """Returns the class names, their category ids, and the label of each annotation: 0 is none of them."""
     names = read["category_names"].tobytes().decode().split("\n")
     id_of = dict(zip(names, read["category_ids"].tolist(), strict=True))
+    headings = {name for name, is_heading in zip(names, read["headings"], strict=True) if is_heading}
+
+    def note(kind: str, got: str) -> None:
+        try:
+            notes.add(kind, f"{path}#/categories", got)
+        except Fault as found:
+            tell(report, found)
+
+    for name in names:
+        if name in headings and name not in (classes or ()):
+            note(HEADINGS, name)
     if classes is None:
-        classes = sorted(names, key=id_of.__getitem__)
+        classes = sorted((name for name in names if name not in headings), key=id_of.__getitem__)
     label_of = {name: label for label, name in enumerate(classes, start=1)}
     used = set(read["categories"].tolist())
     for place, name in enumerate(names):
@@ -178,6 +222,21 @@ def _labels(
             tell(report, fault(path, "unknown class (got {}); add it to data.classes", name, kind="class-unknown"))
     for name in classes:
         if name not in id_of:
-            tell(report, fault(f"{path}#/categories", "a class is missing (got no {}); add it", name))
+            note("classes that the split does not list, and so has no objects of", name)
     labels = np.array([label_of.get(name, 0) for name in names], np.int64)
-    return classes, [id_of.get(name, -1) for name in classes], labels[read["categories"]]
+    return classes, [id_of.get(name, NO_ID) for name in classes], labels[read["categories"]]
+
+
+def _joined(tables: list[Annotations]) -> Annotations:
+    """Joins the tables of splits of which some may list only some of the classes, or call images by names."""
+    ids = np.stack([table.category_ids for table in tables])
+    listed = ids != NO_ID
+    for label in np.flatnonzero(~listed.all(axis=0)).tolist():
+        known = ids[listed[:, label], label]
+        number = known[0] if len(known) else label + 1
+        if not len(known) and number in ids:
+            number = ids.max() + 1
+        ids[~listed[:, label], label] = number
+    if len({table.has_ids for table in tables}) > 1:
+        tables = [replace(table, image_ids=np.array(table.image_ids, np.bytes_)) for table in tables]
+    return concatenate([replace(table, category_ids=own) for table, own in zip(tables, ids, strict=True)])

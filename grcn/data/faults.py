@@ -134,9 +134,16 @@ def is_printable(path: str) -> bool:
     return len(path) <= LONGEST_PATH and not _UNPRINTABLE.search(path)
 
 
+def is_text(value: object, longest: int) -> bool:
+    """Tells whether a value is text that can stand in tables and messages: not blank, no control characters."""
+    return (
+        isinstance(value, str) and 0 < len(value) <= longest and bool(value.strip()) and not _UNPRINTABLE.search(value)
+    )
+
+
 def check_class_name(place: object, name: str) -> None:
     """Refuses a name that cannot stand in tables, pictures and messages: blank, long, or with control characters."""
-    if not name.strip() or len(name) > 100 or _UNPRINTABLE.search(name):
+    if not is_text(name, 100):
         raise fault(place, "not a class name (got {}); rename the class", name)
 
 

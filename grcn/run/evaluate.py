@@ -125,7 +125,9 @@ def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -
 
 def _read_detections(cfg: Config, path: Path) -> tuple[DetectionDataset, dict[str, np.ndarray]]:
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
-    read = voc_files.read_detections if path.is_dir() else coco_files.read_detections
-    found = read(path, test.table)
+    if path.is_dir():
+        found = voc_files.read_detections(path, test.table)
+    else:
+        found = coco_files.read_detections(path, test.table, getattr(cfg.data, "strict", False))
     known = found["rows"] < len(build.limit_images(cfg.eval, test.table))
     return test, {key: values[known] for key, values in found.items()}

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from grcn.catalog import COCO_CLASSES
 from grcn.data import coco
+from grcn.data.faults import Notes
 from grcn.errors import DataError
 
 OFFICIAL_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -158,8 +159,10 @@ def test_given_classes_set_the_labels(tmp_path):
     with pytest.raises(DataError, match=r"unknown class \(got 'cat'\)") as error:
         coco.load(tmp_path, ["train"], ["dog"])
     assert str(path) in str(error.value)
-    with pytest.raises(DataError, match="a class is missing .got no 'cow'"):
-        coco.load(tmp_path, ["train"], ["cat", "dog", "cow"])
+    notes = Notes()
+    table = coco.load(tmp_path, ["train"], ["cow", "cat", "dog"], notes=notes)
+    assert table.labels.tolist() == [2, 3, 3] and table.category_ids.tolist() == [1, 7, 3]
+    assert list(notes.counts.values()) == [1] and "does not list" in next(iter(notes.counts))
     unused = document()
     unused["categories"].append({"id": 1, "name": "everything"})
     write(tmp_path, unused)
@@ -204,24 +207,24 @@ def changed(*keys: Any, to: object) -> dict[str, Any]:
         (changed("annotations", to=None), "#/annotations: not a list"),
         (changed("annotations", 1, to=3), r"#/annotations/1: not an object \(got 3\)"),
         (changed("images", 1, "id", to=30), r"#/images/1/id: used before \(got 30\)"),
-        (changed("images", 1, "id", to="10"), "#/images/1/id: missing or not of type int"),
+        (changed("images", 1, "id", to=""), "#/images/1/id: missing or not of type int"),
         (changed("images", 1, "id", to=2**63), "#/images/1/id: too large"),
-        (changed("images", 1, "width", to=0), r"#/images/1: no size of an image \(got 0 x 50\)"),
+        (changed("images", 1, "width", to=0), r"#/images/1: no size \(got 0 x 50\)"),
         (changed("images", 1, "width", to=2**31), r"#/images/1: no size of an image \(got 2147483648 x"),
         (changed("categories", to=[]), "#/categories: an empty list"),
         (changed("categories", 1, "name", to="a\nb"), r"#/categories/1/name: not a class name \(got 'a\\nb'"),
-        (changed("images", 1, "height", to=KeyError), "#/images/1/height: missing or not of"),
+        (changed("images", 1, "height", to=KeyError), r"#/images/1: no size \(got 20 x 0\), and no image"),
         (changed("images", 2, "file_name", to="../x.jpg"), "#/images/2/file_name: not a path below"),
         (changed("images", 2, "file_name", to="/x.jpg"), "#/images/2/file_name: not a path below"),
         (changed("images", 2, "file_name", to="\x1b]0;"), r"got '\\x1b\]0;'"),
         (changed("categories", 1, "id", to=7), "#/categories/1/id: used before"),
         (changed("categories", 1, "name", to="cat"), "#/categories/1/name: used before"),
-        (changed("annotations", 2, "id", to=0), r"#/annotations/2/id: used before \(got 0\)"),
+        (changed("annotations", 2, "id", to=2**63), "#/annotations/2/id: too large"),
         (changed("annotations", 1, "image_id", to=11), r"image_id: unknown .got 11, .*\[10, 20, 30\]"),
         (changed("annotations", 1, "category_id", to=4), r"category_id: unknown .got 4, .*\[3, 7\]"),
         (changed("annotations", 1, "category_id", to=True), "category_id: missing or not of type"),
         (changed("annotations", 1, "iscrowd", to=2), "#/annotations/1/iscrowd: unknown"),
-        (changed("annotations", 1, "area", to="9"), "#/annotations/1/area: missing or not"),
+        (changed("annotations", 1, "area", to="nine"), "#/annotations/1/area: missing or not"),
         (changed("annotations", 1, "area", to=-1), "annotation 5: area is no area"),
         (changed("annotations", 1, "bbox", to=KeyError), "#/annotations/1/bbox: missing or not"),
         (changed("annotations", 1, "bbox", to=[1, 2, 3]), "#/annotations/1/bbox: not four numbers"),
@@ -249,10 +252,11 @@ def test_broken_files_are_one_line(tmp_path, content, message):
         (b"", r"train\.json:1:1: broken JSON"),
         (b'{"images": [\n{"id": 1,}]}', r"train\.json:2:\d+: broken JSON"),
         (b'{"images": [], "images": []}', "a key twice in an object with keys images, images"),
-        (b'{"images": [NaN]}', "NaN is no JSON number"),
+        (b'{"images": [NaN]}', r"images/0: not an object .got nan"),
         (b"[" * 100_000, "bad JSON"),
         (b'{"images": ' + b"9" * 5000 + b"}", "bad JSON"),
-        ("{}".encode("utf-16"), "not UTF-8"),
+        ("é".encode("latin-1"), "not UTF-8"),
+        (b"\xff\xfe{", "not UTF-16"),
     ],
 )
 def test_files_that_are_no_json(tmp_path, data, message):
@@ -320,9 +324,9 @@ def test_no_detections_are_an_empty_list(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 31}, r"results\.json#/1/image_id: unknown"),
-        ({"image_id": "30"}, r"results\.json#/1/image_id: missing or not of type int"),
-        ({"category_id": 1}, r"results\.json#/1/category_id: unknown .*\[3, 7\]"),
+        ({"image_id": 2**63}, r"results\.json#/1/image_id: too large"),
+        ({"image_id": "\x1b"}, r"results\.json#/1/image_id: missing or not of type int"),
+        ({"category_id": "cat"}, r"results\.json#/1/category_id: missing or not of type int"),
         ({"score": None}, r"results\.json#/1/score: missing or not of type float or int"),
         ({"bbox": [1, 2]}, r"results\.json#/1/bbox: not four numbers"),
         ({"bbox": [1, 2, -3, 4]}, r"results\.json#/1: not a box and a score"),

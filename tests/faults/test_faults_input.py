@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -92,10 +93,8 @@ BOXES = [
     bad("corner of 1e30", box(1e30, 6, 30, 30), AT + "/bbox: too large (got 1e+30)"),
     bad("size of 1e30", box(5, 6, 1e30, 1e30), AT + "/bbox: too large"),
     bad("1e999", text(lambda t: t.replace("[5, 6,", "[5, 1e999,", 1)), "#/annotations/0/bbox", "got inf"),
-    *(
-        bad(f"{value}", box(5, 6, value, 30), f"{ANNOTATIONS}: bad JSON", json.dumps(value))
-        for value in (math.nan, math.inf, -math.inf)
-    ),
+    bad("nan", box(5, 6, math.nan, 30), NAMED + "box is not finite"),
+    *(bad(f"{value}", box(5, 6, value, 30), AT + "/bbox: too large") for value in (math.inf, -math.inf)),
     *(
         bad(f"bbox: {value!r}", put("annotations", 1, "bbox", to=value), AT + "/bbox: not four numbers")
         for value in ([], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, "4"], [1, 2, 3, None], [1, 2, 3, True], [[1, 2, 3, 4]])
@@ -116,12 +115,30 @@ BOXES = [
     good("category twice but for case", put("categories", 1, "name", to="Cat"), "differ in case only"),
     bad("category without a name", put("categories", 1, "name", to=" "), CLASS_AT + "/name: not a class", "' '"),
     bad("image id twice", put("images", 1, "id", to=0), IMAGE_AT + "/id: used before (got 0)"),
-    bad("annotation id twice", put("annotations", 1, "id", to=0), AT + "/id: used before (got 0)"),
+    good("annotation id twice", put("annotations", 1, "id", to=0), "1 annotations with the id of an earlier one"),
+    *(
+        good(f"annotation id {value!r}", put("annotations", 1, "id", to=value), "1 annotations without a number")
+        for value in (KeyError, None, True, "a1b2", [1])
+    ),
+    bad("annotation id of 2**63", put("annotations", 1, "id", to=2**63), AT + "/id: too large"),
     bad("image not listed", put("annotations", 1, "image_id", to=9), AT + "/image_id: unknown (got 9"),
     *(good(f"no {key}", put("annotations", 1, key, to=KeyError)) for key in ("iscrowd", "area")),
     bad("negative area", put("annotations", 1, "area", to=-4), NAMED + "area is no area (got -4"),
-    bad("area as text", put("annotations", 1, "area", to="800"), AT + "/area", "'800'"),
+    good("area as text", put("annotations", 1, "area", to="800"), "1 values of annotations/area written as text"),
+    *(
+        good(f"area {value!r}", put("annotations", 1, "area", to=value), "1 values of annotations/area that are null")
+        for value in (None, math.nan, "")
+    ),
+    bad("area in words", put("annotations", 1, "area", to="large"), AT + "/area", "'large'"),
     bad("area of 1e300", put("annotations", 1, "area", to=1e300), AT + "/area: too large"),
+    *(
+        good(f"iscrowd {value!r}", put("annotations", 1, "iscrowd", to=value), "1 values of annotations/iscrowd other")
+        for value in (False, True, None, 0.0, 1.0, "0", "1", "true")
+    ),
+    *(
+        bad(f"iscrowd {value!r}", put("annotations", 1, "iscrowd", to=value), AT + "/iscrowd: missing or not")
+        for value in (0.5, "2", "yes", [0], {})
+    ),
     bad("iscrowd 2", put("annotations", 1, "iscrowd", to=2), AT + "/iscrowd: unknown (got 2"),
     good("one crowd", put("annotations", 1, "iscrowd", to=1)),
     good("flags of other formats", every_annotation(ignore=1, difficult=1, score=0.5)),
@@ -140,7 +157,14 @@ BOXES = [
         for share in (0, 0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999)
     ),
     good("byte order mark", text(lambda t: t.encode("utf-8-sig"))),
-    bad("UTF-16", text(lambda t: t.encode("utf-16")), f"{ANNOTATIONS}: not UTF-8"),
+    *(
+        good(name, text(lambda t, name=name: t.encode(name)), "1 files that are not UTF-8")
+        for name in ("UTF-16", "UTF-32")
+    ),
+    bad("UTF-16 without a mark", text(lambda t: t.encode("utf-16-le")), f"{ANNOTATIONS}:1:2: broken JSON"),
+    good("gzip", text(lambda t: gzip.compress(t.encode())), "1 gzipped files"),
+    bad("gzip cut off", text(lambda t: gzip.compress(t.encode())[:-9]), f"{ANNOTATIONS}: broken gzip"),
+    bad("gzip struck", text(lambda t: gzip.compress(t.encode())[:50] + bytes(99)), f"{ANNOTATIONS}: broken gzip"),
     bad("Latin-1", text(lambda t: t.replace("cat", "chât").encode("latin-1")), f"{ANNOTATIONS}: not UTF-8"),
     bad("a key twice", text(lambda t: t.replace("{", '{"id": 7, "id": 7, ', 1)), f"{ANNOTATIONS}: bad", "twice"),
     bad("5,000 digits", text(lambda t: t.replace(": 1,", f": {'1' * 5000},", 1)), f"{ANNOTATIONS}: bad JSON"),
@@ -154,14 +178,28 @@ BOXES = [
     bad("an annotation that is none", put("annotations", 1, to=[1]), AT + ": not an object (got [1])"),
     *(
         bad(f"image id {value!r}", put("images", 1, "id", to=value), IMAGE_AT + "/id")
-        for value in ("1", 1.0, True, None, 2**63, -(2**63))
+        for value in (True, None, 1.5, "", 2**63, -(2**63), 1e30, str(2**63))
+    ),
+    *(
+        good(f"image id {value!r}", put("images", 1, "id", to=value), "1 values of images/id written as text")
+        for value in ("1", 1.0, " 1 ", "1.0")
     ),
     good("negative image id", both(put("images", 1, "id", to=-5), put("annotations", 1, "image_id", to=-5))),
     good("a file under two ids", put("images", 1, "file_name", to="0.jpg"), "1 files are listed again, under other"),
     *(
         bad(f"width {value!r}", put("images", 1, "width", to=value), IMAGE_AT)
-        for value in (0, -64, 64.0, "64", None, 2**31, 2**63)
+        for value in (-64, 64.5, "wide", True, 2**31, 2**63)
     ),
+    *(
+        good(f"width {value!r}", put("images", 1, "width", to=value), "1 values of images/width written as text")
+        for value in (64.0, "64")
+    ),
+    *(
+        good(f"width {value!r}", put("images", 1, "width", to=value), "1 images without a size")
+        for value in (0, -1, None, KeyError, math.nan, "")
+    ),
+    bad("width and image missing", both(removed("train/1.jpg"), put("images", 1, "width", to=0)),
+        IMAGE_AT + ": no size (got 0 x 48), and no image 'train/"),
     bad("no file", removed(JSON), f"{ANNOTATIONS}: no such file", "data.root"),
     bad("a folder for a file", replaced(JSON, Path.mkdir), f"{ANNOTATIONS}: not a file"),
     bad("a pipe for a file", replaced(JSON, os.mkfifo), f"{ANNOTATIONS}: not a file"),

@@ -96,8 +96,8 @@ def bad_files() -> dict[str, tuple[object, tuple[str, ...]]]:
     """Returns what a file may hold, and what the message must name."""
     whole = json.dumps(perfect())
     wrong = {
-        "image_id": ["1", 1.0, None, True, 99, -1, [1], {}, HUGE],
-        "category_id": ["7", 7.0, None, False, 0, 8, [7], "cat", HUGE],
+        "image_id": [None, True, 1.5, [1], {}, HUGE, ""],
+        "category_id": [None, False, 7.5, [7], "cat", HUGE],
         "bbox": [
             *(None, 3, "1,2,3,4", [], [1, 2, 3], [1, 2, 3, 4, 5], ["1", 2, 3, 4], [None, 2, 3, 4], [True, 2, 3, 4]),
             *([[1, 2, 3, 4]], [1, 2, -3, 4], [1, 2, 3, -4], [1, 2, 3, HUGE], {"x": 1}, [1, 2, 3, math.nan]),
@@ -264,7 +264,44 @@ def test_ids_of_annotations_may_begin_at_0_and_not_repeat(folder: Path) -> None:
     put_truth(folder, document | {"annotations": [one | {"id": one["id"] - 1} for one in document["annotations"]]})
     assert figures(score(folder, perfect()))["coco_ap"] == 1.0
     put_truth(folder, document | {"annotations": [one | {"id": 5} for one in document["annotations"]]})
-    assert not told(score(folder, perfect()), "annotations/1/id", "used before")
+    result = score(folder, perfect())
+    assert figures(result)["coco_ap"] == 1.0 and "4 annotations with the id of an earlier one" in result.stderr
+
+
+ODD_IDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "text": (lambda one: {"image_id": str(one["image_id"])}, "5 values of image_id written as text or decimals"),
+    "decimals": (lambda one: {"image_id": float(one["image_id"])}, "5 values of image_id written as text"),
+    "decimals of categories": (lambda one: {"category_id": f"{one['category_id']}.0"}, "5 values of category_id"),
+    "files": (lambda one: {"image_id": f"{one['image_id']}.png"}, "5 values of image_id that are names of files"),
+    "paths": (lambda one: {"image_id": f"val/{one['image_id']}.png"}, "5 values of image_id that are names of files"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_IDS)
+def test_ids_that_are_written_otherwise_are_read(folder: Path, name: str) -> None:
+    change, said = ODD_IDS[name]
+    result = score(folder, [one | change(one) for one in perfect()])
+    assert figures(result)["coco_ap"] == 1.0 and said in result.stderr
+    assert result.stderr.count("d.json: 5 values") == 1
+
+
+def test_detections_of_other_data_are_left_out_and_counted(folder: Path) -> None:
+    others = [perfect()[0] | other for other in ({"image_id": 99}, {"image_id": "x"}, {"category_id": 8})]
+    result = score(folder, [*perfect(), *others])
+    assert figures(result)["coco_ap"] == 1.0
+    assert "2 detections in images that" in result.stderr and "1 detections of categories that" in result.stderr
+    programs.assert_contract(score(folder, others), 3, "d.json: no detection is of an image and a category of 'val'")
+    args = ("--config", "c.yaml", "--detections", "d.json", "--output-dir", "out", "data.strict=true")
+    refused = programs.call("tools/eval.py", *args, folder=folder)
+    assert not told(refused, "d.json")
+
+
+def test_a_name_that_may_be_two_images_is_refused(folder: Path) -> None:
+    document = truth()
+    document["images"][0]["file_name"], document["images"][1]["file_name"] = "2.png", "1.png"
+    put_truth(folder, document)
+    result = score(folder, [one | {"image_id": str(one["image_id"])} for one in perfect()])
+    assert not told(result, "d.json#/0/image_id", "may be any of 2 images")
 
 
 def test_of_200_detections_coco_counts_100_and_voc_all(folder: Path) -> None:
