@@ -80,9 +80,13 @@ def plain(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotat
 
 
 def label_studio(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:
-    """Paths of the machine that exported, with either slash."""
-    start = chance.choice(["images\\", "/data/upload/1/", "train\\", "train/", "C:\\tmp\\images\\"])
-    return write_coco(root, coco_document(pictures, lambda one: f"{start}{one.stem}.jpg"), pictures)
+    """Paths of the machine that exported, with either slash; ``result.json`` beside ``images``."""
+    start = chance.choice(["images\\", "/data/upload/1/", "images/", "C:\\tmp\\images\\", ""])
+    document = coco_document(pictures, lambda one: f"{start}{one.stem}.jpg")
+    for picture in pictures:
+        draw(picture, root / "images" / f"{picture.stem}.jpg")
+    (root / "result.json").write_text(json.dumps(document))
+    return coco.load(root, ["images:result.json"], notes=Notes())
 
 
 def via(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:
