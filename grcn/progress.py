@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 _SECONDS = 60.0
+_UP = "\x1b[A"  # tqdm's way back from a bar below another, which a file has not
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go, {rate_fmt}{postfix}"
 
 
@@ -55,7 +56,7 @@ class _Lines:
         self._lines, self._last = stream, ""
 
     def write(self, text: str) -> None:
-        line = text.strip()
+        line = text.replace(_UP, "").strip()
         if line and line != self._last:
             self._lines.write(f"{line}\n")
             self._last = line

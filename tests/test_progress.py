@@ -24,9 +24,11 @@ def test_a_file_gets_lines_and_none_of_what_is_done_at_once(monkeypatch, capfd):
             bar.update()
             bar.set_postfix(loss="1.5", refresh=False)
             logging.getLogger("grcn").info("told")
+        assert list(progress_bar(range(2), "inner", leave=False)) == [0, 1]
     monkeypatch.setattr(progress, "_SECONDS", 60.0)
     assert list(progress_bar(range(2), "evaluate", leave=False)) == [0, 1]
     written = capfd.readouterr().err
+    assert "\x1b" not in written
     lines = written.splitlines()
     assert "\r" not in written and "\n\n" not in written and "evaluate" not in written
     assert lines.count("grcn: told") == 3
