@@ -5,6 +5,7 @@ python tools/prepare_data.py split --root data/mine --test 0.2
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from grcn import errors
@@ -34,7 +35,10 @@ def main() -> None:
         about = _ABOUT[name]
         _add_download(commands.add_parser(name, help=about, description=_DOWNLOAD.format(about), formatter_class=raw))
     _add_split(commands.add_parser("split", help="lists for your own", description=_SPLIT, formatter_class=raw))
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    if words and words[0].startswith("--"):  # flags in front of the command, which argparse takes behind it only
+        words.sort(key=lambda word: word not in commands.choices)
+    args = parser.parse_args(words)
     start_logging()
     if args.command == "split":
         shares = {"test": args.test} | ({} if args.val is None else {"val": args.val})
