@@ -31,7 +31,7 @@ class Images:
         root: the folder of the data set.
         folder: of the split's images, below it.
         place_of: returns file and JSON pointer of an image, for messages.
-        report: is told of images that cannot be found, where otherwise the first one is an error.
+        report: takes the faults of images that cannot be found, where otherwise the first one is raised.
         notes: counts what is read as it was meant.
     """
 

@@ -130,8 +130,8 @@ def test_sizes_that_are_missing_are_those_of_the_image_as_displayed(tmp_path, si
     (tmp_path / "train/im5.jpg").unlink()
     with pytest.raises(DataError, match=r"#/images/0: no size .* and no image 'train/im5.jpg'"):
         coco.load(tmp_path, ["train"])
-    told: list[DataError] = []
-    assert coco.load(tmp_path, ["train"], report=told.append).result_ids() == [6] and len(told) == 1
+    faults: list[DataError] = []
+    assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
 
 
 def test_headings_of_categories_are_left_out(tmp_path):
