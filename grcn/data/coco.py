@@ -87,10 +87,10 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
     readings = Readings()
     records = Records(path, "", document, readings)
     scores = np.array(records.column("score", float, int), np.float64)
-    foreign = "detections {} that {} does not have, which are left out"
-    rows = records.positions("image_id", _images_of(table), foreign.format("in images", table.name))
+    foreign = f"detections left out, as {table.name} has no such"
+    rows = records.positions("image_id", _images_of(table), f"{foreign} image")
     categories = Known(table.category_ids.tolist())
-    labels = records.positions("category_id", categories, foreign.format("of categories", table.name)) + 1
+    labels = records.positions("category_id", categories, f"{foreign} category") + 1
     boxes = records.boxes()
     known = np.flatnonzero((rows >= 0) & (labels > 0))
     if len(document) and not len(known):
@@ -99,9 +99,8 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
     notes = Notes(strict)
     tell_readings(readings.packed(), path, notes, None)
     if notes.counts:
-        logger.warning(
-            "%s", one_line(f"{path}: {', '.join(f'{count:,} {kind}' for kind, count in notes.counts.items())}")
-        )
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in notes.counts.items())
+        logger.warning("%s", one_line(f"{path}: {counts}"))
     return pack_detections(rows[known], boxes[known], scores[known], labels[known], lambda k: f"{path}#/{known[k]}")
 
 
@@ -222,7 +221,7 @@ def _labels(
             tell(report, fault(path, "unknown class (got {}); add it to data.classes", name, kind="class-unknown"))
     for name in classes:
         if name not in id_of:
-            note("classes that the split does not list, and so has no objects of", name)
+            note("classes that the split does not list", name)
     labels = np.array([label_of.get(name, 0) for name in names], np.int64)
     return classes, [id_of.get(name, NO_ID) for name in classes], labels[read["categories"]]
 

@@ -18,7 +18,7 @@ _BACKSLASHES = "names of files with backslashes"
 _ESCAPES = "names of files with percent escapes"
 _FOLDER = "names of files with the folder of the split in front"
 _WHOLE = "names of files that are whole paths or URLs"
-_NO_SIZE = "images without a size, which is read from the file"
+_NO_SIZE = "images whose size is that of the file"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WHOLE_PATH = re.compile(rf"/|[A-Za-z]:/|{_URL.pattern}")
@@ -31,7 +31,7 @@ class Images:
         root: the folder of the data set.
         folder: of the split's images, below it.
         place_of: returns file and JSON pointer of an image, for messages.
-        report: is told of images that cannot be found, where otherwise the first one is an error.
+        report: takes the faults of images that cannot be found, where otherwise the first one is raised.
         notes: counts what is read as it was meant.
     """
 

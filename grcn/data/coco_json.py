@@ -23,7 +23,7 @@ from grcn.data.faults import Fault, Report, check_class_name, fault, is_containe
 FORMAT = "coco-3"
 
 # What Roboflow writes as category 0, and others as the headings of their lists.
-HEADINGS = "categories that no annotation uses, as others stand under them"
+HEADINGS = "headings of other categories, which no annotation uses"
 
 _NO_AREA = math.nan  # of records that have none, not of those that say NaN
 _GZIP = b"\x1f\x8b"

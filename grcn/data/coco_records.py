@@ -14,7 +14,7 @@ from grcn.data.faults import Fault, Report, fault, is_text, tell
 
 LONGEST_NAME = 200  # of an image that has no number
 
-_BOX = "use the outline's"  # short, as paths are long
+_NO_BOX = "missing; compute boxes from the outlines"
 
 
 class Records:
@@ -57,14 +57,15 @@ class Records:
         *kinds: type,
         default: Any = None,
         meant: Callable[[Any], Meant | None] | None = None,
-        remedy: str = "fix it",
+        missing: str = "",
     ) -> list[Any]:
         """Returns a field of all records, each of one of the types; a bool is no int.
 
         Args:
             meant: reads a value of another type; None where it has no sensible meaning.
+            missing: what to say where there is no value.
         """
-        return self._column(key, kinds, default, meant, remedy)[0]
+        return self._column(key, kinds, default, meant, missing)[0]
 
     def ids(self, files: Sequence[str] = ()) -> Known:
         """Returns the column ``id``, in which no value may stand twice, as numbers."""
@@ -154,7 +155,7 @@ class Records:
 
     def boxes(self) -> np.ndarray:
         """Returns the column ``bbox``, [x, y, width, height], as boxes [M, 4] xyxy."""
-        values = self.column("bbox", list, remedy=_BOX)
+        values = self.column("bbox", list, missing=_NO_BOX)
         for place, box in enumerate(values):
             if len(box) != 4 or not {type(value) for value in box} <= {int, float}:
                 self._refuse(place, "bbox", "not four numbers (got {})", box)
@@ -199,7 +200,7 @@ class Records:
         kinds: tuple[type, ...],
         default: Any,
         meant: Callable[[Any], Meant | None] | None,
-        remedy: str = "fix it",
+        missing: str = "",
     ) -> tuple[list[Any], set[int]]:
         """Returns a column, and the places of values that cannot be read, for which others stand."""
         values = self._raw(key, default)
@@ -211,7 +212,10 @@ class Records:
                     continue
                 read = meant(value) if meant else None
                 if read is None:
-                    self._refuse(place, key, f"missing or not of type {wanted} (got {{}})", value, remedy=remedy)
+                    if missing and value is None:
+                        self.refuse(place, f"/{key}", missing)
+                    else:
+                        self._refuse(place, key, f"missing or not of type {wanted} (got {{}})", value)
                     unread.add(place)
                     values[place] = kinds[0]()
                     continue
@@ -272,5 +276,5 @@ class Records:
         """Counts a value of a column that is not written as the format says."""
         self.read(place, f"/{key}", f"values of {self.name}{key} {what}", value)
 
-    def _refuse(self, place: int, key: str, what: str, *values: Any, remedy: str = "fix it") -> None:
-        self.refuse(place, f"/{key}", f"{what}; {remedy}", *values)
+    def _refuse(self, place: int, key: str, what: str, *values: Any) -> None:
+        self.refuse(place, f"/{key}", f"{what}; fix it", *values)

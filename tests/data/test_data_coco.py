@@ -226,7 +226,7 @@ def changed(*keys: Any, to: object) -> dict[str, Any]:
         (changed("annotations", 1, "iscrowd", to=2), "#/annotations/1/iscrowd: unknown"),
         (changed("annotations", 1, "area", to="nine"), "#/annotations/1/area: missing or not"),
         (changed("annotations", 1, "area", to=-1), "annotation 5: area is no area"),
-        (changed("annotations", 1, "bbox", to=KeyError), "#/annotations/1/bbox: missing or not"),
+        (changed("annotations", 1, "bbox", to=KeyError), "#/annotations/1/bbox: missing; compute boxes"),
         (changed("annotations", 1, "bbox", to=[1, 2, 3]), "#/annotations/1/bbox: not four numbers"),
         (changed("annotations", 1, "bbox", to=[1, 2, 3, "4"]), "/1/bbox: not four numbers"),
         (changed("annotations", 1, "bbox", to=[1, 2, 3, True]), "/1/bbox: not four numbers"),

@@ -126,12 +126,12 @@ def test_sizes_that_are_missing_are_those_of_the_image_as_displayed(tmp_path, si
     Image.new("RGB", (64, 48)).save(tmp_path / "train/im6.jpg", exif=exif)
     table, counts = read(tmp_path)
     assert table.sizes.tolist() == [[48, 64], [64, 48]] and FileImages(table)(1).shape == (3, 64, 48)
-    assert counts == {"images without a size, which is read from the file": 2}
+    assert counts == {"images whose size is that of the file": 2}
     (tmp_path / "train/im5.jpg").unlink()
     with pytest.raises(DataError, match=r"#/images/0: no size .* and no image 'train/im5.jpg'"):
         coco.load(tmp_path, ["train"])
-    told: list[DataError] = []
-    assert coco.load(tmp_path, ["train"], report=told.append).result_ids() == [6] and len(told) == 1
+    faults: list[DataError] = []
+    assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
 
 
 def test_headings_of_categories_are_left_out(tmp_path):
@@ -162,7 +162,7 @@ def test_a_split_need_not_list_all_classes(tmp_path):
     write(tmp_path, content, name="annotations/instances_val.json")
     table, counts = read(tmp_path, "val", classes=["bird", "cup", "nut"])
     assert table.labels.tolist() == [2] and len(set(table.category_ids.tolist())) == 3
-    assert counts == {"classes that the split does not list, and so has no objects of": 2}
+    assert counts == {"classes that the split does not list": 2}
     content["images"] = each(content["images"], id=lambda n: n + 10)
     content["annotations"] = each(content["annotations"], image_id=lambda n: n + 10)
     write(tmp_path, content, name="annotations/instances_val.json")

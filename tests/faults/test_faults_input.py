@@ -101,7 +101,11 @@ BOXES = [
     ),
     *(
         bad(f"bbox: {value!r}", put("annotations", 1, "bbox", to=value), AT + "/bbox: missing or not of type list")
-        for value in ({"x": 1}, "1 2 3 4", None, 7, KeyError)
+        for value in ({"x": 1}, "1 2 3 4", 7)
+    ),
+    *(
+        bad(f"bbox: {value!r}", put("annotations", 1, "bbox", to=value), AT + "/bbox: missing; compute boxes from the")
+        for value in (None, KeyError)
     ),
     *(
         bad(f"category {number}", put("annotations", 1, "category_id", to=number), AT + "/category_id: unknown",
@@ -195,7 +199,7 @@ BOXES = [
         for value in (64.0, "64")
     ),
     *(
-        good(f"width {value!r}", put("images", 1, "width", to=value), "1 images without a size")
+        good(f"width {value!r}", put("images", 1, "width", to=value), "1 images whose size is that of")
         for value in (0, -1, None, KeyError, math.nan, "")
     ),
     bad("width and image missing", both(removed("train/1.jpg"), put("images", 1, "width", to=0)),
