@@ -128,10 +128,10 @@ class FilesDataConfig(CommonDataConfig):
     """Folder of the data set (voc: VOCdevkit; coco: the one with annotations/; yolo: the one with data.yaml), relative
     to the current directory, or to your home after ~/."""
     train: Annotated[Names, TRAINING]
-    """Splits to train on, joined in this order: VOC2007/trainval (voc); train2014 (coco), for
-    annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json (coco), a folder of images and an
-    annotation file, both below root; train (yolo), as data.yaml names it, or for images/train/, train/images/ or
-    train.txt."""
+    """Splits to train on, joined in this order: VOC2007/trainval (voc), or train for a folder of images and XML without
+    a list; train2014 (coco), for annotations/instances_train2014.json and images in train2014/, or IMAGES:FILE.json
+    (coco), a folder of images and an annotation file, both below root; train (yolo), as data.yaml names it, or for
+    images/train/, train/images/ or train.txt."""
     test: Annotated[Names, MEASURE]
     """Splits to evaluate on."""
     classes: Names | None = None
