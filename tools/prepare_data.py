@@ -6,6 +6,7 @@ python tools/prepare_data.py split --root data/mine --test 0.2
 
 import argparse
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 from grcn import errors
@@ -35,10 +36,7 @@ def main() -> None:
         about = _ABOUT[name]
         _add_download(commands.add_parser(name, help=about, description=_DOWNLOAD.format(about), formatter_class=raw))
     _add_split(commands.add_parser("split", help="lists for your own", description=_SPLIT, formatter_class=raw))
-    words = sys.argv[1:]
-    if words and words[0].startswith("--"):  # flags in front of the command, which argparse takes behind it only
-        words.sort(key=lambda word: word not in commands.choices)
-    args = parser.parse_args(words)
+    args = parser.parse_args(command_first(sys.argv[1:], commands.choices))
     start_logging()
     if args.command == "split":
         shares = {"test": args.test} | ({} if args.val is None else {"val": args.val})
@@ -57,6 +55,15 @@ def main() -> None:
             stop=stop,
         )
     print(tabulate(counts))
+
+
+def command_first(words: list[str], commands: Container[str]) -> list[str]:
+    """Puts the command in front of flags that stand before it; argparse takes them behind it only."""
+    if words and words[0].startswith("--"):
+        for place in range(1, len(words)):
+            if words[place] in commands and not words[place - 1].startswith("--"):  # no value of a flag
+                return [words[place], *words[:place], *words[place + 1 :]]
+    return words
 
 
 def _add_download(parser: argparse.ArgumentParser) -> None:

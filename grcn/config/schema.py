@@ -154,9 +154,11 @@ class FilesDataConfig(CommonDataConfig):
             twice = repeated(getattr(self, key) or ())
             if twice:
                 yield key, f"names {twice[0]!r} twice; remove one"
-        for key in ("train", "test") if self.format == "coco" else ():
+        for key in ("train", "test"):
             for split in getattr(self, key):
-                if problem := _problem_of_split(split):
+                if any(part.startswith("/") or ".." in part.split("/") for part in split.split(":")):
+                    yield key, f"{split!r} leads out of data.root; give paths below it"
+                elif self.format == "coco" and (problem := _problem_of_split(split)):
                     yield key, f"{split!r} {problem}"
 
 
@@ -167,8 +169,6 @@ def _problem_of_split(split: str) -> str | None:
     """Says what is wrong with the name of a split in COCO's layout, and what it should be."""
     usual = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
     parts = split.split(":")
-    if any(part.startswith("/") or ".." in part.split("/") for part in parts):
-        return "leads out of data.root; give paths below it"
     if len(parts) == 1:
         return f"is a file; {usual}" if split.endswith(_JSON) else None
     if len(parts) > 2 or not all(parts) or not split.endswith(_JSON):

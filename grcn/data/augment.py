@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from grcn import rng
+from grcn.data.validate import THINNEST
 
 Size = tuple[int, int]  # height, width
 Target = dict[str, Any]
@@ -100,7 +101,7 @@ class RandomCrop:
         limits = boxes.new_tensor([width, height, width, height])
         clipped = moved.clamp(min=0).minimum(limits)
         share = _area(clipped) / _area(boxes)
-        kept = (share >= self.min_kept) & (_sides(clipped) > 0).all(1)
+        kept = (share >= self.min_kept) & (_sides(clipped) >= THINNEST).all(1)
         target = {**target, "boxes": clipped, "area": target["area"] * share.to(target["area"].dtype)}
         target["augmented"] = (*target["augmented"], f"cropped to {width} x {height}")
         return F.crop(image, top, left, height, width), keep_objects(target, kept)

@@ -26,7 +26,7 @@ from grcn.data.annotations import Annotations, concatenate
 from grcn.data.faults import Fault, Notes, Report, check_class_name, fault, is_contained, tell
 from grcn.data.validate import pack
 from grcn.data.voc_lists import find_split
-from grcn.data.voc_xml import box_of, read_xml, size_of, text_of
+from grcn.data.voc_xml import box_of, check_tags, read_xml, size_of, text_of
 
 # What annotation tools write in place of 0 and 1.
 _DIFFICULT = {"": False, "false": False, "0.0": False, "unspecified": False, "true": True, "1.0": True}
@@ -104,6 +104,7 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
             if len(files) > 1:
                 notes.add("images in several files, of which one is read", image, ", ".join(files))
             annotation = read_xml(path, notes)
+            check_tags(annotation, path)
             size = size_of(annotation, path, image, notes)
         except Fault as found:
             found.image = file

@@ -92,6 +92,16 @@ def source_of(root: Path, folder: str) -> Source:
     return Source(folder, files(ANNOTATIONS, XML_SUFFIXES), files(IMAGES, IMAGE_SUFFIXES))
 
 
+def elsewhere(annotations: Files) -> list[Path]:
+    """Returns the XML files that lie in other usual places than those of a split without a list, or below them."""
+    chosen = annotations.folder
+    base = chosen.parent if chosen.name in ANNOTATIONS else chosen
+    places = [base, *(base / name for name in ANNOTATIONS)]
+    places += [chosen / entry.name for entry in _entries(chosen) if _is_folder(entry)]
+    found = {place: Files(place, XML_SUFFIXES) for place in places if place.is_dir() and not place.samefile(chosen)}
+    return [files.path(name) for place, files in found.items() for name in files.names()]
+
+
 def has_lists(folder: Path) -> bool:
     """Tells whether a folder has lists of images."""
     return any(entry.name.endswith(".txt") for entry in _entries(folder / "ImageSets/Main"))

@@ -25,6 +25,7 @@ from grcn.data.voc_folders import (
     IMAGES,
     XML_SUFFIXES,
     Source,
+    elsewhere,
     folders_with_annotations,
     has_lists,
     source_of,
@@ -45,6 +46,8 @@ def find_split(root: Path, split: str, report: Report | None, notes: Notes) -> S
     Raises:
         DataError: there is neither list nor folder, or it names no image.
     """
+    if split != "." and not is_contained(split):
+        raise fault(root, "a split leads out of it (got {}); give a path below it", split)
     path = root / _list_of(split)
     if not os.path.lexists(path):
         source = source_of(root, split)
@@ -99,6 +102,8 @@ def _read_folder(source: Source, report: Report | None, notes: Notes) -> None:
         else:
             place = source.annotations.folder
             tell(report, fault(place, "not an image name (got {}); rename the file", name, kind="list"))
+    for path in elsewhere(source.annotations):
+        notes.add("XML files in other places of the folder, left out", path, path.name)
     for name in source.images.names():
         if name not in source.annotations:
             notes.add("images without an XML, left out", source.images.path(name), f"no {name}.xml")

@@ -99,6 +99,21 @@ def box_of(element: ElementTree.Element, place: str) -> list[float]:
     return [number_of(element, f"bndbox/{tag}", place) for tag in ("xmin", "ymin", "xmax", "ymax")]
 
 
+def check_tags(annotation: ElementTree.Element, path: Path) -> None:
+    """Refuses a document whose objects would not be found: it would be an image without any.
+
+    Raises:
+        DataError: it is no ``<annotation>``, or has a ``<bndbox>`` that is in no ``<object>`` of it.
+    """
+    if annotation.tag.lower() != "annotation":
+        raise fault(path, "not an annotation (got {}); write <annotation> or remove the file", annotation.tag)
+    inside = {id(element) for one in annotation.findall("object") for element in one.iter()}
+    for element in annotation.iter():
+        if element.tag.lower() in ("object", "bndbox") and id(element) not in inside:
+            what = "<{}> is not in an <object> of <annotation>, as VOC writes it; move it there"
+            raise fault(path, what.replace("{}", element.tag.replace("{", "").replace("}", "")[:40]))
+
+
 def size_of(annotation: ElementTree.Element, path: Path, image: Path, notes: Notes) -> tuple[int, int]:
     """Returns (height, width); where ``<size>`` does not say them, those of the image as displayed.
 
@@ -108,8 +123,6 @@ def size_of(annotation: ElementTree.Element, path: Path, image: Path, notes: Not
     height, width = (_side(annotation, tag, path) for tag in ("height", "width"))
     if height and width:
         return height, width
-    if annotation.tag.lower() != "annotation":  # any other document would be an image without objects
-        raise fault(path, "not an annotation (got {}); write <annotation> or remove the file", annotation.tag)
     header = read_header(str(image)) if image.is_file() else None
     if header is None:
         what = "<size> is missing or 0 and there is no image {}; add one of them"

@@ -289,6 +289,7 @@ def test_the_tool_tells_mistakes_in_one_line(tmp_path: Path) -> None:
         (2, "other.tar: not an archive of voc", "voc", *root, "--archive", tmp_path / "other.tar"),
         (3, "val2014.zip: no such file", "coco2014", *root, "--archive", tmp_path / "val2014.zip"),
         (2, "other.tar: not an archive of voc", *root, "voc", "--archive", tmp_path / "other.tar"),
+        (3, "voc", "--root", "voc", "--test", "0.2", "--format", "voc", "split"),
         (5, "Not a directory", "voc", "--root", tmp_path / "file"),
     ):
         programs.assert_contract(programs.call(TOOL, *args, folder=tmp_path), code, named)

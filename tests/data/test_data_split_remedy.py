@@ -14,23 +14,24 @@ from grcn.errors import DataError
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder with VOC's layout in ``VOCdevkit/`` and COCO's in ``{coco}/``."""
-    lists = tmp_path / "VOCdevkit/VOC2007/ImageSets/Main"
+def folder(tmp_path, monkeypatch):
+    """A folder with VOC's layout in ``VOCdevkit/`` and COCO's in ``{coco}/``, by a short path: long ones are cut."""
+    monkeypatch.chdir(tmp_path)
+    root = Path("d")
+    lists = root / "VOCdevkit/VOC2007/ImageSets/Main"
     lists.mkdir(parents=True)
     for name in ("trainval", "test", "dog_test"):
         (lists / f"{name}.txt").write_text("1\n")
-    (tmp_path / "{coco}/annotations").mkdir(parents=True)
-    (tmp_path / "{coco}/annotations/instances_val.json").write_text("{}")
-    return tmp_path
+    (root / "{coco}/annotations").mkdir(parents=True)
+    (root / "{coco}/annotations/instances_val.json").write_text("{}")
+    return root
 
 
 def told(reader, root, split):
     with pytest.raises(DataError) as caught:
         reader.load(root, [split])
     before, _, remedy = str(caught.value).partition("; ")
-    # Long paths shorten what is quoted, the name of the split.
-    assert ("no such file, nor XML in '" if reader is voc else "no such file") in before
+    assert before.endswith(f"no such file, nor XML in '{split}/'" if reader is voc else "no such file")
     return remedy
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from voc_files import listed, pair, picture, read, text
 
 from grcn.data import voc
+from grcn.data.faults import Notes
 from grcn.data.images import FORMATS, FileImages
 from grcn.data.voc_folders import IMAGE_SUFFIXES
 from grcn.errors import DataError
@@ -256,3 +257,45 @@ def test_the_exports_of_annotation_tools(tmp_path, export, splits, images, count
     found = [read(tmp_path, split) for split in splits]
     assert tuple(len(names) for names, _ in found) == images
     assert {kind: sum(counts.get(kind, 0) for _, counts in found) for _, c in found for kind in c} == counted
+
+
+def test_xml_in_other_places_of_a_folder_is_counted(tmp_path):
+    write_xml(tmp_path / "train/Annotations/a.xml")
+    write_xml(tmp_path / "train/Annotations/cam1/b.xml")
+    write_xml(tmp_path / "train/c.xml")
+    notes = Notes()
+    table = voc.load(tmp_path, ["train"], notes=notes)
+    assert table.result_ids() == ["a"]
+    assert notes.counts["XML files in other places of the folder, left out"] == 2
+
+
+@pytest.mark.parametrize("split", ["../out/train", "/out/train", "train/../../out"])
+def test_a_split_that_leads_out_is_refused(tmp_path, split):
+    write_xml(tmp_path / "out/train/a.xml")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(DataError, match="a split leads out of it"):
+        voc.load(tmp_path / "root", [split])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotation>{size}<objects><object><name>cup</name>{box}</object></objects></annotation>",
+        "<annotation>{size}<Object><name>cup</name>{box}</Object></annotation>",
+        "<annotation>{size}<item><name>cup</name>{box}</item></annotation>",
+        "<other>{size}<object><name>cup</name>{box}</object></other>",
+    ],
+)
+def test_objects_that_would_not_be_found_are_an_error(tmp_path, text):
+    (tmp_path / "train").mkdir()
+    size = "<size><width>60</width><height>40</height></size>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (tmp_path / "train/a.xml").write_text(text.format(size=size, box=box))
+    with pytest.raises(DataError, match="is not in an <object>|not an annotation"):
+        voc.load(tmp_path, ["train"])
+
+
+def write_xml(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = "<size><width>60</width><height>40</height></size>"
+    path.write_text(f"<annotation>{size}</annotation>")
