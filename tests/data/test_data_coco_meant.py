@@ -169,6 +169,21 @@ def test_a_split_need_not_list_all_classes(tmp_path):
     assert read(tmp_path, "train", "val")[0].category_ids.tolist() == [1, 2]
 
 
+def test_splits_that_number_their_own_classes_share_no_category_id(tmp_path):
+    for number, name in ((1, "cup"), (2, "nut")):
+        images = each(document()["images"], id=lambda n, number=number: n + 10 * number)
+        annotations = each(document()["annotations"][:1], image_id=images[0]["id"], category_id=1)
+        content = document(images=images, annotations=annotations, categories=[{"id": 1, "name": name}])
+        write(tmp_path, content, name=f"annotations/instances_{name}.json")
+    table, counts = read(tmp_path, "cup", "nut", classes=["cup", "nut"])
+    assert table.category_ids.tolist() == [1, 2] and table.labels.tolist() == [1, 2]
+    assert counts["classes numbered anew, as two splits have one category id for two of them"] == 2
+    found = {"rows": np.array([0, 2]), "boxes": np.array([[1.0, 2, 3, 4]] * 2), "scores": np.array([0.5, 0.6]),
+             "labels": np.array([1, 2])}  # fmt: skip
+    coco.write_detections(tmp_path / "d.json", table, found)
+    assert coco.read_detections(tmp_path / "d.json", table)["labels"].tolist() == [1, 2]
+
+
 def test_packed_files_are_found(tmp_path):
     path = write(tmp_path, document())
     packed = path.with_name(f"{path.name}.gz")
