@@ -171,6 +171,8 @@ def _load_split(
         if report is None:
             raise
         read = columns(path, prefix, read_bytes(path, remedy), report)  # all faults, of which none is kept
+    if read["gzipped"] and not path.name.endswith(".gz"):  # the cache knows contents, not names
+        _note(notes, report, "gzipped files that are not called so", path, path.name)
     tell_readings(read["readings"], path, notes, report)
     images = Images(root, folder, lambda n: f"{path}#/images/{read['image_places'][n]}", report, notes)
     files, good = images.files(read["file_names"].tobytes().decode().split("\n"))
@@ -206,16 +208,9 @@ def _labels(
     names = read["category_names"].tobytes().decode().split("\n")
     id_of = dict(zip(names, read["category_ids"].tolist(), strict=True))
     headings = {name for name, is_heading in zip(names, read["headings"], strict=True) if is_heading}
-
-    def note(kind: str, got: str) -> None:
-        try:
-            notes.add(kind, f"{path}#/categories", got)
-        except Fault as found:
-            tell(report, found)
-
     for name in names:
         if name in headings and name not in (classes or ()):
-            note(HEADINGS, name)
+            _note(notes, report, HEADINGS, f"{path}#/categories", name)
     if classes is None:
         classes = sorted((name for name in names if name not in headings), key=id_of.__getitem__)
     label_of = {name: label for label, name in enumerate(classes, start=1)}
@@ -225,9 +220,16 @@ def _labels(
             tell(report, fault(path, "unknown class (got {}); add it to data.classes", name, kind="class-unknown"))
     for name in classes:
         if name not in id_of:
-            note("classes that the split does not list", name)
+            _note(notes, report, "classes that the split does not list", f"{path}#/categories", name)
     labels = np.array([label_of.get(name, 0) for name in names], np.int64)
     return classes, [id_of.get(name, NO_ID) for name in classes], labels[read["categories"]]
+
+
+def _note(notes: Notes, report: Report | None, kind: str, place: object, got: object, number: int = 1) -> None:
+    try:
+        notes.add(kind, place, got, number)
+    except Fault as found:
+        tell(report, found)
 
 
 def _joined(tables: list[Annotations], report: Report | None, notes: Notes) -> Annotations:
@@ -245,10 +247,7 @@ def _joined(tables: list[Annotations], report: Report | None, notes: Notes) -> A
     if shared and (ids == ids[0]).all():
         ids[:] = np.arange(1, ids.shape[1] + 1)
         place = "+".join(table.name for table in tables)
-        try:
-            notes.add(_RENUMBERED, place, shared[0], ids.shape[1])
-        except Fault as found:
-            tell(report, found)
+        _note(notes, report, _RENUMBERED, place, shared[0], ids.shape[1])
     if len({table.has_ids for table in tables}) > 1:
         tables = [replace(table, image_ids=np.array(table.image_ids, np.bytes_)) for table in tables]
     return concatenate([replace(table, category_ids=own) for table, own in zip(tables, ids, strict=True)])
