@@ -87,11 +87,17 @@ class Images:
                 if header is None:
                     what = "no size (got {} x {}), and no image {} to take it from; add one"
                     raise _of(files[number], fault(self.place_of(number), what, width, height, files[number]))
-                filled[number] = header.size[::-1] if header.orientation > 4 else header.size
+                real = header.size[::-1] if header.orientation > 4 else header.size
+                good[number] = all(side < 1 or side == true for side, true in zip((height, width), real, strict=True))
+                if not good[number]:
+                    what = "no size of the image (got {} x {}, not {} x {}); fix it"
+                    values = (width, height, real[1], real[0])
+                    raise _of(files[number], fault(self.place_of(number), what, *values))
+                filled[number] = real
                 self._note(_NO_SIZE, number, [width, height])
             except Fault as found:
                 tell(self.report, found)
-                good[number] = header is not None
+                good[number] &= header is not None
         return filled
 
     def _found(self, number: int, name: str) -> str:

@@ -134,6 +134,19 @@ def test_sizes_that_are_missing_are_those_of_the_image_as_displayed(tmp_path, si
     assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
 
 
+def test_one_side_of_a_size_must_be_that_of_the_image(tmp_path):
+    images = each(document()["images"], width=None)
+    write(tmp_path, document(images=images), "train/im5.jpg", "train/im6.jpg")
+    table, counts = read(tmp_path)
+    assert table.sizes.tolist() == [[48, 64]] * 2 and counts == {"images whose size is that of the file": 2}
+    images[0]["height"] = 200
+    write(tmp_path, document(images=images))
+    with pytest.raises(DataError, match=r"#/images/0: no size of the image .got 0 x 200, not 64 x 48.; fix it"):
+        coco.load(tmp_path, ["train"])
+    faults: list[DataError] = []
+    assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
+
+
 def test_headings_of_categories_are_left_out(tmp_path):
     for root_name in ("parts", "cup"):
         categories = [
