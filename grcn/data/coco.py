@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from grcn.errors import DataError, one_line
 logger = logging.getLogger("grcn")
 
 NO_ID = -(2**63)  # of a class that a split does not list, until its splits are joined
+
+_RENUMBERED = "classes numbered anew, as two splits have one category id for two of them"
 
 
 def load(
@@ -59,7 +63,7 @@ def load(
     for split in splits:
         tables.append(_load_split(Path(root), split, classes, report, own))
         classes = tables[0].classes
-    table = _joined(tables)
+    table = _joined(tables, report, own)
     if notes is None:
         own.log(table.name)
     return table
@@ -99,7 +103,7 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
     notes = Notes(strict)
     tell_readings(readings.packed(), path, notes, None)
     if notes.counts:
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in notes.counts.items())
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in notes.counts.items())
         logger.warning("%s", one_line(f"{path}: {counts}"))
     return pack_detections(rows[known], boxes[known], scores[known], labels[known], lambda k: f"{path}#/{known[k]}")
 
@@ -167,6 +171,8 @@ def _load_split(
         if report is None:
             raise
         read = columns(path, prefix, read_bytes(path, remedy), report)  # all faults, of which none is kept
+    if read["gzipped"] and not path.name.endswith(".gz"):  # the cache knows contents, not names
+        _note(notes, report, "gzipped files that are not called so", path, path.name)
     tell_readings(read["readings"], path, notes, report)
     images = Images(root, folder, lambda n: f"{path}#/images/{read['image_places'][n]}", report, notes)
     files, good = images.files(read["file_names"].tobytes().decode().split("\n"))
@@ -202,16 +208,9 @@ def _labels(
     names = read["category_names"].tobytes().decode().split("\n")
     id_of = dict(zip(names, read["category_ids"].tolist(), strict=True))
     headings = {name for name, is_heading in zip(names, read["headings"], strict=True) if is_heading}
-
-    def note(kind: str, got: str) -> None:
-        try:
-            notes.add(kind, f"{path}#/categories", got)
-        except Fault as found:
-            tell(report, found)
-
     for name in names:
         if name in headings and name not in (classes or ()):
-            note(HEADINGS, name)
+            _note(notes, report, HEADINGS, f"{path}#/categories", name)
     if classes is None:
         classes = sorted((name for name in names if name not in headings), key=id_of.__getitem__)
     label_of = {name: label for label, name in enumerate(classes, start=1)}
@@ -221,21 +220,34 @@ def _labels(
             tell(report, fault(path, "unknown class (got {}); add it to data.classes", name, kind="class-unknown"))
     for name in classes:
         if name not in id_of:
-            note("classes that the split does not list", name)
+            _note(notes, report, "classes that the split does not list", f"{path}#/categories", name)
     labels = np.array([label_of.get(name, 0) for name in names], np.int64)
     return classes, [id_of.get(name, NO_ID) for name in classes], labels[read["categories"]]
 
 
-def _joined(tables: list[Annotations]) -> Annotations:
+def _note(notes: Notes, report: Report | None, kind: str, place: object, got: object, number: int = 1) -> None:
+    try:
+        notes.add(kind, place, got, number)
+    except Fault as found:
+        tell(report, found)
+
+
+def _joined(tables: list[Annotations], report: Report | None, notes: Notes) -> Annotations:
     """Joins the tables of splits of which some may list only some of the classes, or call images by names."""
     ids = np.stack([table.category_ids for table in tables])
     listed = ids != NO_ID
+    used = set(ids[listed].tolist())
     for label in np.flatnonzero(~listed.all(axis=0)).tolist():
         known = ids[listed[:, label], label]
-        number = known[0] if len(known) else label + 1
-        if not len(known) and number in ids:
-            number = ids.max() + 1
+        number = known[0] if len(known) else next(free for free in count(label + 1) if free not in used)
+        used.add(int(number))
         ids[~listed[:, label], label] = number
+    shared = [number for number, times in Counter(ids[0].tolist()).items() if times > 1]
+    # Splits that disagree about a class are refused below.
+    if shared and (ids == ids[0]).all():
+        ids[:] = np.arange(1, ids.shape[1] + 1)
+        place = "+".join(table.name for table in tables)
+        _note(notes, report, _RENUMBERED, place, shared[0], ids.shape[1])
     if len({table.has_ids for table in tables}) > 1:
         tables = [replace(table, image_ids=np.array(table.image_ids, np.bytes_)) for table in tables]
     return concatenate([replace(table, category_ids=own) for table, own in zip(tables, ids, strict=True)])

@@ -20,7 +20,7 @@ from grcn.data.faults import Fault, Report, check_class_name, fault, is_containe
 
 # Of what :func:`columns` returns and refuses, the checks of ``grcn.data.faults`` among it; a new one for every change
 # makes old caches void.
-FORMAT = "coco-3"
+FORMAT = "coco-4"
 
 # What Roboflow writes as category 0, and others as the headings of their lists.
 HEADINGS = "headings of other categories, which no annotation uses"
@@ -51,17 +51,16 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
         ``sizes`` [N, 2] int32, height and width, below 1 where they have to be looked up; of the annotations, image
         after image, ``ids`` [M] int64, ``rows`` [M] int32, the image, ``categories`` [M] int32, the place among the K,
         ``boxes`` [M, 4] float64, xyxy, ``area`` [M] float64, NaN where there is none, and ``iscrowd`` [M] bool;
-        ``are_ids``, one bool, false where ``ids`` are the places of records; ``category_ids`` [K] int64 and
-        ``headings`` [K] bool, see :data:`HEADINGS`; as UTF-8 bytes, joined by line feeds, ``file_names``, which are
-        paths or, if they begin with a slash, have to be looked for by their end, and ``category_names``; and
-        ``readings``, see :meth:`grcn.data.coco_values.Readings.packed`.
+        ``are_ids``, one bool, false where ``ids`` are the places of records; ``gzipped``, one bool;
+        ``category_ids`` [K] int64 and ``headings`` [K] bool, see :data:`HEADINGS`; as UTF-8 bytes, joined by
+        line feeds, ``file_names``, which are paths or, if they begin with a slash, have to be looked for by their end,
+        and ``category_names``; and ``readings``, see :meth:`grcn.data.coco_values.Readings.packed`.
 
     Raises:
         DataError: broken JSON; a field is missing, of the wrong type, out of range, or names what does not exist.
     """
     readings = Readings()
-    if data.startswith(_GZIP) and not path.name.endswith(".gz"):
-        readings.add("gzipped files that are not called so", "", path.name)
+    gzipped = data.startswith(_GZIP)
     data = _unpacked(path, data)
     if mark := _mark(data):
         readings.add("files that are not UTF-8", "", mark)
@@ -108,6 +107,7 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
         "category_names": _joined([names[number] for number in np.flatnonzero(good_categories)]),
         "headings": headings[good_categories],
         "are_ids": np.array(are_ids),
+        "gzipped": np.array(gzipped),
         "readings": readings.packed(),
         **{name: values[by_image] for name, values in per_annotation.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -154,6 +155,19 @@ def test_what_was_read_as_meant_is_counted_and_refused_from_the_cache_too(tmp_pa
     write(tmp_path / "copy", content)
     with pytest.raises(DataError, match=r"copy/.*#/annotations/0/iscrowd: .* other than 0 and 1 are refused"):
         coco.load(tmp_path / "copy", ["train"], notes=Notes(strict=True))
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("order", [("train", "train:packed.json.gz"), ("train:packed.json.gz", "train")])
+def test_the_cache_of_a_gzipped_file_does_not_keep_how_it_was_called(tmp_path, parsed, order):
+    path = write(tmp_path, document())
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "packed.json.gz").write_bytes(path.read_bytes())
+    kind = "gzipped files that are not called so"
+    for split in order:
+        notes = Notes()
+        coco.load(tmp_path, [split], notes=notes)
+        assert notes.counts == ({kind: 1} if split == "train" else {})
     assert len(parsed) == 1
 
 

@@ -134,6 +134,19 @@ def test_sizes_that_are_missing_are_those_of_the_image_as_displayed(tmp_path, si
     assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
 
 
+def test_one_side_of_a_size_must_be_that_of_the_image(tmp_path):
+    images = each(document()["images"], width=None)
+    write(tmp_path, document(images=images), "train/im5.jpg", "train/im6.jpg")
+    table, counts = read(tmp_path)
+    assert table.sizes.tolist() == [[48, 64]] * 2 and counts == {"images whose size is that of the file": 2}
+    images[0]["height"] = 200
+    write(tmp_path, document(images=images))
+    with pytest.raises(DataError, match=r"#/images/0: no size of the image .got 0 x 200, not 64 x 48.; fix it"):
+        coco.load(tmp_path, ["train"])
+    faults: list[DataError] = []
+    assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == [6] and len(faults) == 1
+
+
 def test_headings_of_categories_are_left_out(tmp_path):
     for root_name in ("parts", "cup"):
         categories = [
@@ -167,6 +180,21 @@ def test_a_split_need_not_list_all_classes(tmp_path):
     content["annotations"] = each(content["annotations"], image_id=lambda n: n + 10)
     write(tmp_path, content, name="annotations/instances_val.json")
     assert read(tmp_path, "train", "val")[0].category_ids.tolist() == [1, 2]
+
+
+def test_splits_that_number_their_own_classes_share_no_category_id(tmp_path):
+    for number, name in ((1, "cup"), (2, "nut")):
+        images = each(document()["images"], id=lambda n, number=number: n + 10 * number)
+        annotations = each(document()["annotations"][:1], image_id=images[0]["id"], category_id=1)
+        content = document(images=images, annotations=annotations, categories=[{"id": 1, "name": name}])
+        write(tmp_path, content, name=f"annotations/instances_{name}.json")
+    table, counts = read(tmp_path, "cup", "nut", classes=["cup", "nut"])
+    assert table.category_ids.tolist() == [1, 2] and table.labels.tolist() == [1, 2]
+    assert counts["classes numbered anew, as two splits have one category id for two of them"] == 2
+    found = {"rows": np.array([0, 2]), "boxes": np.array([[1.0, 2, 3, 4]] * 2), "scores": np.array([0.5, 0.6]),
+             "labels": np.array([1, 2])}  # fmt: skip
+    coco.write_detections(tmp_path / "d.json", table, found)
+    assert coco.read_detections(tmp_path / "d.json", table)["labels"].tolist() == [1, 2]
 
 
 def test_packed_files_are_found(tmp_path):

@@ -55,6 +55,39 @@ def test_a_name_that_is_a_file_stays_and_one_that_may_be_two_is_refused(tmp_path
         coco.load(tmp_path, ["train"])
 
 
+def test_whole_paths_are_told_apart_by_their_folders(tmp_path):
+    pairs = zip(document()["images"], ("dog", "cat"), strict=True)
+    images = [record | {"file_name": f"/up/{pet}/1.jpg"} for record, pet in pairs]
+    write(tmp_path, document(images=images), "train/cat/1.jpg", "train/dog/1.jpg")
+    assert [file.decode() for file in read(tmp_path)[0].files] == ["train/dog/1.jpg", "train/cat/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "exist", "rest"),
+    [
+        (["/up/dog/1.jpg", "/up/cat/1.jpg"], ["cat/1.jpg"], [6]),
+        (["/up/dog/1.jpg", "cat/1.jpg"], ["cat/1.jpg"], [6]),
+        (["/up/dog/2.jpg", "/up/cat/1.jpg"], ["cat/1.jpg", "cat/2.jpg"], [6]),
+        (["/up/dog/1.jpg", "/up/cat/1.jpg", "/up/cow/2.jpg"], ["1.jpg", "2.jpg"], [7]),
+    ],
+)
+def test_two_names_never_share_an_image(tmp_path, names, exist, rest):
+    images = [document()["images"][0] | {"id": n, "file_name": name} for n, name in enumerate(names, start=5)]
+    write(tmp_path, document(images=images), *(f"train/{file}" for file in exist))
+    with pytest.raises(DataError) as error:
+        coco.load(tmp_path, ["train"])
+    assert f"which '{names[1]}' contradicts (got '{names[0]}'); add" in str(error.value)
+    assert "images/0/file_name" in str(error.value)
+    faults: list[DataError] = []
+    assert coco.load(tmp_path, ["train"], report=faults.append).result_ids() == rest
+    assert len(faults) == len(names) - len(rest)
+
+
+def test_one_whole_path_under_two_ids_is_allowed(tmp_path):
+    write(tmp_path, document(images=each(document()["images"], file_name="/up/dog/1.jpg")), "train/a/1.jpg")
+    assert [file.decode() for file in read(tmp_path)[0].files] == ["train/a/1.jpg"] * 2
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "..\\x.jpg", "/me/../x.jpg", "%2e%2e/x.jpg", "http://h/x\n",
                                   "C:\\..\\x.jpg", "/" + "x" * 2000, "//", "%2Fetc%2Fpasswd"])  # fmt: skip
 def test_names_that_lead_out_stay_refused(tmp_path, name):
