@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -22,6 +23,16 @@ _NO_SIZE = "images whose size is that of the file"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WHOLE_PATH = re.compile(rf"/|[A-Za-z]:/|{_URL.pattern}")
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a written name reaches a file: by its last ``shared`` parts."""
+
+    name: str
+    parts: tuple[str, ...]
+    file: str
+    shared: int
 
 
 class Images:
@@ -45,6 +56,7 @@ class Images:
         self.report = report
         self.notes = notes
         self.own = Path(os.path.abspath(self.folder)).parts
+        self._ends: dict[int, _End] = {}  # of the images that were found by the end of their names
 
     def files(self, names: list[str]) -> tuple[list[str], np.ndarray]:
         """Returns the paths of images below the root, and whether each can be used, bool [N].
@@ -60,6 +72,7 @@ class Images:
                 except Fault as found:
                     tell(self.report, found)
                     good[number] = False
+        self._settle_ends(names, files, good)
         return [f"{self.prefix}{name}" for name in files], good
 
     def fill_sizes(self, sizes: np.ndarray, files: list[str], good: np.ndarray) -> np.ndarray:
@@ -107,24 +120,62 @@ class Images:
                 yield "/".join(parts[count:])
 
     def _found_by_end(self, number: int, name: str, plain: str) -> str:
-        """Returns the one image below the folder that has the last part of a whole path or URL for its name."""
+        """Returns the one image below the folder whose path shares the longest end with a whole path or URL."""
         inside = PurePosixPath(plain).parts
         if inside[: len(self.own)] == self.own and self._is_file("/".join(inside[len(self.own) :])):
             self._note(_WHOLE, number, name)
             return "/".join(inside[len(self.own) :])
-        ends = [plain.rsplit("/", 1)[-1]]
+        texts = [plain]
         if _URL.match(plain) or "?" in plain:
             path, _, query = plain.partition("?")
-            ends += [path.partition("#")[0].rsplit("/", 1)[-1], re.split("[/=]", query)[-1]]
-        for end in (*ends, *map(unquote, ends)):
-            paths = self._by_name.get(end, [])
-            if len(paths) > 1:
+            texts += [path.partition("#")[0], query.rsplit("=", 1)[-1]]
+        written = [tuple(text.split("/")) for text in texts]
+        for parts in (*written, *(tuple(map(unquote, parts)) for parts in written)):
+            paths = self._by_name.get(parts[-1], [])
+            shared = [_shared_end(parts, path.split("/")) for path in paths]
+            best = [path for path, count in zip(paths, shared, strict=True) if count == max(shared)]
+            if len(best) > 1:
                 what = "names {} images below {} (got {}); write which"
-                raise self._fault(number, what, len(paths), self.prefix, name)
-            if paths:
-                self._note(_WHOLE, number, name)
-                return paths[0]
+                raise self._fault(number, what, len(best), self.prefix, name)
+            if best:
+                self._ends[number] = _End(name, parts, best[0], max(shared))
+                return best[0]
         raise self._fault(number, "not a path below {} (got {}); fix it", self.prefix, name)
+
+    def _settle_ends(self, names: Sequence[str], files: Sequence[str], good: np.ndarray) -> None:
+        """Refuses images that were found by the end of their names where other names make that doubtful."""
+        if not self._ends:
+            return
+        claims = self._claims(names, files, good)
+        # What the folders of other machines are here; where there are two answers, the longest end has it.
+        moved: dict[tuple[str, ...], tuple[tuple[str, ...], _End]] = {}
+        for end in sorted(self._ends.values(), key=lambda end: -end.shared):
+            moved.setdefault(end.parts[: -end.shared], (tuple(end.file.split("/")[: -end.shared]), end))
+        for number, end in self._ends.items():
+            rivals = [other for other in claims[end.file] if other.name != end.name and other.shared >= end.shared]
+            above = end.parts[: -end.shared] if end.shared <= end.file.count("/") else ()
+            for count in range(len(above)):
+                folder, other = moved.get(above[:count], ((), end))
+                if other.shared > end.shared and "/".join((*folder, *end.parts[count:])) != end.file:
+                    rivals.append(other)
+            try:
+                if rivals:
+                    what = "taken for {}, but so is, or elsewhere, {} (got {}); add the image or fix the name"
+                    raise self._fault(number, what, end.file, rivals[0].name, rivals[0].file, end.name)
+                self._note(_WHOLE, number, end.name)
+            except Fault as found:
+                tell(self.report, found)
+                good[number] = good[number] and not rivals
+
+    def _claims(self, names: Sequence[str], files: Sequence[str], good: np.ndarray) -> dict[str, list[_End]]:
+        """Returns the two names with most in common with each file that was found by the end of a name."""
+        found: dict[str, dict[str, _End]] = {end.file: {} for end in self._ends.values()}
+        for number in np.flatnonzero(good).tolist():
+            if files[number] in found:
+                exact = _End(names[number], (), files[number], 2**31)
+                found[files[number]].setdefault(names[number], self._ends.get(number, exact))
+        # Which of many it is makes no difference, and looking at all of them for each would take for ever.
+        return {file: sorted(ends.values(), key=lambda end: -end.shared)[:2] for file, ends in found.items()}
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -139,6 +190,12 @@ class Images:
 
     def _note(self, kind: str, number: int, got: object) -> None:
         self.notes.add(kind, self.place_of(number) if kind == _NO_SIZE else f"{self.place_of(number)}/file_name", got)
+
+
+def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """Returns how many parts at the end of two paths are the same."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _of(file: str, found: Fault) -> Fault:
