@@ -186,12 +186,42 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("image_id", "reference"),
+    [(int, str), (str, int), (float, "{}.0".format), (int, "{}.jpg".format), ("img{}".format, "images/{}".format)],
+)
+def test_ids_may_be_written_as_the_reader_takes_them(tmp_path: Path, monkeypatch, image_id, reference) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path)
+    document = json.loads((tmp_path / "all.json").read_text())
+    for image, annotation in zip(document["images"], document["annotations"], strict=True):
+        image["id"], annotation["image_id"] = image_id(image["id"]), reference(image["id"])
+        image["file_name"] = f"images/{image['file_name']}"
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    written = split(tmp_path, {"test": 0.25})
+    assert len(read(written.settings)["test"]) == 5 and len(json.loads((tmp_path / "test.json").read_text())) == 4
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda document: document.pop("images"), "all.json: no list of 'images' in it; use COCO's format"),
         (lambda document: document["images"][1].pop("id"), "all.json#/images/1: no 'id' in it; add it"),
         (lambda document: document["images"][1].update(file_name="/a"), "all.json#/images/1: file_name is no path"),
         (lambda document: document["images"][1].update(file_name="0.jpg"), "all.json#/images/1: an image is listed"),
+        (lambda document: document["images"][2].update(id=1), "all.json#/images/2/id: used before (got 1); fix it"),
+        (lambda document: document["images"][2].update(id="1"), "all.json#/images/2/id: used before (got '1')"),
+        (lambda document: document["images"][2].update(id=True), "all.json#/images/2: no 'id' in it; add it"),
+        (
+            lambda document: (document["images"][0].update(id=77), document["images"][1].update(id=0)),
+            "all.json#/annotations/1: no image has",
+        ),
+        (
+            lambda document: (
+                [image.update(id=19 - image["id"]) for image in document["images"]],
+                document["annotations"][3].update(image_id="3"),
+            ),
+            "all.json#/annotations/3: may be any of 2 images (got '3'); use their ids",
+        ),
         (lambda document: document["annotations"][0].update(image_id=99), "all.json#/annotations/0: no image has"),
     ],
 )

@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 from grcn.config.yaml_nodes import is_plain_word
+from grcn.data.coco_values import number as as_number
+from grcn.data.coco_values import paths_to
 from grcn.data.faults import Notes, check_class_name, fault, is_contained, read_bytes
 from grcn.data.yolo import IMAGE_SUFFIXES
 from grcn.data.yolo_yaml import describe
@@ -205,33 +207,31 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
     except (ValueError, RecursionError) as error:
         raise fault(path, "broken JSON (got {}); fix or replace it", str(error)) from None
     images, annotations = _records(path, document, "images", "id"), _records(path, document, "annotations", "image_id")
-    name_of: dict[str, Any] = {}
+    files_of_images: dict[str, None] = {}
     for number, image in enumerate(images):
         file = image.get("file_name")
         if not isinstance(file, str) or not is_contained(file):
             raise fault(f"{path}#/images/{number}", "file_name is no path below a folder (got {}); fix it", file)
-        if file in name_of:
+        if file in files_of_images:
             raise fault(f"{path}#/images/{number}", "an image is listed twice (got {}); remove one", file)
-        name_of[file] = image["id"]
-    known = set(name_of.values())
-    for number, annotation in enumerate(annotations):
-        if annotation["image_id"] not in known:
-            what = "no image has this image_id (got {}); fix or remove it"
-            raise fault(f"{path}#/annotations/{number}", what, annotation["image_id"])
-    parts = assign(list(name_of), shares, seed, path)
+        files_of_images[file] = None
+    names = list(files_of_images)
+    image_of = _referred(path, [image["id"] for image in images], names, annotations)
+    parts = assign(names, shares, seed, path)
     files, said = {}, []
     for name, part in parts.items():
         chosen = set(part)
-        ids = {name_of[file] for file in part}
         own = {
             "images": [image for image in images if image["file_name"] in chosen],
-            "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
+            "annotations": [
+                annotation for annotation, n in zip(annotations, image_of, strict=True) if names[n] in chosen
+            ],
         }
         files[path.parent / f"{name}.json"] = json.dumps(document | own, ensure_ascii=False)
         said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
     _write(files)
-    top, folder = _folder_of(path, next(iter(name_of)))
-    remarks = [] if folder else [f"{next(iter(name_of))} was not found near {path}: put the folder of the images in"]
+    top, folder = _folder_of(path, names[0])
+    remarks = [] if folder else [f"{names[0]} was not found near {path}: put the folder of the images in"]
     below = path.parent.relative_to(top)
     splits = {name: f"{folder or 'IMAGES'}:{(below / f'{name}.json').as_posix()}" for name in parts}
     return Written(said, _settings("coco", top, splits), remarks)
@@ -247,9 +247,44 @@ def _records(path: Path, document: Any, key: str, number: str) -> list[dict[str,
     if not isinstance(records, list):
         raise fault(path, "no list of {} in it; use COCO's format", key)
     for place, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get(number), int | str):
+        value = record.get(number) if isinstance(record, dict) else None
+        if type(value) not in (int, str) and as_number(value) is None:
             raise fault(f"{path}#/{key}/{place}", "no {} in it; add it", number)
     return records
+
+
+def _referred(path: Path, ids: list[Any], files: list[str], annotations: list[dict[str, Any]]) -> list[int]:
+    """Returns which image each annotation is of, by its id or its file, as :mod:`grcn.data.coco` reads them.
+
+    What that refuses is refused here too: it may be no fault of any split alone.
+    """
+    are_names = any(type(value) is str and as_number(value) is None for value in ids)
+
+    def text(value: Any) -> str:
+        meant = None if are_names and type(value) is str else as_number(value)
+        return str(meant[0] if meant else value)
+
+    position: dict[str, int] = {}
+    for number, value in enumerate(ids):
+        if text(value) in position:
+            raise fault(f"{path}#/images/{number}/id", "used before (got {}); fix it", value)
+        position[text(value)] = number
+    written = {value for value in ids if type(value) is str}
+    images_of = paths_to(files)
+    found: list[int] = []
+    for number, annotation in enumerate(annotations):
+        value = annotation["image_id"]
+        meant = {position[text(value)]} if text(value) in position else set()
+        if type(value) is str and value not in written:
+            meant |= images_of.get(value, set())
+        if len(meant) != 1:
+            what = "may be any of {} images (got {}); use their ids"
+            values = [len(meant), value]
+            if not meant:
+                what, values = "no image has this image_id (got {}); fix or remove it", [value]
+            raise fault(f"{path}#/annotations/{number}", what, *values)
+        found += meant
+    return found
 
 
 def _folder_of(path: Path, image: str) -> tuple[Path, str]:
