@@ -173,7 +173,7 @@ def _parts(root: Path, name: str, data: Description, notes: Notes) -> list[tuple
         return [(resolve(root, [data.base], text, place, notes), place) for text, place in places]
     forms = [f"images/{name}", f"{name}/images", f"{name}.txt"]
     there = [os.path.normpath(os.path.join(data.base, form)) for form in forms] if is_contained(name) else []
-    there = [path for path in there if (root / path).exists()]
+    there = [path for path in there if os.path.exists(root / path)]
     if len(there) > 1:
         raise fault(root, "two things are the split {} (got {}); move one away", name, there)
     if not there:

@@ -185,6 +185,17 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "was not found near" in written.remarks[0] and "IMAGES:test.json" in written.settings[-1]
 
 
+def test_names_and_texts_that_no_disk_takes(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    document = json.loads((tmp_path / "all.json").read_text())
+    document["info"]["description"] = "\ud83d \u00e9"
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']}{'a' * 300}.jpg"
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    assert "was not found near" in split(tmp_path, {"test": 0.25}).remarks[0]
+    assert json.loads((tmp_path / "test.json").read_text())["info"] == document["info"]
+
+
 @pytest.mark.parametrize(
     ("image_id", "reference"),
     [(int, str), (str, int), (float, "{}.0".format), (int, "{}.jpg".format), ("img{}".format, "images/{}".format)],

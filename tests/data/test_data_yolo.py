@@ -264,6 +264,8 @@ def test_every_fault_is_reported_and_the_rest_is_read(root: Path) -> None:
         ("names: [a]\ntrain: imgs\n", "R/data.yaml:2: no such file or folder (got 'imgs'); fix the path"),
         ('names: [a]\ntrain: "a\\0"\n', "R/data.yaml:2: not a path"),
         ("names: [a]\ntrain: labels\n", "R/data.yaml:2: no image in it (got 'labels'); add images"),
+        (f"names: [a]\ntrain: {'a' * 300}\n", "R/data.yaml:2: no such file or folder (got 'aaa"),
+        (f"names: [a]\npath: {'a' * 300}\ntrain: no\n", "R/data.yaml:3: no such file or folder (got 'no')"),
         ("names: [a]\npath: ..\n", "R/data.yaml:2: path leads out of data.root (got '..'); move the file there"),
         ("names: [a]\npath: [a]\n", "R/data.yaml:2: path is no path"),
         ("a: 1\n", "R: no data.yaml with names of classes"),
@@ -301,6 +303,7 @@ def test_splits_that_are_not_there(root: Path) -> None:
         f"R/data.yaml: no split 'test' in it, nor images/NAME/, NAME/images/ or NAME.txt beside it; {usual}"
     )
     assert "no split '../x' in it" in message(root, ("../x",))
+    assert "no split 'aaa" in message(root, ("a" * 300,))
     assert message(root.parent) == (
         "R: no data.yaml with names of classes; mine/ is below it: set data.root=R/mine, or add one or list them in "
         "data.classes"

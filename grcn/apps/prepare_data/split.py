@@ -227,7 +227,7 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
                 annotation for annotation, n in zip(annotations, image_of, strict=True) if names[n] in chosen
             ],
         }
-        files[path.parent / f"{name}.json"] = json.dumps(document | own, ensure_ascii=False)
+        files[path.parent / f"{name}.json"] = json.dumps(document | own)  # in ASCII: half of a pair is no UTF-8
         said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
     _write(files)
     top, folder = _folder_of(path, names[0])
@@ -292,7 +292,7 @@ def _folder_of(path: Path, image: str) -> tuple[Path, str]:
     for top in (path.parent, path.parent.parent):
         inner = sorted(folder for folder in top.iterdir() if folder.is_dir())
         for folder in (top, *inner):
-            if (folder / image).is_file():
+            if os.path.isfile(folder / image):
                 return top, folder.relative_to(top).as_posix()
     return path.parent, ""
 
