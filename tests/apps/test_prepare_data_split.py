@@ -185,6 +185,29 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "was not found near" in written.remarks[0] and "IMAGES:test.json" in written.settings[-1]
 
 
+def test_a_folder_of_images_is_never_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/0.jpg").write_bytes(b"of something else")
+    assert len(read(split(tmp_path, {"test": 0.25}).settings)["test"]) == 5, "all of the images are in images/"
+
+    def remark() -> str:
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.json").unlink()
+        written = split(tmp_path, {"test": 0.25})
+        assert "IMAGES:test.json" in written.settings[-1]
+        return written.remarks[0].replace(str(tmp_path), "R")
+
+    for number in range(COUNT):
+        (tmp_path / f"a/{number}.jpg").write_bytes(b"a small one")
+    several = "several folders have images of R/all.json (a, images): put the right one in place of IMAGES"
+    assert remark() == several
+    for number in range(COUNT):
+        (tmp_path / ("a" if number % 3 else "images") / f"{number}.jpg").unlink()
+    assert remark() == several, "a part of them in each"
+
+
 def test_names_and_texts_that_no_disk_takes(tmp_path: Path) -> None:
     write_coco(tmp_path)
     document = json.loads((tmp_path / "all.json").read_text())

@@ -28,6 +28,7 @@ from grcn.fileio import write_durably
 FORMATS = ("voc", "yolo", "coco")
 _VOC_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of what grcn.data.voc looks for
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of labelImg, Label Studio and CVAT
+_MOST_LOOKED_FOR = 20  # of the images, to find their folder
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,14 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
         files[path.parent / f"{name}.json"] = json.dumps(document | own)  # in ASCII: half of a pair is no UTF-8
         said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
     _write(files)
-    top, folder = _folder_of(path, names[0])
-    remarks = [] if folder else [f"{names[0]} was not found near {path}: put the folder of the images in"]
+    top, folders = _folders_of(path, names)
+    folder = folders[0] if len(folders) == 1 else ""
+    remarks = []
+    if not folders:
+        remarks = [f"{names[0]} was not found near {path}: put the folder of the images in place of IMAGES"]
+    elif not folder:
+        listed = ", ".join(folders)
+        remarks = [f"several folders have images of {path} ({listed}): put the right one in place of IMAGES"]
     below = path.parent.relative_to(top)
     splits = {name: f"{folder or 'IMAGES'}:{(below / f'{name}.json').as_posix()}" for name in parts}
     return Written(said, _settings("coco", top, splits), remarks)
@@ -287,14 +294,21 @@ def _referred(path: Path, ids: list[Any], files: list[str], annotations: list[di
     return found
 
 
-def _folder_of(path: Path, image: str) -> tuple[Path, str]:
-    """Returns the folder that is to be ``data.root``, and where below it the images are; empty if not found."""
+def _folders_of(path: Path, images: Sequence[str]) -> tuple[Path, list[str]]:
+    """Returns the folder that is to be ``data.root``, and where below it the images may be.
+
+    That is one place if all that are looked for are there and nowhere else: thumbnails have the same names.
+    """
+    some = images[:: -(-len(images) // _MOST_LOOKED_FOR)]
     for top in (path.parent, path.parent.parent):
-        inner = sorted(folder for folder in top.iterdir() if folder.is_dir())
-        for folder in (top, *inner):
-            if os.path.isfile(folder / image):
-                return top, folder.relative_to(top).as_posix()
-    return path.parent, ""
+        folders = [top, *sorted(folder for folder in top.iterdir() if folder.is_dir())]
+        counts = {folder: sum(os.path.isfile(folder / image) for image in some) for folder in folders}
+        if found := [folder for folder, count in counts.items() if count == max(1, *counts.values())]:
+            # Where none has all of them, those that have a few may be parts of the whole.
+            if counts[found[0]] < len(some):
+                found = [folder for folder, count in counts.items() if count]
+            return top, [folder.relative_to(top).as_posix() for folder in found]
+    return path.parent, []
 
 
 def _settings(form: str, root: Path, splits: dict[str, str]) -> list[str]:
