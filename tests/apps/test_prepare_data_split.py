@@ -140,6 +140,18 @@ def test_what_has_no_pair_is_left_out_and_named(tmp_path: Path) -> None:
     assert sum(map(len, read(written.settings).values())) == COUNT - 2
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("annotations", "images"), ("Annotations", "JPEGImages")])
+def test_files_of_voc_are_found_as_the_reader_finds_them(tmp_path: Path, folders: tuple[str, str]) -> None:
+    root = tmp_path / "mine"
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(COUNT):
+        (root / folders[0] / f"{number}.XML").write_text(XML)
+        Image.new("RGB", (40, 32)).save(root / folders[1] / f"{number}.{('WebP', 'TIF', 'Jpg')[number % 3]}")
+    written = split(root, {"test": 0.25})
+    assert not written.remarks and len(read(written.settings)["test"]) == 5
+
+
 def test_the_current_folder_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_voc(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
@@ -275,7 +287,7 @@ def test_broken_documents_are_named(tmp_path: Path, change, expected: str) -> No
 def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc")
     (tmp_path / "empty").mkdir()
-    images(tmp_path / "mixed")
+    (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed/0.xml").write_text(XML)
     for code, named, *args in (
         (2, "required: --test", "--root", "voc"),
@@ -284,7 +296,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
          "--root", "voc", "--test", "0.5", "--val", "0.5"),
         (3, "nowhere: no such file or folder", "--root", "nowhere", "--test", "0.2"),
         (3, "empty: neither Annotations/, nor labels/, nor a JSON file in it", "--root", "empty", "--test", "0.2"),
-        (3, "mixed: no Annotations/ and JPEGImages/ in it; move", "--root", "mixed", "--test", "0.2"),
+        (3, "mixed: no XML files or no images in it; move them to", "--root", "mixed", "--test", "0.2"),
     ):  # fmt: skip
         result = programs.call(TOOL, "split", *args, folder=tmp_path)
         programs.assert_contract(result, code, named)

@@ -20,13 +20,13 @@ from grcn.config.yaml_nodes import is_plain_word
 from grcn.data.coco_values import number as as_number
 from grcn.data.coco_values import paths_to
 from grcn.data.faults import Notes, check_class_name, fault, is_contained, read_bytes
+from grcn.data.voc_folders import source_of
 from grcn.data.yolo import IMAGE_SUFFIXES
 from grcn.data.yolo_yaml import describe
 from grcn.errors import ConfigError
 from grcn.fileio import write_durably
 
 FORMATS = ("voc", "yolo", "coco")
-_VOC_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of what grcn.data.voc looks for
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of labelImg, Label Studio and CVAT
 _MOST_LOOKED_FOR = 20  # of the images, to find their folder
 
@@ -54,8 +54,8 @@ def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None 
     """Splits a data set at random.
 
     Args:
-        root: a folder with VOC's ``Annotations`` and ``JPEGImages``, one with YOLO's ``images`` and ``labels``, a COCO
-            JSON file, or a folder with one such file.
+        root: a folder with VOC's ``Annotations`` and ``JPEGImages``, or their files side by side, one with YOLO's
+            ``images`` and ``labels``, a COCO JSON file, or a folder with one such file.
         shares: of the splits beside ``train``, as ``{"test": 0.2}``; what they leave is ``train``.
         seed: another one makes another split.
         form: one of :data:`FORMATS`; None looks what there is.
@@ -100,7 +100,7 @@ def _format_of(root: Path) -> str:
         raise fault(root, "no such file or folder; give --root the folder of the images")
     if root.is_file():
         return "coco"
-    is_voc = (root / "Annotations").is_dir() or any(root.glob("*.xml"))
+    is_voc = (root / "Annotations").is_dir() or bool(source_of(root, ".").annotations.names())
     is_yolo = (root / "labels").is_dir() or any((root / name).is_file() for name in ("data.yaml", "dataset.yaml"))
     is_coco = bool(_documents(root))
     found = [form for form, there in zip(FORMATS, (is_voc, is_yolo, is_coco), strict=True) if there]
@@ -113,12 +113,12 @@ def _format_of(root: Path) -> str:
 
 
 def _split_voc(root: Path, shares: dict[str, float], seed: int) -> Written:
-    annotations, images = root / "Annotations", root / "JPEGImages"
-    if not (annotations.is_dir() and images.is_dir()):
-        what = "no Annotations/ and JPEGImages/ in it; move the XML files and the images there"
+    source = source_of(root, ".")
+    annotations = source.annotations.folder
+    described, pictures = set(source.annotations.names()), set(source.images.names())
+    if not (described and pictures):
+        what = "no XML files or no images in it; move them to Annotations/ and JPEGImages/"
         raise fault(root, what)
-    described = {path.stem for path in annotations.glob("*.xml")}
-    pictures = {path.stem for path in images.iterdir() if path.suffix.lower() in _VOC_SUFFIXES}
     stems = sorted(described & pictures)
     for stem in stems:
         if not is_contained(stem) or stem.split() != [stem]:
