@@ -108,6 +108,7 @@ def _read_split(
     folders: dict[Path, frozenset[str]] = {}
     unlabelled: dict[Path, list[str]] = {}  # by the folder of their labels
     labelled: set[Path] = set()
+    image_of: dict[Path, str] = {}  # by label file
     images = _images_of(root, name, data, report, notes)
     for file in progress_bar(images, f"reading {name}", leave=False):
         path = root / _label_file(file)
@@ -117,12 +118,15 @@ def _read_split(
         if has_labels:
             labelled.add(path.parent)
         try:
-            split.sizes.append(_size(root / file))
+            size = _size(root / file)
+            if has_labels and image_of.setdefault(path, file) != file:
+                notes.add("images that share a label file with another one", root / file, f"as {image_of[path]}")
         except Fault as found:
             found.image = file
             tell(report, found)
             continue
         split.files.append(file)
+        split.sizes.append(size)
         if has_labels:
             _read_labels(split, path, names, label_of, report, notes)
         else:

@@ -157,6 +157,17 @@ def test_images_that_share_a_name_are_called_by_their_paths(root: Path) -> None:
     assert "an image is listed twice (got 'images/train/a.jpg')" in message(root, ("train", "twice"))
 
 
+def test_images_that_share_a_label_file_are_counted(root: Path) -> None:
+    write_image(root / "images/train/a.png")
+    notes = Notes()
+    assert yolo.load(root, ["train"], notes=notes).boxes.tolist() == 2 * BOXES
+    shared = "images that share a label file with another one"
+    assert notes.places == {shared: [f"{root}/images/train/a.png: 'as images/train/a.jpg'"]}
+    faults: list[Fault] = []
+    table = yolo.load(root, ["train"], report=faults.append, notes=Notes(strict=True))
+    assert table.result_ids() == ["a", "b"] and [found.image for found in faults] == ["images/train/a.png"]
+
+
 def test_labels_beside_images_and_the_last_folder_of_the_name(tmp_path: Path) -> None:
     write_image(tmp_path / "train/a.jpg", tmp_path / "train/a.txt")
     write_image(tmp_path / "images/x/images/b.jpg", tmp_path / "images/x/labels/b.txt")
