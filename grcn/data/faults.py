@@ -174,14 +174,14 @@ def split_remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> s
     Returns:
         the end of a message: the right folder, where it is one level above or below; the splits that there are.
     """
-    if (root / file).exists():
+    if os.path.exists(root / file):  # which a name too long for the disk does not upset
         return USUAL_REMEDY
     try:
         found = sorted(others)
         same = [name for name in found if name.endswith(f"/{split}")]
         below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         for folder in () if same else (*below, root.parent):
-            if (folder / file).is_file():
+            if os.path.isfile(folder / file):
                 where = f"{folder.name}/ is below it" if folder in below else "the data are one folder higher"
                 return f"{where}: set data.root={folder}".replace("{", "{{").replace("}", "}}")
     except OSError:

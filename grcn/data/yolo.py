@@ -9,6 +9,7 @@ width height``, the centre and the sides as shares of the displayed image.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,10 @@ from grcn.data.faults import USUAL_REMEDY, Fault, Notes, Report, fault, is_conta
 from grcn.data.images import read_header, read_image
 from grcn.data.validate import pack
 from grcn.data.yolo_yaml import Description, describe, resolve
+from grcn.errors import one_line
 from grcn.progress import progress_bar
+
+logger = logging.getLogger("grcn")
 
 # Those that are read, and those that are not, so that such an image is a clear error and not one that is left out.
 IMAGE_SUFFIXES = frozenset(
@@ -30,6 +34,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 _ROUNDING = 1e-3  # shares of an image are rounded: so much of a box may stick out of it, and is cut off
 _LARGEST = 2.0  # a share above it is one of pixels
+_UNLABELLED = "images without a label file, which have no objects"
 _WRITE = "write class x y width height"
 
 
@@ -58,7 +63,7 @@ def load(
 
     Images must exist: their headers say how large they are. Their ids are the names of their files without suffix;
     where two of them share one, all are called by their path below ``root``. An image without a label file, or with an
-    empty one, has no objects.
+    empty one, has no objects; but a folder of images without any label file is an error: its labels may lie elsewhere.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the ``names`` of the data.yaml;
@@ -101,26 +106,49 @@ def _read_split(
     split = _Split(name)
     label_of = {label: number for number, label in enumerate(classes, start=1)}
     folders: dict[Path, frozenset[str]] = {}
+    unlabelled: dict[Path, list[str]] = {}  # by the folder of their labels
+    labelled: set[Path] = set()
+    image_of: dict[Path, str] = {}  # by label file
     images = _images_of(root, name, data, report, notes)
-    labelled = 0
     for file in progress_bar(images, f"reading {name}", leave=False):
+        path = root / _label_file(file)
+        if path.parent not in folders:
+            folders[path.parent] = _names_in(path.parent)
+        has_labels = path.name in folders[path.parent]
+        if has_labels:
+            labelled.add(path.parent)
         try:
-            split.sizes.append(_size(root / file))
+            size = _size(root / file)
+            if has_labels and image_of.setdefault(path, file) != file:
+                notes.add("images that share a label file with another one", root / file, f"as {image_of[path]}")
         except Fault as found:
             found.image = file
             tell(report, found)
             continue
         split.files.append(file)
-        path = root / _label_file(file)
-        if path.parent not in folders:
-            folders[path.parent] = _names_in(path.parent)
-        if path.name in folders[path.parent]:
-            labelled += 1
+        split.sizes.append(size)
+        if has_labels:
             _read_labels(split, path, names, label_of, report, notes)
-    if split.files and not labelled:
-        where = root / _label_file(split.files[0])
-        raise fault(where, "no such file, nor a label file of any other image of the split; set data.root or add them")
+        else:
+            unlabelled.setdefault(path.parent, []).append(file)
+    for folder, files in unlabelled.items():
+        if folder not in labelled:
+            what = (
+                "no such file, nor a label file of any other image of the folder; add them, empty ones for no objects"
+            )
+            raise fault(root / _label_file(files[0]), what)
+    _count_unlabelled(root, name, [file for files in unlabelled.values() for file in files], notes)
     return split
+
+
+def _count_unlabelled(root: Path, name: str, files: list[str], notes: Notes) -> None:
+    # YOLO's own rule, which strictness must not refuse.
+    if notes.strict:
+        if files:
+            logger.info("%s", one_line(f"{name}: {len(files):,} {_UNLABELLED}"))
+        return
+    for file in files:
+        notes.add(_UNLABELLED, root / file, f"no {PurePosixPath(_label_file(file)).name}")
 
 
 def _images_of(root: Path, name: str, data: Description, report: Report | None, notes: Notes) -> list[str]:
@@ -149,7 +177,7 @@ def _parts(root: Path, name: str, data: Description, notes: Notes) -> list[tuple
         return [(resolve(root, [data.base], text, place, notes), place) for text, place in places]
     forms = [f"images/{name}", f"{name}/images", f"{name}.txt"]
     there = [os.path.normpath(os.path.join(data.base, form)) for form in forms] if is_contained(name) else []
-    there = [path for path in there if (root / path).exists()]
+    there = [path for path in there if os.path.exists(root / path)]
     if len(there) > 1:
         raise fault(root, "two things are the split {} (got {}); move one away", name, there)
     if not there:

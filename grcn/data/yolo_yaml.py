@@ -86,8 +86,9 @@ def resolve(root: Path, bases: Sequence[str], text: str, place: str, notes: Note
     meant = text
     if "\\" in text and "/" not in text:
         meant = text.replace("\\", "/")
+    # Path.exists would raise for a name that is too long for the disk.
     inside = [path for base in bases if (path := _inside(root, os.path.join(base, meant))) is not None]
-    here = next((path for path in inside if (root / path).exists()), None)
+    here = next((path for path in inside if os.path.exists(root / path)), None)
     if here is None:
         here = _moved(root, bases, meant)
         if here is None and not inside:
@@ -109,7 +110,7 @@ def _moved(root: Path, bases: Sequence[str], text: str) -> str | None:
     for rest, fewest in ((parts[up:], 1), (parts[up + 1 :], 2)):
         for base in bases:
             path = _inside(root, os.path.join(base, *rest))
-            if len(rest) >= fewest and path is not None and (root / path).exists():
+            if len(rest) >= fewest and path is not None and os.path.exists(root / path):
                 return path
     return None
 
@@ -188,7 +189,7 @@ def _base(root: Path, file: Path, node: yaml.Node | None, notes: Notes) -> str:
     if not isinstance(node, yaml.ScalarNode) or not is_printable(node.value):
         raise fault(_place(file, node), "path is no path; write one or remove it")
     base = _inside(root, node.value)
-    if not (root / node.value).exists():
+    if not os.path.exists(root / node.value):
         notes.add("values of path that do not exist, taken for data.root", _place(file, node), node.value)
         return "."
     if base is None:

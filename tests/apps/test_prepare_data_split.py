@@ -140,6 +140,18 @@ def test_what_has_no_pair_is_left_out_and_named(tmp_path: Path) -> None:
     assert sum(map(len, read(written.settings).values())) == COUNT - 2
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("annotations", "images"), ("Annotations", "JPEGImages")])
+def test_files_of_voc_are_found_as_the_reader_finds_them(tmp_path: Path, folders: tuple[str, str]) -> None:
+    root = tmp_path / "mine"
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(COUNT):
+        (root / folders[0] / f"{number}.XML").write_text(XML)
+        Image.new("RGB", (40, 32)).save(root / folders[1] / f"{number}.{('WebP', 'TIF', 'Jpg')[number % 3]}")
+    written = split(root, {"test": 0.25})
+    assert not written.remarks and len(read(written.settings)["test"]) == 5
+
+
 def test_the_current_folder_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_voc(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
@@ -185,6 +197,56 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "was not found near" in written.remarks[0] and "IMAGES:test.json" in written.settings[-1]
 
 
+def test_a_folder_of_images_is_never_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/0.jpg").write_bytes(b"of something else")
+    assert len(read(split(tmp_path, {"test": 0.25}).settings)["test"]) == 5, "all of the images are in images/"
+
+    def remark() -> str:
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.json").unlink()
+        written = split(tmp_path, {"test": 0.25})
+        assert "IMAGES:test.json" in written.settings[-1]
+        return written.remarks[0].replace(str(tmp_path), "R")
+
+    for number in range(COUNT):
+        (tmp_path / f"a/{number}.jpg").write_bytes(b"a small one")
+    several = "several folders have images of R/all.json (a, images): put the right one in place of IMAGES"
+    assert remark() == several
+    for number in range(COUNT):
+        (tmp_path / ("a" if number % 3 else "images") / f"{number}.jpg").unlink()
+    assert remark() == several, "a part of them in each"
+
+
+def test_names_and_texts_that_no_disk_takes(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    document = json.loads((tmp_path / "all.json").read_text())
+    document["info"]["description"] = "\ud83d \u00e9"
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']}{'a' * 300}.jpg"
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    assert "was not found near" in split(tmp_path, {"test": 0.25}).remarks[0]
+    assert json.loads((tmp_path / "test.json").read_text())["info"] == document["info"]
+
+
+@pytest.mark.parametrize(
+    ("image_id", "reference"),
+    [(int, str), (str, int), (float, "{}.0".format), (int, "{}.jpg".format), ("img{}".format, "images/{}".format)],
+)
+def test_ids_may_be_written_as_the_reader_takes_them(tmp_path: Path, monkeypatch, image_id, reference) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path)
+    document = json.loads((tmp_path / "all.json").read_text())
+    for image, annotation in zip(document["images"], document["annotations"], strict=True):
+        image["id"], annotation["image_id"] = image_id(image["id"]), reference(image["id"])
+        image["file_name"] = f"images/{image['file_name']}"
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    written = split(tmp_path, {"test": 0.25})
+    assert len(read(written.settings)["test"]) == 5 and len(json.loads((tmp_path / "test.json").read_text())) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -192,6 +254,20 @@ def test_everything_of_a_json_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda document: document["images"][1].pop("id"), "all.json#/images/1: no 'id' in it; add it"),
         (lambda document: document["images"][1].update(file_name="/a"), "all.json#/images/1: file_name is no path"),
         (lambda document: document["images"][1].update(file_name="0.jpg"), "all.json#/images/1: an image is listed"),
+        (lambda document: document["images"][2].update(id=1), "all.json#/images/2/id: used before (got 1); fix it"),
+        (lambda document: document["images"][2].update(id="1"), "all.json#/images/2/id: used before (got '1')"),
+        (lambda document: document["images"][2].update(id=True), "all.json#/images/2: no 'id' in it; add it"),
+        (
+            lambda document: (document["images"][0].update(id=77), document["images"][1].update(id=0)),
+            "all.json#/annotations/1: no image has",
+        ),
+        (
+            lambda document: (
+                [image.update(id=19 - image["id"]) for image in document["images"]],
+                document["annotations"][3].update(image_id="3"),
+            ),
+            "all.json#/annotations/3: may be any of 2 images (got '3'); use their ids",
+        ),
         (lambda document: document["annotations"][0].update(image_id=99), "all.json#/annotations/0: no image has"),
     ],
 )
@@ -211,7 +287,7 @@ def test_broken_documents_are_named(tmp_path: Path, change, expected: str) -> No
 def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc")
     (tmp_path / "empty").mkdir()
-    images(tmp_path / "mixed")
+    (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed/0.xml").write_text(XML)
     for code, named, *args in (
         (2, "required: --test", "--root", "voc"),
@@ -220,7 +296,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
          "--root", "voc", "--test", "0.5", "--val", "0.5"),
         (3, "nowhere: no such file or folder", "--root", "nowhere", "--test", "0.2"),
         (3, "empty: neither Annotations/, nor labels/, nor a JSON file in it", "--root", "empty", "--test", "0.2"),
-        (3, "mixed: no Annotations/ and JPEGImages/ in it; move", "--root", "mixed", "--test", "0.2"),
+        (3, "mixed: no XML files or no images in it; move them to", "--root", "mixed", "--test", "0.2"),
     ):  # fmt: skip
         result = programs.call(TOOL, "split", *args, folder=tmp_path)
         programs.assert_contract(result, code, named)

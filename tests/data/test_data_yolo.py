@@ -19,6 +19,7 @@ from grcn.errors import LONGEST_LINE, PREFIX, DataError
 
 # Of an image of 40 x 32 pixels: from 10 to 30 across and from 4 to 28 down; from 0 to 10 and from 0 to 16.
 LABELS = "1 0.5 0.5 0.5 0.75\n0 0.125 0.25 0.25 0.5\n"
+UNLABELLED = "images without a label file, which have no objects"
 BOXES = [[10, 4, 30, 28], [0, 0, 10, 16]]
 
 # What the programs write beside the images and labels, and where these are.
@@ -53,7 +54,7 @@ def root(tmp_path: Path) -> Path:
     """Two images to train on, of which the second has no objects, and one to test on."""
     folder = tmp_path / "mine"
     write_image(folder / "images/train/a.jpg", folder / "labels/train/a.txt")
-    write_image(folder / "images/train/b.png")
+    write_image(folder / "images/train/b.png", folder / "labels/train/b.txt", "")
     write_image(folder / "images/val/c.jpg", folder / "labels/val/c.txt")
     (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cup, nut]\n")
     return folder
@@ -135,7 +136,7 @@ def test_a_list_of_folders_and_lists_of_images(root: Path) -> None:
 
 def test_folders_are_read_with_those_in_them_and_links(root: Path, tmp_path: Path) -> None:
     describe(root, "names: [cup, nut]\ntrain: images\n")
-    write_image(tmp_path / "elsewhere/d.jpg")
+    write_image(tmp_path / "elsewhere/d.jpg", root / "labels/more/d.txt", "")
     (root / "images/more").symlink_to(tmp_path / "elsewhere")
     (root / "images/more/loop").symlink_to(root / "images")
     (root / "images/readme.md").write_text("no image")
@@ -154,6 +155,17 @@ def test_images_that_share_a_name_are_called_by_their_paths(root: Path) -> None:
     ]
     (root / "twice.txt").write_text("images/train/a.jpg\n")
     assert "an image is listed twice (got 'images/train/a.jpg')" in message(root, ("train", "twice"))
+
+
+def test_images_that_share_a_label_file_are_counted(root: Path) -> None:
+    write_image(root / "images/train/a.png")
+    notes = Notes()
+    assert yolo.load(root, ["train"], notes=notes).boxes.tolist() == 2 * BOXES
+    shared = "images that share a label file with another one"
+    assert notes.places == {shared: [f"{root}/images/train/a.png: 'as images/train/a.jpg'"]}
+    faults: list[Fault] = []
+    table = yolo.load(root, ["train"], report=faults.append, notes=Notes(strict=True))
+    assert table.result_ids() == ["a", "b"] and [found.image for found in faults] == ["images/train/a.png"]
 
 
 def test_labels_beside_images_and_the_last_folder_of_the_name(tmp_path: Path) -> None:
@@ -263,6 +275,8 @@ def test_every_fault_is_reported_and_the_rest_is_read(root: Path) -> None:
         ("names: [a]\ntrain: imgs\n", "R/data.yaml:2: no such file or folder (got 'imgs'); fix the path"),
         ('names: [a]\ntrain: "a\\0"\n', "R/data.yaml:2: not a path"),
         ("names: [a]\ntrain: labels\n", "R/data.yaml:2: no image in it (got 'labels'); add images"),
+        (f"names: [a]\ntrain: {'a' * 300}\n", "R/data.yaml:2: no such file or folder (got 'aaa"),
+        (f"names: [a]\npath: {'a' * 300}\ntrain: no\n", "R/data.yaml:3: no such file or folder (got 'no')"),
         ("names: [a]\npath: ..\n", "R/data.yaml:2: path leads out of data.root (got '..'); move the file there"),
         ("names: [a]\npath: [a]\n", "R/data.yaml:2: path is no path"),
         ("a: 1\n", "R: no data.yaml with names of classes"),
@@ -300,6 +314,7 @@ def test_splits_that_are_not_there(root: Path) -> None:
         f"R/data.yaml: no split 'test' in it, nor images/NAME/, NAME/images/ or NAME.txt beside it; {usual}"
     )
     assert "no split '../x' in it" in message(root, ("../x",))
+    assert "no split 'aaa" in message(root, ("a" * 300,))
     assert message(root.parent) == (
         "R: no data.yaml with names of classes; mine/ is below it: set data.root=R/mine, or add one or list them in "
         "data.classes"
@@ -314,6 +329,30 @@ def test_splits_that_are_not_there(root: Path) -> None:
 def test_a_split_without_any_label_file_is_refused(root: Path) -> None:
     (root / "labels").rename(root / "boxes")
     assert message(root).startswith("R/labels/train/a.txt: no such file, nor a label file of any other image")
+
+
+def test_a_folder_of_a_split_without_any_label_file_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "a/images/a.jpg", tmp_path / "a/labels/a.txt")
+    write_image(tmp_path / "b/images/b.jpg", tmp_path / "b/label/b.txt")
+    describe(tmp_path, "names: [cup, nut]\ntrain: [a/images, b/images]\n")
+    assert message(tmp_path) == (
+        "R/b/labels/b.txt: no such file, nor a label file of any other image of the folder; add them, empty ones for "
+        "no objects"
+    )
+    (tmp_path / "b/label").rename(tmp_path / "b/labels")
+    assert yolo.load(tmp_path, ["train"]).boxes.tolist() == 2 * BOXES
+
+
+def test_images_without_a_label_file_are_counted_and_legal(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "labels/train/b.txt").unlink()
+    notes = Notes()
+    yolo.load(root, ["train"], notes=notes)
+    assert notes.places == {UNLABELLED: [f"{root}/images/train/b.png: 'no b.txt'"]}
+    with caplog.at_level(logging.INFO):
+        assert yolo.load(root, ["train"], notes=Notes(strict=True)).offsets.tolist() == [0, 2, 2]
+    assert f"train: 1 {UNLABELLED}" in caplog.text
+    (root / "images/train/a.jpg").write_bytes(b"")
+    assert yolo.load(root, ["train"], report=lambda found: None).result_ids() == ["b"], "a.txt is there all the same"
 
 
 def test_sizes_are_those_of_displayed_images(root: Path) -> None:

@@ -17,15 +17,18 @@ from typing import Any
 import yaml
 
 from grcn.config.yaml_nodes import is_plain_word
+from grcn.data.coco_values import number as as_number
+from grcn.data.coco_values import paths_to
 from grcn.data.faults import Notes, check_class_name, fault, is_contained, read_bytes
+from grcn.data.voc_folders import source_of
 from grcn.data.yolo import IMAGE_SUFFIXES
 from grcn.data.yolo_yaml import describe
 from grcn.errors import ConfigError
 from grcn.fileio import write_durably
 
 FORMATS = ("voc", "yolo", "coco")
-_VOC_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # of what grcn.data.voc looks for
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of labelImg, Label Studio and CVAT
+_MOST_LOOKED_FOR = 20  # of the images, to find their folder
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None 
     """Splits a data set at random.
 
     Args:
-        root: a folder with VOC's ``Annotations`` and ``JPEGImages``, one with YOLO's ``images`` and ``labels``, a COCO
-            JSON file, or a folder with one such file.
+        root: a folder with VOC's ``Annotations`` and ``JPEGImages``, or their files side by side, one with YOLO's
+            ``images`` and ``labels``, a COCO JSON file, or a folder with one such file.
         shares: of the splits beside ``train``, as ``{"test": 0.2}``; what they leave is ``train``.
         seed: another one makes another split.
         form: one of :data:`FORMATS`; None looks what there is.
@@ -97,7 +100,7 @@ def _format_of(root: Path) -> str:
         raise fault(root, "no such file or folder; give --root the folder of the images")
     if root.is_file():
         return "coco"
-    is_voc = (root / "Annotations").is_dir() or any(root.glob("*.xml"))
+    is_voc = (root / "Annotations").is_dir() or bool(source_of(root, ".").annotations.names())
     is_yolo = (root / "labels").is_dir() or any((root / name).is_file() for name in ("data.yaml", "dataset.yaml"))
     is_coco = bool(_documents(root))
     found = [form for form, there in zip(FORMATS, (is_voc, is_yolo, is_coco), strict=True) if there]
@@ -110,12 +113,12 @@ def _format_of(root: Path) -> str:
 
 
 def _split_voc(root: Path, shares: dict[str, float], seed: int) -> Written:
-    annotations, images = root / "Annotations", root / "JPEGImages"
-    if not (annotations.is_dir() and images.is_dir()):
-        what = "no Annotations/ and JPEGImages/ in it; move the XML files and the images there"
+    source = source_of(root, ".")
+    annotations = source.annotations.folder
+    described, pictures = set(source.annotations.names()), set(source.images.names())
+    if not (described and pictures):
+        what = "no XML files or no images in it; move them to Annotations/ and JPEGImages/"
         raise fault(root, what)
-    described = {path.stem for path in annotations.glob("*.xml")}
-    pictures = {path.stem for path in images.iterdir() if path.suffix.lower() in _VOC_SUFFIXES}
     stems = sorted(described & pictures)
     for stem in stems:
         if not is_contained(stem) or stem.split() != [stem]:
@@ -205,33 +208,37 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
     except (ValueError, RecursionError) as error:
         raise fault(path, "broken JSON (got {}); fix or replace it", str(error)) from None
     images, annotations = _records(path, document, "images", "id"), _records(path, document, "annotations", "image_id")
-    name_of: dict[str, Any] = {}
+    files_of_images: dict[str, None] = {}
     for number, image in enumerate(images):
         file = image.get("file_name")
         if not isinstance(file, str) or not is_contained(file):
             raise fault(f"{path}#/images/{number}", "file_name is no path below a folder (got {}); fix it", file)
-        if file in name_of:
+        if file in files_of_images:
             raise fault(f"{path}#/images/{number}", "an image is listed twice (got {}); remove one", file)
-        name_of[file] = image["id"]
-    known = set(name_of.values())
-    for number, annotation in enumerate(annotations):
-        if annotation["image_id"] not in known:
-            what = "no image has this image_id (got {}); fix or remove it"
-            raise fault(f"{path}#/annotations/{number}", what, annotation["image_id"])
-    parts = assign(list(name_of), shares, seed, path)
+        files_of_images[file] = None
+    names = list(files_of_images)
+    image_of = _referred(path, [image["id"] for image in images], names, annotations)
+    parts = assign(names, shares, seed, path)
     files, said = {}, []
     for name, part in parts.items():
         chosen = set(part)
-        ids = {name_of[file] for file in part}
         own = {
             "images": [image for image in images if image["file_name"] in chosen],
-            "annotations": [annotation for annotation in annotations if annotation["image_id"] in ids],
+            "annotations": [
+                annotation for annotation, n in zip(annotations, image_of, strict=True) if names[n] in chosen
+            ],
         }
-        files[path.parent / f"{name}.json"] = json.dumps(document | own, ensure_ascii=False)
+        files[path.parent / f"{name}.json"] = json.dumps(document | own)  # in ASCII: half of a pair is no UTF-8
         said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
     _write(files)
-    top, folder = _folder_of(path, next(iter(name_of)))
-    remarks = [] if folder else [f"{next(iter(name_of))} was not found near {path}: put the folder of the images in"]
+    top, folders = _folders_of(path, names)
+    folder = folders[0] if len(folders) == 1 else ""
+    remarks = []
+    if not folders:
+        remarks = [f"{names[0]} was not found near {path}: put the folder of the images in place of IMAGES"]
+    elif not folder:
+        listed = ", ".join(folders)
+        remarks = [f"several folders have images of {path} ({listed}): put the right one in place of IMAGES"]
     below = path.parent.relative_to(top)
     splits = {name: f"{folder or 'IMAGES'}:{(below / f'{name}.json').as_posix()}" for name in parts}
     return Written(said, _settings("coco", top, splits), remarks)
@@ -247,19 +254,61 @@ def _records(path: Path, document: Any, key: str, number: str) -> list[dict[str,
     if not isinstance(records, list):
         raise fault(path, "no list of {} in it; use COCO's format", key)
     for place, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get(number), int | str):
+        value = record.get(number) if isinstance(record, dict) else None
+        if type(value) not in (int, str) and as_number(value) is None:
             raise fault(f"{path}#/{key}/{place}", "no {} in it; add it", number)
     return records
 
 
-def _folder_of(path: Path, image: str) -> tuple[Path, str]:
-    """Returns the folder that is to be ``data.root``, and where below it the images are; empty if not found."""
+def _referred(path: Path, ids: list[Any], files: list[str], annotations: list[dict[str, Any]]) -> list[int]:
+    """Returns which image each annotation is of, by its id or its file, as :mod:`grcn.data.coco` reads them.
+
+    What that refuses is refused here too: it may be no fault of any split alone.
+    """
+    are_names = any(type(value) is str and as_number(value) is None for value in ids)
+
+    def text(value: Any) -> str:
+        meant = None if are_names and type(value) is str else as_number(value)
+        return str(meant[0] if meant else value)
+
+    position: dict[str, int] = {}
+    for number, value in enumerate(ids):
+        if text(value) in position:
+            raise fault(f"{path}#/images/{number}/id", "used before (got {}); fix it", value)
+        position[text(value)] = number
+    written = {value for value in ids if type(value) is str}
+    images_of = paths_to(files)
+    found: list[int] = []
+    for number, annotation in enumerate(annotations):
+        value = annotation["image_id"]
+        meant = {position[text(value)]} if text(value) in position else set()
+        if type(value) is str and value not in written:
+            meant |= images_of.get(value, set())
+        if len(meant) != 1:
+            what = "may be any of {} images (got {}); use their ids"
+            values = [len(meant), value]
+            if not meant:
+                what, values = "no image has this image_id (got {}); fix or remove it", [value]
+            raise fault(f"{path}#/annotations/{number}", what, *values)
+        found += meant
+    return found
+
+
+def _folders_of(path: Path, images: Sequence[str]) -> tuple[Path, list[str]]:
+    """Returns the folder that is to be ``data.root``, and where below it the images may be.
+
+    That is one place if all that are looked for are there and nowhere else: thumbnails have the same names.
+    """
+    some = images[:: -(-len(images) // _MOST_LOOKED_FOR)]
     for top in (path.parent, path.parent.parent):
-        inner = sorted(folder for folder in top.iterdir() if folder.is_dir())
-        for folder in (top, *inner):
-            if (folder / image).is_file():
-                return top, folder.relative_to(top).as_posix()
-    return path.parent, ""
+        folders = [top, *sorted(folder for folder in top.iterdir() if folder.is_dir())]
+        counts = {folder: sum(os.path.isfile(folder / image) for image in some) for folder in folders}
+        if found := [folder for folder, count in counts.items() if count == max(1, *counts.values())]:
+            # Where none has all of them, those that have a few may be parts of the whole.
+            if counts[found[0]] < len(some):
+                found = [folder for folder, count in counts.items() if count]
+            return top, [folder.relative_to(top).as_posix() for folder in found]
+    return path.parent, []
 
 
 def _settings(form: str, root: Path, splits: dict[str, str]) -> list[str]:
