@@ -926,7 +926,7 @@ def test_the_faults_of_yolos_layout_are_told_at_once(tmp_path, monkeypatch):
     labels, images = tmp_path / "data/labels", tmp_path / "data/images"
     (labels / "train/0.txt").write_text("7 0.5 0.5 0.5 0.5\n0 0.9 0.5 0.5 0.5\n")
     (labels / "train/1.txt").write_text("0 0.5 0.5 0.5 0.5 0.9\n")
-    (labels / "train/2.txt").unlink()
+    (labels / "train/2.txt").write_text("")
     (labels / "train/3.txt").write_text("1.0 0.5 0.5 0.5 0.5\n")
     (images / "test/12.jpg").write_bytes(b"no picture")
     report = checked(tmp_path, monkeypatch, "yolo")
