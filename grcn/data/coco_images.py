@@ -87,7 +87,7 @@ class Images:
                 if header is None:
                     what = "no size (got {} x {}), and no image {} to take it from; add one"
                     raise _of(files[number], fault(self.place_of(number), what, width, height, files[number]))
-                real = header.size[::-1] if header.orientation > 4 else header.size
+                real = header.displayed_size
                 good[number] = all(side < 1 or side == true for side, true in zip((height, width), real, strict=True))
                 if not good[number]:
                     what = "no size of the image (got {} x {}, not {} x {}); fix it"

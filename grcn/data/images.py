@@ -219,6 +219,11 @@ class Header(NamedTuple):
     mode: str
     orientation: int
 
+    @property
+    def displayed_size(self) -> tuple[int, int]:
+        """(height, width) of the image as displayed, which is what :func:`read_image` returns."""
+        return self.size[::-1] if self.orientation > 4 else self.size
+
 
 def read_header(file: str | io.BytesIO) -> Header | None:
     """Reads the header of an image; None where :func:`read_image` would refuse it, and say why."""

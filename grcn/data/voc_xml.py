@@ -127,7 +127,7 @@ def size_of(annotation: ElementTree.Element, path: Path, image: Path, notes: Not
     if header is None:
         what = "<size> is missing or 0 and there is no image {}; add one of them"
         raise fault(path, what, image.name)
-    real = header.size[::-1] if header.orientation > 4 else header.size
+    real = header.displayed_size
     if any(side not in (0, true) for side, true in zip((height, width), real, strict=True)):
         what = "<size> is no size of the image (got {} x {}, not {} x {}); fix it"
         raise fault(path, what, width, height, real[1], real[0])

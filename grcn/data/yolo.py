@@ -258,7 +258,7 @@ def _size(path: Path) -> tuple[int, int]:
     # A pipe or a device under the name of an image would block for ever.
     header = read_header(str(path)) if path.is_file() else None
     if header is not None:
-        return header.size if header.orientation < 5 else header.size[::-1]
+        return header.displayed_size
     try:
         read_image(path)
     except Fault as found:
