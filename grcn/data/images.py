@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 from grcn.data.annotations import Annotations
@@ -229,10 +230,13 @@ def read_header(file: str | io.BytesIO) -> Header | None:
     """Reads the header of an image; None where :func:`read_image` would refuse it, and say why."""
     try:
         with _open(file) as image:
-            # Of other formats than these, Pillow must decode an image to find its tags.
-            tags = image.getexif() if image.format in ("JPEG", "MPO", "WEBP", "TIFF") else {}
-            turn = tags.get(_ORIENTATION, 1)
-            return Header((image.height, image.width), image.mode, turn if turn in range(1, 9) else 1)
+            # Of other formats than these, Pillow must decode an image to find tags that it did not come across.
+            known = image.format in ("JPEG", "MPO", "WEBP", "TIFF") or "exif" in image.info
+            turn = image.getexif().get(_ORIENTATION, 1) if known else 1
+            size = image.height, image.width
+            if isinstance(image, TiffImageFile):  # its own size is turned already
+                size = image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
+            return Header(size, image.mode, turn if turn in range(1, 9) else 1)
     except (Image.DecompressionBombError, *_BROKEN):
         return None
 

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from grcn.data.annotations import Annotations
 from grcn.data.augment import horizontal_flip
-from grcn.data.images import FileImages, read_image, to_rgb_tensor
+from grcn.data.images import FileImages, read_header, read_image, to_rgb_tensor
 from grcn.data.validate import pack
 from grcn.errors import DataError
 
@@ -99,6 +99,8 @@ def test_exif_orientation_is_applied(tmp_path, suffix, mode, orientation):
     expected = pixels(stored if turn is None else stored.transpose(turn))
     image = read_image(path)
     assert image.shape[1:] == ((48, 32) if orientation > 4 else (32, 48))
+    header = read_header(str(path))
+    assert header is not None and header.displayed_size == image.shape[1:]
     assert torch.equal(image, expected)
 
 
