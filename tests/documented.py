@@ -31,7 +31,7 @@ import downloads
 import numpy as np
 from PIL import Image
 
-from grcn import build
+from grcn import build, catalog
 from grcn.apps.prepare_data.published import DATA_SETS, DataSet, Split
 from grcn.apps.reproduce import runs
 from grcn.config.schema import ModelConfig
@@ -140,8 +140,8 @@ def shrink(url: str) -> None:
     """Called in a tool's process before it: data sets are tiny ones at ``url``, networks thin, trainings forks."""
     DATA_SETS.update({name: tiny.data_set for name, tiny in published(url).items()})
     runs._start = _train_forked
-    build.RESNET_UNITS["tiny_resnet"] = (1, 1, 7, 1)  # ResNet101 splits off six
-    build.build_model = partial(_build_thin, build.build_model)
+    catalog.RESNET_UNITS["tiny_resnet"] = (1, 1, 7, 1)  # ResNet101 splits off six
+    build.build_model = build.training.build_model = partial(_build_thin, build.build_model)
 
 
 def _build_thin(real: Callable[..., Detector], cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:

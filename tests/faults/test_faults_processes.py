@@ -150,12 +150,12 @@ def test_an_error_at_the_start_of_one_process_is_told_once(tmp_path: Path, rank:
 
 def no_annotations() -> None:
     """A patch: this machine does not have the data."""
-    from grcn import build
+    from grcn.build import training
 
     def load(*args: Any) -> Any:
         raise DataError("data/train.json: no annotations here; copy them")
 
-    build.build_train_split = load
+    training.build_train_split = load
 
 
 def test_a_silent_process_is_given_up(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from grcn.errors import INTERRUPTED, PREEMPTED
 # Where a signal strikes: the phase, the function that is then called, and which of its calls.
 PHASES = (
     ("start", "grcn.run.train:train", 1),
-    ("reading data", "grcn.build:build_test_split", 1),
-    ("building", "grcn.build:build_optimizer", 1),
+    ("reading data", "grcn.build.training:build_test_split", 1),
+    ("building", "grcn.build.training:build_optimizer", 1),
     ("warm-up", "grcn.models.detector:Detector.forward", 1),
     ("training", "grcn.models.detector:Detector.forward", 5),
     ("saving", "grcn.fileio:write_durably", 2),

@@ -1,0 +1,113 @@
+"""From the ``model`` section of a config to a detector."""
+
+from __future__ import annotations
+
+from grcn.catalog import RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS
+from grcn.config.model_schema import ModelConfig
+from grcn.models.anchors import AnchorGenerator
+from grcn.models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
+from grcn.models.context import ContextAttention
+from grcn.models.detector import Detector
+from grcn.models.features import TASKS
+from grcn.models.init import initialise
+from grcn.models.resnet import SplitResNet, conv5_units
+from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
+from grcn.models.roi_pool import RoIPool
+from grcn.models.rpn import ProposalSettings, RegionProposalNetwork
+from grcn.models.transform import DetectionTransform
+from grcn.models.vgg import SplitVGG
+from grcn.models.weights import normalisation_of, stride_in_of
+
+
+def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0) -> Detector:
+    """Builds a detector with initial values from ``seed``; reads neither disk nor network.
+
+    On the meta device it builds too, without values.
+
+    Args:
+        cfg: the ``model`` section.
+        num_classes: including background; needed, no config says it.
+        seed: of the initial values. Pretrained weights are loaded apart, by ``grcn.models.weights.load_weights``.
+
+    Raises:
+        TypeError: ``cfg`` is something else, as a whole config or its file; there is no ``num_classes``.
+    """
+    # A whole config comes without num_classes often: both mistakes get a line that says how to call this.
+    usage = "build_model takes the model section and num_classes"
+    if not isinstance(cfg, ModelConfig):
+        raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")
+    if num_classes is None:
+        raise TypeError(f"{usage}; pass the number of classes, background included")
+    backbone = _backbone(cfg)
+    specs = backbone.feature_specs
+
+    rpn = RegionProposalNetwork(
+        specs[cfg.rpn.reads].channels,
+        cfg.rpn.channels,
+        AnchorGenerator(cfg.anchors.sizes, cfg.anchors.ratios, specs[cfg.rpn.reads].stride),
+        train=ProposalSettings(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
+        test=ProposalSettings(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
+        reads=cfg.rpn.reads,
+        batch=cfg.rpn.batch,
+        fg_fraction=cfg.rpn.fg_fraction,
+        fg_iou=cfg.rpn.fg_iou,
+        bg_iou=cfg.rpn.bg_iou,
+        straddling=cfg.rpn.straddling,
+        beta=cfg.rpn.smooth_l1_beta,
+    )
+
+    def pool(task: str, size: int) -> RoIPool:
+        return RoIPool(specs[task].stride, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned)
+
+    in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
+    roi_heads = RoIHeads(
+        pools={task: pool(task, cfg.roi.size) for task in TASKS},
+        heads=TaskHeads(lambda: _hidden_layers(cfg, specs["cls"].channels), num_classes, cfg.head.tasks),
+        shared_map=backbone.shared,
+        context={
+            task: ContextAttention(specs[task].channels, cfg.context.dim, cfg.context.heads, cfg.context.value)
+            for task in in_context
+        },
+        context_pools={task: pool(task, cfg.context.size) for task in in_context},
+        sampling=SamplingSettings(
+            cfg.roi.batch, cfg.roi.fg_fraction, cfg.roi.fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt
+        ),
+        detecting=DetectionSettings(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
+        box_weights=cfg.roi.box_weights,
+        beta=cfg.roi.smooth_l1_beta,
+    )
+    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights))
+    model = Detector(transform, backbone, rpn, roi_heads)
+    initialise(model, seed, xavier_context=cfg.context.init == "xavier")
+    return model
+
+
+def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
+    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
+    frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
+    if name in RESNET_UNITS:
+        return SplitResNet(
+            RESNET_UNITS[name],
+            cfg.split,
+            {"cls": cfg.cls.stride, "loc": cfg.loc.stride},
+            det=name != cfg.backbone,
+            width=cfg.width if tiny else RESNET_WIDTH,
+            stride_in=stride_in_of(cfg.weights),
+            from_scratch=tiny,
+            frozen_stages=frozen,
+        )
+    blocks = [[cfg.width * factor] for factor in TINY_BLOCKS] if tiny else VGG16_BLOCKS
+    last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=tiny)
+
+
+def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
+    """Builds one set of hidden layers for maps of ``channels``."""
+    if cfg.head.kind == "fc":
+        return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
+    if cfg.head.kind == "conv":
+        return ConvHead(channels, cfg.head.dim)
+    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
+    count, width = RESNET_UNITS[name][3], cfg.width if tiny else RESNET_WIDTH
+    units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
+    return Conv5Head(units, out_features=32 * width)
