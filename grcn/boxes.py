@@ -192,16 +192,26 @@ def batched_nms_top_k(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: 
     """
     if len(boxes) == 0:
         return labels.new_empty(0)
-    # Boxes of different classes are shifted apart, and so drop each other not; in float64, or boxes of high classes
-    # would lose their fractions.
-    apart = boxes.double() + (labels * (boxes.max() + 1))[:, None]
+    shifted = apart(boxes, labels)
     # With one more placeholder there is always one, of which suppression keeps one, as the last: it can be left out
     # without reading a score, which would be a second host-device synchronisation.
-    apart, scores = F.pad(apart, (0, 0, 0, 1)), F.pad(scores.double(), (0, 1), value=-torch.inf)
-    kept = nms_top_k(apart, scores, threshold, count + 1)
+    shifted, scores = F.pad(shifted, (0, 0, 0, 1)), F.pad(scores.double(), (0, 1), value=-torch.inf)
+    kept = nms_top_k(shifted, scores, threshold, count + 1)
     if threshold < 1:
         return kept[:-1]
     return kept[scores[kept] > -torch.inf][:count]  # nothing drops another, so all placeholders may be among them
+
+
+def apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Shifts boxes ``[A, 4]`` of different groups so far that they do not overlap, for suppression within each group.
+
+    In float64, or boxes of high groups would lose their fractions.
+
+    Args:
+        boxes: ``[A, 4]``, inside an image; at least one.
+        groups: int64 ``[A]``, not negative.
+    """
+    return boxes.double() + (groups * (boxes.max() + 1))[:, None]
 
 
 _pretends_gpu = ContextVar("pretends_gpu", default=False)

@@ -44,7 +44,7 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     rpn = RegionProposalNetwork(
         specs[cfg.rpn.reads].channels,
         cfg.rpn.channels,
-        AnchorGenerator(cfg.anchors.sizes, cfg.anchors.ratios, specs[cfg.rpn.reads].stride),
+        AnchorGenerator([cfg.anchors.sizes], cfg.anchors.ratios, specs[cfg.rpn.reads].strides),
         train=ProposalSettings(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
         test=ProposalSettings(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
         reads=cfg.rpn.reads,
@@ -57,7 +57,9 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     )
 
     def pool(task: str, size: int) -> RoIPool:
-        return RoIPool(specs[task].stride, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned)
+        spec = specs[task]
+        strides = spec.strides[: spec.pooled]
+        return RoIPool(strides, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned, finest=spec.finest)
 
     in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
     roi_heads = RoIHeads(

@@ -1,4 +1,4 @@
-"""Anchor boxes for one feature map of declared stride (Ren et al., Sec. 3.1.1)."""
+"""Anchor boxes for feature maps of declared strides (Ren et al., Sec. 3.1.1)."""
 
 from __future__ import annotations
 
@@ -7,56 +7,105 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from grcn.models.features import Maps, joined
+
+LAYOUTS = ("centred", "torchvision")
+
 
 class AnchorGenerator(nn.Module):
-    """Places boxes of every size and ratio on every cell of a map.
+    """Places boxes of every size and ratio on every cell of each map.
 
     Args:
-        sizes: square roots of the anchor areas, in pixels of the network's input.
+        sizes: for each map, square roots of the anchor areas, in pixels of the network's input; as many for each.
         ratios: heights over widths.
-        stride: input pixels per cell of the map.
-        offset: where in its cell an anchor is centred, in cells: 0.5 is the middle, as in the code the paper builds
-            on; 0 is the corner, as in torchvision (which also rounds anchors to whole pixels; we do not).
+        strides: input pixels per cell of each map.
+        layout: ``"centred"``: an anchor is centred on the middle of its cell, as in the code the paper builds on.
+            ``"torchvision"``: as torchvision's generator, whose released weights were trained so: on the upper left
+            corner, with corners rounded to whole pixels relative to it, and with strides that are not the declared ones
+            but the side of the batch divided by the cells of the map, rounded down.
+
+    Raises:
+        ValueError: not as many lists of sizes as strides; lists of different lengths; an unknown layout.
     """
 
-    def __init__(self, sizes: Sequence[float], ratios: Sequence[float], stride: int, offset: float = 0.5) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        layout: str = "centred",
+    ) -> None:
         super().__init__()
-        self.sizes, self.ratios, self.stride, self.offset = tuple(sizes), tuple(ratios), stride, offset
-        self._cache: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+        self.sizes, self.ratios = tuple(tuple(level) for level in sizes), tuple(ratios)
+        self.strides, self.layout = tuple(strides), layout
+        if len(self.sizes) != len(self.strides) or len({len(level) for level in self.sizes}) != 1:
+            raise ValueError(
+                f"sizes must be {len(self.strides)} lists of one length, one for each stride (got {self.sizes})"
+            )
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; choose centred or torchvision")
+        self._cache: dict[tuple, Tensor] = {}
 
     @property
     def per_cell(self) -> int:
         """Anchors on each cell."""
-        return len(self.sizes) * len(self.ratios)
+        return len(self.sizes[0]) * len(self.ratios)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Returns the anchors ``[H * W * per_cell, 4]`` of a map ``[N, C, H, W]``: rows, then columns, then ratios
-        and sizes.
+    def counts(self, maps: Maps) -> list[int]:
+        """Returns how many anchors each map ``[N, C, H, W]`` has."""
+        return [self.per_cell * map_.shape[-2] * map_.shape[-1] for map_ in maps]
 
-        Every map of one shape shares one tensor, in float32 at least; treat it as read-only.
+    def forward(self, maps: Maps, canvas: tuple[int, int]) -> Tensor:
+        """Returns the anchors ``[A, 4]`` of all maps: map after map, in each rows, then columns, then ratios and sizes.
+
+        Maps of the same shapes share one tensor, in float32 at least; treat it as read-only.
+
+        Args:
+            maps: each ``[N, C, H, W]``.
+            canvas: height and width of the network's input, which ``layout="torchvision"`` reads.
+
+        Raises:
+            ValueError: not as many maps as strides.
         """
-        height, width = feature.shape[-2:]
-        dtype = torch.promote_types(feature.dtype, torch.float32)
-        place = (height, width, dtype, feature.device)
+        if len(maps) != len(self.strides):
+            raise ValueError(f"expected {len(self.strides)} maps, one for each stride (got {len(maps)})")
+        shapes = tuple((map_.shape[-2], map_.shape[-1]) for map_ in maps)
+        steps = tuple(
+            (canvas[0] // shape[0], canvas[1] // shape[1]) if self.layout == "torchvision" else (stride, stride)
+            for stride, shape in zip(self.strides, shapes, strict=True)
+        )
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        place = (shapes, steps, dtype, maps[0].device)
         anchors = self._cache.get(place)
         if anchors is None:
             if len(self._cache) >= 64:
                 self._cache.clear()
-            anchors = self._cache[place] = self._make(*place)
+            levels = [self._level(*level) for level in zip(self.sizes, shapes, steps, strict=True)]
+            anchors = self._cache[place] = joined(levels, 0).to(maps[0].device, dtype)
         return anchors
 
-    def size_of(self, index: Tensor) -> Tensor:
-        """Returns the places in ``sizes`` of the sizes of anchors, which are given by their rows in what
-        :meth:`forward` returns.
-        """
-        return index % self.per_cell % len(self.sizes)
+    def size_of(self, index: Tensor, maps: Maps) -> Tensor:
+        """Returns the places of the sizes of anchors among the sizes of all levels, one after another.
 
-    def _make(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = torch.tensor(self.sizes, dtype=torch.float64)
+        Args:
+            index: int64, rows in what :meth:`forward` returns.
+            maps: those that it got.
+        """
+        # Every map has a whole number of cells, so places within a cell are counted through all of them.
+        ends = torch.tensor(self.counts(maps), device=index.device).cumsum(0)
+        sizes = len(self.sizes[0])
+        return torch.bucketize(index, ends, right=True) * sizes + index % self.per_cell % sizes
+
+    def _level(self, sizes: Sequence[float], shape: tuple[int, int], steps: tuple[int, int]) -> Tensor:
+        """Returns the anchors of one map of ``shape`` cells, ``steps`` pixels apart, in float64."""
+        size = torch.tensor(sizes, dtype=torch.float64)
         root = torch.tensor(self.ratios, dtype=torch.float64).sqrt()
         sides = torch.stack([size / root[:, None], size * root[:, None]], -1).view(-1, 2)
-        y = (torch.arange(height, dtype=torch.float64) + self.offset) * self.stride
-        x = (torch.arange(width, dtype=torch.float64) + self.offset) * self.stride
+        around, offset = torch.cat([-sides / 2, sides / 2], -1), 0.5
+        if self.layout == "torchvision":
+            around, offset = around.round(), 0.0
+        y, x = (
+            (torch.arange(cells, dtype=torch.float64) + offset) * step for cells, step in zip(shape, steps, strict=True)
+        )
         centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).view(-1, 1, 2)
-        anchors = torch.cat([centre - sides / 2, centre + sides / 2], -1).view(-1, 4)
-        return anchors.to(device, dtype)
+        return (centre.repeat(1, 1, 2) + around).view(-1, 4)

@@ -1,43 +1,57 @@
 """The contract between backbones and what reads them, written down once.
 
-A backbone maps images ``[N, 3, H, W]`` to a dict of two feature maps: ``"cls"``, which classification reads, and
-``"loc"``, which localization reads. It declares one :class:`FeatureSpec` per map and builds no map twice: where both
-tasks read one map (plain Faster R-CNN) the *same tensor* stands under both keys and ``shared`` is True.
+A backbone maps images ``[N, 3, H, W]`` to a dict of two tuples of feature maps: ``"cls"``, which classification reads,
+and ``"loc"``, which localization reads; each finest first. A backbone without a pyramid returns tuples of one map, and
+nothing asks which kind it is. It declares one :class:`FeatureSpec` per task and builds nothing twice: where both tasks
+read the same maps (plain Faster R-CNN) the *same tuple* stands under both keys and ``shared`` is True.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 TASKS = ("cls", "loc")
+
+Maps = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is known about a feature map before it is computed.
+    """What is known about the maps of a task before they are computed.
 
     Attributes:
-        channels: its channels.
-        stride: input pixels per cell; an input side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared,
-            never inferred
-            from sizes: strides are what the paper is about.
+        channels: of every map.
+        strides: input pixels per cell of each map, finest first; need be neither distinct nor powers of two. An input
+            side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared, never inferred from sizes: strides are
+            what the paper is about.
+        pooled: RoIs are pooled from this many of the first maps; region proposals read all.
+        finest: the pyramid level of the first map in eq. 1 of Lin et al., Feature Pyramid Networks.
     """
 
     channels: int
-    stride: int
+    strides: tuple[int, ...]
+    pooled: int = 1
+    finest: int = 2
 
 
 class Backbone(nn.Module):
     """What the rest of a detector knows of its backbone.
 
     Attributes:
-        feature_specs: what is declared of each map, by task.
-        shared: whether both tasks read one map.
+        feature_specs: what is declared of the maps, by task.
+        shared: whether both tasks read the same maps.
         frozen: its first layers, those that are never trained; may be empty.
     """
 
     feature_specs: dict[str, FeatureSpec]
     shared: bool
     frozen: nn.Module
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenates the tensors of all levels; the tensor of a single level is returned as it is, without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)

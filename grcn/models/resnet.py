@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.in_place import add, relu
 from grcn.models.memory_format import to_memory_format
 
@@ -192,20 +192,18 @@ class SplitResNet(Backbone):
         # mixes positions stands behind the strided one.
         self.subsamples = stride_in == "conv3x3"
         channels = width * EXPANSION * (8 if det else 4)
-        self.feature_specs = {task: FeatureSpec(channels, self.strides[task]) for task in TASKS}
+        self.feature_specs = {task: FeatureSpec(channels, (self.strides[task],)) for task in TASKS}
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
+    def forward(self, x: Tensor) -> dict[str, Maps]:
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each one map ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
             x = self.frozen(to_memory_format(x, "frozen"), self.strides["cls"])
         x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
-        features = {"cls": self.cls(maps[self.strides["cls"]], self.strides["cls"])}
-        features["loc"] = (
-            features["cls"] if self.loc is None else self.loc(maps[self.strides["loc"]], self.strides["loc"])
-        )
-        return features
+        cls = (self.cls(maps[self.strides["cls"]], self.strides["cls"]),)
+        loc = cls if self.loc is None else (self.loc(maps[self.strides["loc"]], self.strides["loc"]),)
+        return {"cls": cls, "loc": loc}
 
     def _at_both_strides(self, x: Tensor) -> dict[int, Tensor]:
         """Runs the shared units of conv4 on a map of stride 8: with the first one's stride, and without."""

@@ -1,4 +1,4 @@
-"""Second stage: samples RoIs, pools each task's map, runs the heads; losses in training, detections in evaluation.
+"""Second stage: samples RoIs, pools each task's maps, runs the heads; losses in training, detections in evaluation.
 
 Shapes: ``N`` images, ``P`` proposals of an image, ``R`` sampled RoIs of an image, ``L`` its first RoIs that may be
 foreground, ``K`` classes including background. Frames: every box is in pixels of the resized, padded input.
@@ -17,10 +17,11 @@ from grcn import boxes, rng
 from grcn.models.box_heads import TaskHeads
 from grcn.models.candidates import candidates_above, image_groups, rois_above
 from grcn.models.context import ContextAttention
+from grcn.models.features import Maps
 from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import as_tensor
 
-Features = dict[str, Tensor]
+Features = dict[str, Maps]
 # More boxes of an image than these never enter suppression: without a score threshold, 1,203 classes would be 361,000.
 _MOST_CANDIDATES = 10_000
 
@@ -71,16 +72,16 @@ class RoISample(NamedTuple):
 
 
 class RoIHeads(nn.Module):
-    """The paper's second stage, on one map for both tasks or on one each.
+    """The paper's second stage, on the same maps for both tasks or on own ones for each.
 
-    Where nothing sets the tasks apart (one map, no context, shared hidden layers) RoIs are pooled and run once; else
+    Where nothing sets the tasks apart (the same maps and levels, no context, shared hidden layers) RoIs are pooled and run once; else
     the localization pass is its own. The box loss reads foreground RoIs only, so in training that pass runs on the
     ``L`` slots that can be foreground; losses and gradients are those of running all.
 
     Args:
-        pools: RoI pooling for each task's map.
+        pools: RoI pooling for each task's maps.
         heads: hidden layers and predictors.
-        shared_map: both tasks read one map.
+        shared_map: both tasks pool every RoI from the same map.
         context: attention modules, for the tasks that have one (paper, Sec. 3.3).
         context_pools: pools the whole image for them, per task.
         sampling, detecting: choice of RoIs and of detections.
@@ -127,7 +128,7 @@ class RoIHeads(nn.Module):
         """Classifies and refines proposals (torchvision's signature, and ``score_thresh``).
 
         Args:
-            features: maps ``[N, C, H, W]`` under ``"cls"`` and ``"loc"``.
+            features: maps ``[N, C, H, W]``, finest first, under ``"cls"`` and ``"loc"``.
             proposals: ``[N, P, 4]``; rows of zero area are empty.
             image_sizes: ``(height, width)`` of each image.
             targets: ``boxes`` ``[n, 4]`` and ``labels`` ``[n]``, in training.
@@ -144,8 +145,8 @@ class RoIHeads(nn.Module):
         score_thresh = self.detecting.score_thresh if score_thresh is None else score_thresh
         detections = []
         for group in image_groups(proposals):
-            maps = {task: map_[group] for task, map_ in features.items()}
-            shortlist = self._shortlist(maps, proposals[group], image_sizes[group], score_thresh)
+            own = {task: tuple(map_[group] for map_ in maps) for task, maps in features.items()}
+            shortlist = self._shortlist(own, proposals[group], image_sizes[group], score_thresh)
             detections += self._suppress(*shortlist)
         return detections, {}
 

@@ -1,67 +1,133 @@
-"""RoI pooling from one map of declared stride: a fixed grid of features for every box."""
+"""RoI pooling from maps of declared strides: a fixed grid of features for every box."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from grcn import boxes
+from grcn.models.features import Maps
 from grcn.models.roi_align_cpu import roi_align_cpu
+
+# Of eq. 1 of Lin et al., Feature Pyramid Networks: a RoI of this side is pooled from this level.
+_CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
+# Where a RoI's samples add nothing: RoIAlign's kernels give 0 for what is more than a cell outside of the map.
+_NOWHERE = -1e4
 
 
 class RoIPool(nn.Module):
-    """Pools every box to ``size x size`` cells of a map whose stride is declared.
+    """Pools every box to ``size x size`` cells of the map that suits its size.
 
     Args:
-        stride: input pixels per cell of the map.
+        strides: input pixels per cell of each map to pool from, finest first.
         size: cells of a side of the result.
-        op: ``"pool"`` (RoIPool: cell borders rounded to the map's grid, maximum) or ``"align"`` (RoIAlign: bilinear
-            samples, mean).
+        op: ``"pool"`` (RoIPool: cell borders rounded to the map's grid, maximum; from one map only) or ``"align"``
+            (RoIAlign: bilinear samples, mean).
         sampling_ratio: RoIAlign's samples per cell and side.
         aligned: RoIAlign's half-cell shift, which puts box and map in the same frame; torchvision's detectors leave
             it out.
+        level: added to the level that eq. 1 of Feature Pyramid Networks gives a RoI: -1 pools it from a map twice as
+            fine.
+        finest: the level of the first map in that equation.
+
+    Raises:
+        ValueError: an unknown operator, or RoIPool from several maps.
     """
 
-    def __init__(self, stride: int, size: int, op: str = "pool", sampling_ratio: int = 2, aligned: bool = True) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        size: int,
+        op: str = "pool",
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        level: int = 0,
+        finest: int = 2,
+    ) -> None:
         super().__init__()
         if op not in ("pool", "align"):
             raise ValueError(f"unknown RoI operator {op!r}; choose pool or align")
-        self.scale, self.size, self.op = 1.0 / stride, size, op
+        if op == "pool" and len(strides) > 1:
+            raise ValueError(f"RoIPool reads one map (got {len(strides)}); choose align")
+        self.scales, self.size, self.op = tuple(1.0 / stride for stride in strides), size, op
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
+        self.level, self.finest = level, finest
 
-    def whole(self, feature: Tensor, sizes: Tensor) -> Tensor:
-        """Pools each image as one RoI, without the padding of the batch.
+    def level_of(self, rois: Tensor) -> Tensor:
+        """Returns which of the maps each box is pooled from: int64 ``[...]``, 0 for the finest.
+
+        That is eq. 1 of Lin et al., ``4 + log2(side / 224)`` rounded down, shifted by ``level`` and limited to the
+        maps that there are.
+
+        Args:
+            rois: ``[..., 4]`` in pixels of the network's input.
+        """
+        if len(self.scales) == 1:
+            return rois.new_zeros(rois.shape[:-1], dtype=torch.long)
+        side = boxes.areas(rois).sqrt()
+        # An empty box has -inf, which has no integer.
+        exact = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE) + 1e-6) + (self.level - self.finest)
+        return exact.clamp(0, len(self.scales) - 1).long()
+
+    def whole(self, maps: Maps, sizes: Tensor) -> Tensor:
+        """Pools each image as one RoI, from the coarsest map that RoIs are pooled from, without the batch's padding.
 
         With RoIPool, whose last cell is inclusive, this is adaptive max pooling of the cells that the image covers.
 
         Args:
-            feature: ``[N, C, H, W]``.
+            maps: each ``[N, C, H, W]``.
             sizes: ``[N, 2]`` heights and widths of the images, pixels of the network's input.
 
         Returns:
             ``[N, C, size, size]``.
         """
+        last = len(self.scales) - 1
         end = sizes.flip(-1)
         if self.op == "pool":
-            end = ((end * self.scale).ceil() - 1) / self.scale
-        return self.forward(feature, torch.cat([torch.zeros_like(end), end], dim=1)[:, None])
+            end = ((end * self.scales[last]).ceil() - 1) / self.scales[last]
+        rows = _rows(torch.cat([torch.zeros_like(end), end], dim=1)[:, None])
+        return self._pool(maps[last : last + 1], rows, rows.new_zeros(len(rows), dtype=torch.long), self.scales[last:])
 
-    def forward(self, feature: Tensor, rois: Tensor) -> Tensor:
+    def forward(self, maps: Maps, rois: Tensor) -> Tensor:
         """Pools.
 
         Args:
-            feature: ``[N, C, H, W]``.
+            maps: each ``[N, C, H, W]``, finest first; those beyond ``strides`` are not read.
             rois: ``[N, R, 4]`` in pixels of the network's input, finite.
 
         Returns:
             ``[N * R, C, size, size]``, the boxes of image 0 first.
         """
-        images, count = rois.shape[:2]
-        image = torch.arange(images, device=rois.device, dtype=rois.dtype).repeat_interleave(count)
-        rows = torch.cat([image[:, None], rois.reshape(-1, 4)], dim=1)
-        feature = feature.to(rows.dtype)  # half precision would round coordinates to several pixels
+        return self._pool(maps[: len(self.scales)], _rows(rois), self.level_of(rois).flatten(), self.scales)
+
+    def _pool(self, maps: Maps, rows: Tensor, level: Tensor, scales: Sequence[float]) -> Tensor:
+        # Half precision would round coordinates to several pixels.
+        maps = tuple(map_.to(rows.dtype) for map_ in maps)
         if self.op == "pool":
-            return roi_pool(feature, rows, self.size, self.scale)
-        align = roi_align_cpu if boxes.sync_is_free(rois) and self.sampling_ratio > 0 else roi_align
-        return align(feature, rows, self.size, self.scale, self.sampling_ratio, self.aligned)
+            return roi_pool(maps[0], rows, self.size, scales[0])
+        if boxes.sync_is_free(rows) and self.sampling_ratio > 0:
+            return roi_align_cpu(maps, rows, level, self.size, scales, self.sampling_ratio, self.aligned)
+        if len(maps) == 1:
+            return roi_align(maps[0], rows, self.size, scales[0], self.sampling_ratio, self.aligned)
+        # In fixed shapes: every map is asked for all boxes, and gives 0 for those of other maps.
+        pooled = (
+            roi_align(map_, _elsewhere(rows, level != k), self.size, scale, self.sampling_ratio, self.aligned)
+            for k, (map_, scale) in enumerate(zip(maps, scales, strict=True))
+        )
+        return functools.reduce(torch.add, pooled)
+
+
+def _rows(rois: Tensor) -> Tensor:
+    """Puts the index of its image in front of each box: ``[N * R, 5]`` from ``[N, R, 4]``."""
+    images, count = rois.shape[:2]
+    image = torch.arange(images, device=rois.device, dtype=rois.dtype).repeat_interleave(count)
+    return torch.cat([image[:, None], rois.reshape(-1, 4)], dim=1)
+
+
+def _elsewhere(rows: Tensor, moved: Tensor) -> Tensor:
+    """Moves the boxes of rows ``[R, 5]``, where ``moved`` ``[R]`` says so, to where they pool zeros."""
+    return torch.cat([rows[:, :1], torch.where(moved[:, None], _NOWHERE, rows[:, 1:])], dim=1)

@@ -1,7 +1,6 @@
-"""Region proposal network on one map of declared stride (Ren et al., Sec. 3.1; paper, Sec. 3.2: it reads the "cls"
-map).
+"""Region proposal network on the maps of one task (Ren et al., Sec. 3.1; paper, Sec. 3.2: it reads those of "cls").
 
-Shapes: ``N`` images, ``A`` anchors of the whole map, ``P`` proposals of an image, ``G`` objects of an image (padded).
+Shapes: ``N`` images, ``A`` anchors of all maps, ``P`` proposals of an image, ``G`` objects of an image (padded).
 Frames: every box is in pixels of the resized, padded input.
 """
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from grcn import boxes, rng
 from grcn.models.anchors import AnchorGenerator
+from grcn.models.features import Maps, joined
 from grcn.models.transform import ImageBatch, as_tensor
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -26,7 +26,7 @@ class ProposalSettings:
     """How proposals are chosen from scored anchors.
 
     Attributes:
-        pre_nms: boxes with the best scores that enter suppression.
+        pre_nms: of each map, boxes with the best scores that enter suppression.
         post_nms: proposals of an image, ``P``.
         nms: overlap above which the lower score is dropped.
         min_size: smallest side, in *original* pixels.
@@ -42,7 +42,7 @@ class AnchorSample(NamedTuple):
     """Anchors to train on, in ``S`` slots for each image, foreground first.
 
     Attributes:
-        indices: int64 ``[N, S]`` into the anchors of the map.
+        indices: int64 ``[N, S]`` into the anchors of all maps.
         matched_gt: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
         regression_targets: ``[N, S, 4]``, zero where not foreground.
         valid: bool ``[N, S]``, False where an image has too few anchors.
@@ -64,10 +64,10 @@ class RegionProposalNetwork(nn.Module):
     The signature is torchvision's, so it fits into ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``.
 
     Args:
-        in_channels: of the map it reads.
+        in_channels: of the maps it reads.
         channels: of its hidden 3x3 convolution.
-        anchors: boxes of that map.
-        reads: key of the map among the features.
+        anchors: boxes of those maps.
+        reads: key of the maps among the features.
         train, test: choice of proposals in each mode.
         batch: anchors sampled per image; also what the losses are divided by, so that a batch may be spread over
             processes.
@@ -104,67 +104,102 @@ class RegionProposalNetwork(nn.Module):
         self.last_stats: dict[str, Tensor] = {}
 
     def forward(
-        self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
+        self, images: ImageBatch, features: dict[str, Maps], targets: list[dict] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Proposes boxes.
 
         Args:
             images: the batch; torchvision's ``ImageList`` will do.
-            features: maps ``[N, C, H, W]`` by name.
+            features: by name, maps ``[N, C, H, W]``, finest first.
             targets: with ``boxes`` ``[n, 4]``, in training.
 
         Returns:
             ``proposals`` ``[N, P, 4]``, best first, whose empty rows are zero; and the losses ``loss_objectness`` and
             ``loss_rpn_box_reg`` (an empty dict in evaluation).
         """
-        candidates, scores, losses = self._score(images, features, targets)
-        return self._suppress(candidates, scores), losses
+        *found, losses = self._score(images, features, targets)
+        return self._suppress(*found), losses
+
+    def layers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the convolutions on one map ``[N, C, H, W]``: logits ``[N, A', H, W]``, deltas ``[N, 4A', H, W]`` for
+        ``A'`` anchors of a cell."""
+        hidden = F.relu(self.conv(feature))
+        return self.cls_logits(hidden), self.bbox_pred(hidden)
 
     def _score(
-        self, images: ImageBatch, features: dict[str, Tensor], targets: list[dict] | None = None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self, images: ImageBatch, features: dict[str, Maps], targets: list[dict] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Does all of :meth:`forward` before suppression, in fixed shapes and without a host-device synchronisation.
 
         Returns:
             The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, falling but for boxes too small to count, which
-            have ``-inf``; and the losses, as :meth:`forward` returns them.
+            have ``-inf``; int64 ``[N, K]``, the map that each box is from; and the losses, as :meth:`forward` returns
+            them.
         """
-        feature = features[self.reads]
-        hidden = F.relu(self.conv(feature))
-        anchors = self.anchors(feature)
-        logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
-        deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(logits), -1, 4)
-        logits, deltas = logits.to(anchors.dtype), deltas.to(anchors.dtype)
+        maps = features[self.reads]
+        logits, deltas = zip(*(self.layers(map_) for map_ in maps), strict=True)
+        anchors = self.anchors(maps, (images.tensors.shape[-2], images.tensors.shape[-1]))
+        flat = joined([of_map.permute(0, 2, 3, 1).flatten(1) for of_map in logits], 1).to(anchors.dtype)
+        boxes_of = [of_map.permute(0, 2, 3, 1).reshape(len(flat), -1, 4) for of_map in deltas]
+        refined = joined(boxes_of, 1).to(anchors.dtype)
         sizes = as_tensor(images.image_sizes, anchors)
         scales = as_tensor(getattr(images, "scales", None) or [1.0] * len(sizes), anchors)
-        candidates, scores = self._candidates(logits.detach(), deltas.detach(), anchors, sizes, scales)
+        counts = self.anchors.counts(maps)
+        found = self._candidates(flat.detach(), refined.detach(), anchors, counts, sizes, scales)
         if not self.training:
-            return candidates, scores, {}
+            return *found, {}
         if targets is None:
             raise ValueError("targets are needed in training mode")
-        return candidates, scores, self._losses(logits, deltas, anchors, sizes, targets)
+        return *found, self._losses(flat, refined, anchors, sizes, targets)
 
     @torch.no_grad()
     def _candidates(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, scales: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, counts: list[int], sizes: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         how = self.proposing[self.training]
-        # Stable, since topk breaks ties by device; a cell whose hidden units are all silent ties with others like it.
-        scores, index = logits.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True)
-        scores, index = scores[:, : how.pre_nms], index[:, : how.pre_nms]
+        scores, index, level = self._best_of_each_map(logits.nan_to_num(nan=-torch.inf), counts)
         candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
         smallest = (candidates[..., 2:] - candidates[..., :2]).amin(-1)
-        counts = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]
-        return candidates, torch.where(counts, scores, -torch.inf)
+        counted = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]
+        return candidates, torch.where(counted, scores, -torch.inf), level
+
+    def _best_of_each_map(self, scores: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Picks the ``pre_nms`` best anchors of each map, and brings those of all maps into the order of their scores.
+
+        Args:
+            scores: ``[N, A]``, map after map.
+            counts: anchors of each map.
+
+        Returns:
+            Scores ``[N, K]``, falling; indices and maps of these anchors, int64 ``[N, K]``.
+        """
+        best, indices, levels, start = [], [], [], 0
+        for level, of_map in enumerate(scores.split(counts, dim=1)):
+            # Stable, since topk breaks ties by device; a cell whose hidden units are all silent ties with others.
+            ordered, index = of_map.sort(dim=1, descending=True, stable=True)
+            most = self.proposing[self.training].pre_nms
+            best.append(ordered[:, :most])
+            indices.append(index[:, :most] + start)
+            levels.append(torch.full_like(indices[-1], level))
+            start += of_map.shape[1]
+        found = joined(best, 1), joined(indices, 1), joined(levels, 1)
+        if len(counts) == 1:  # sorted already
+            return found
+        ordered, order = found[0].sort(dim=1, descending=True, stable=True)
+        return ordered, found[1].gather(1, order), found[2].gather(1, order)
 
     @torch.no_grad()
-    def _suppress(self, candidates: Tensor, scores: Tensor) -> Tensor:
-        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only host-device synchronisation."""
+    def _suppress(self, candidates: Tensor, scores: Tensor, level: Tensor) -> Tensor:
+        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only host-device synchronisation.
+
+        Boxes of different maps never drop each other (Lin et al., Feature Pyramid Networks, as in their code).
+        """
         how = self.proposing[self.training]
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i in range(len(candidates)):
-            kept = boxes.nms_top_k(candidates[i], scores[i], how.nms, how.post_nms)
+            one = candidates[i] if len(self.anchors.strides) == 1 else boxes.apart(candidates[i], level[i])
+            kept = boxes.nms_top_k(one, scores[i], how.nms, how.post_nms)
             proposals[i, : len(kept)] = torch.where(scores[i, kept, None] > -torch.inf, candidates[i, kept], 0)
         return proposals
 
@@ -173,7 +208,7 @@ class RegionProposalNetwork(nn.Module):
         """Matches anchors to objects and draws those to train on.
 
         Args:
-            anchors: ``[A, 4]`` of the map.
+            anchors: ``[A, 4]`` of all maps.
             sizes: ``[N, 2]``, heights and widths of the images within the batch.
             targets: as of :meth:`forward`.
         """

@@ -51,17 +51,26 @@ class DetectionTransform(nn.Module):
     """Resizes, normalises and batches images; maps detections back.
 
     The short side becomes ``short`` unless the long side would pass ``max_size`` (paper, Sec. 4: 600; Ren et al.:
-    1000). Bilinear, without antialiasing, as torchvision. A single image is not padded.
+    1000). Bilinear, without antialiasing, as torchvision. A single image is padded to ``multiple`` only.
 
     Args:
         short: target of the short side, pixels. Of several, training draws one for each image from its key, and
             evaluation takes the largest.
         max_size: limit of the long side, pixels.
         normalisation: of the weights in use.
+        multiple: the sides of a batch are rounded up to a multiple of this, pixels. On a pyramid, whose maps are
+            enlarged and added, 32 makes each map exactly twice the next.
     """
 
-    def __init__(self, short: int | Sequence[int], max_size: int, normalisation: Normalisation | None = None) -> None:
+    def __init__(
+        self,
+        short: int | Sequence[int],
+        max_size: int,
+        normalisation: Normalisation | None = None,
+        multiple: int = 1,
+    ) -> None:
         super().__init__()
+        self.multiple = multiple
         self.shorts = (short,) if isinstance(short, int) else tuple(short)
         self.max_size = max_size
         normalisation = normalisation or Normalisation()
@@ -114,7 +123,7 @@ class DetectionTransform(nn.Module):
                 {**target, "boxes": _rescale(target["boxes"].to(self.mean.dtype), old, new)}
                 for target, old, new in zip(targets, sizes, resized, strict=True)
             ]
-        height, width = max(h for h, _ in canvas), max(w for _, w in canvas)
+        height, width = (-(-max(sides) // self.multiple) * self.multiple for sides in zip(*canvas, strict=True))
         padded = [F.pad(t, (0, width - t.shape[2], 0, height - t.shape[1])) for t in tensors]
         scales = [min(new[0] / old[0], new[1] / old[1]) for old, new in zip(sizes, resized, strict=True)]
         return ImageBatch(torch.stack(padded), resized, scales), targets

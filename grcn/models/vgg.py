@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from grcn.catalog import VGG_SPLITS
-from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.memory_format import to_memory_format
 
 # Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
@@ -71,19 +71,18 @@ class SplitVGG(Backbone):
         self.cls = _chain(blocks, range(first, 6), from_scratch, last_pool["cls"])
         self.loc = None if self.shared else _chain(blocks, range(first, 6), from_scratch, last_pool["loc"])
         self.feature_specs = {
-            task: FeatureSpec(blocks[4][-1], _STRIDE_BEFORE_LAST_POOL * _LAST_POOL_STRIDE[last_pool[task]])
+            task: FeatureSpec(blocks[4][-1], (_STRIDE_BEFORE_LAST_POOL * _LAST_POOL_STRIDE[last_pool[task]],))
             for task in TASKS
         }
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each ``[N, channels, ceil(H / stride), ceil(W /
+    def forward(self, x: Tensor) -> dict[str, Maps]:
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each one map ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
         with torch.no_grad():
             x = self.frozen(to_memory_format(x, "frozen"))
         x = self.trunk(to_memory_format(x, self._format if self.training else "eval"))
-        features = {"cls": self.cls(x)}
-        features["loc"] = features["cls"] if self.loc is None else self.loc(x)
-        return features
+        cls = (self.cls(x),)
+        return {"cls": cls, "loc": cls if self.loc is None else (self.loc(x),)}
 
 
 def _chain(
