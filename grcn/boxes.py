@@ -167,7 +167,7 @@ def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Te
     # In one place outside the image they drop each other, and what is left of them is last.
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
-    boxes = torch.where((scores > -torch.inf)[:, None], boxes, nowhere)
+    boxes, scores = torch.where((scores > -torch.inf)[:, None], boxes, nowhere), scores.to(boxes.dtype)
     chunk = max(256, count + count // 2) if sync_is_free(boxes) else max(1, len(boxes))
     kept = nms(boxes[:chunk], scores[:chunk], threshold)
     for start in range(chunk, len(boxes), chunk):
@@ -195,7 +195,7 @@ def batched_nms_top_k(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: 
     shifted = apart(boxes, labels)
     # With one more placeholder there is always one, of which suppression keeps one, as the last: it can be left out
     # without reading a score, which would be a second host-device synchronisation.
-    shifted, scores = F.pad(shifted, (0, 0, 0, 1)), F.pad(scores.double(), (0, 1), value=-torch.inf)
+    shifted, scores = F.pad(shifted, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-torch.inf)
     kept = nms_top_k(shifted, scores, threshold, count + 1)
     if threshold < 1:
         return kept[:-1]

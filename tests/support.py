@@ -39,7 +39,6 @@ def small_detector(
     op: str = "align",
     dropout: float = 0.0,
     straddling: bool = True,
-    anchor_offset: float = 0.0,
     beta: float = 1 / 9,
     seed: int = 3,
     short: int = 64,
@@ -63,18 +62,18 @@ def small_detector(
     rpn = RegionProposalNetwork(
         channels,
         16,
-        AnchorGenerator(SIZES, RATIOS, specs["cls"].stride, anchor_offset),
+        AnchorGenerator([SIZES], RATIOS, specs["cls"].strides, "torchvision"),
         train=ProposalSettings(80, 40, 0.7, 0.0),
         test=ProposalSettings(60, 20, 0.7, 0.0),
         batch=rpn_batch,
         straddling=straddling,
     )
     roi_heads = RoIHeads(
-        {task: RoIPool(specs[task].stride, 4, op, aligned=False) for task in specs},
+        {task: RoIPool(specs[task].strides, 4, op, aligned=False) for task in specs},
         heads,
         backbone.shared,
         {task: ContextAttention(channels) for task in context},
-        {task: RoIPool(specs[task].stride, 6, op, aligned=False) for task in context},
+        {task: RoIPool(specs[task].strides, 6, op, aligned=False) for task in context},
         sampling or SamplingSettings(16),
         detecting or DetectionSettings(0.05, 0.5, 100),
         beta=beta,
@@ -114,7 +113,7 @@ class OneMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the map of the classification branch."""
-        return self.body(x)["cls"]
+        return self.body(x)["cls"][0]
 
 
 class PlainRoIPool(nn.Module):

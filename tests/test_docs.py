@@ -85,8 +85,8 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         "Global context in torchvision's detector": lambda: "boxes" in names["detections"][0],
         "The split backbone under your own heads": lambda: (
             (names["scores"].shape, names["deltas"].shape) == ((1, 21), (1, 4))
-            and {task: (spec.channels, spec.stride) for task, spec in names["specs"].items()}
-            == {"cls": (512, 16), "loc": (512, 8)}
+            and {task: (spec.channels, spec.strides) for task, spec in names["specs"].items()}
+            == {"cls": (512, (16,)), "loc": (512, (8,))}
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,

@@ -107,8 +107,8 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
     rois = torch.cat([corners, corners + sides], -1)
     rois[0, :4] = torch.tensor([[0, 0, 0, 0], [3, 3, 3, 3], [0, 0, 272, 176], [900, 900, 950, 999]]).double()
     feature = torch.randn(2, 5, 11, 17, generator=generator).double().requires_grad_()
-    pool = RoIPool(16, 4, "align", ratio, aligned)
-    ours = pool(feature, rois)
+    pool = RoIPool([16], 4, "align", ratio, aligned)
+    ours = pool((feature,), rois)
     owner = torch.arange(2.0).double().repeat_interleave(80)[:, None]
     theirs = roi_align(feature, torch.cat([owner, rois.flatten(0, 1)], 1), 4, 1 / 16, ratio, aligned)
     assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
@@ -116,9 +116,9 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
     found, expected = (torch.autograd.grad((out * weights).sum(), feature)[0] for out in (ours, theirs))
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     with boxes.as_if_on_gpu(), mock.patch("grcn.models.roi_pool.roi_align", wraps=roi_align) as kernel:
-        assert_close(pool(feature, rois), ours)
+        assert_close(pool((feature,), rois), ours)
     assert kernel.call_count == 1
-    assert pool(feature, rois[:, :0]).shape == (0, 5, 4, 4)
+    assert pool((feature,), rois[:, :0]).shape == (0, 5, 4, 4)
 
 
 def test_the_table_knows_the_instruction_set():
@@ -269,7 +269,7 @@ def test_a_twin_has_the_layers_and_weights_of_the_plain_model(name):
     cfg = config(name)
     model, twin, images, _ = pair(cfg)
     batch, _ = model.transform(images)
-    assert_close(twin.backbone(batch.tensors), model.backbone(batch.tensors)["cls"], rtol=1e-4, atol=1e-4)
+    assert_close(twin.backbone(batch.tensors), model.backbone(batch.tensors)["cls"][0], rtol=1e-4, atol=1e-4)
     rois = torch.rand(3, model.backbone.feature_specs["cls"].channels, cfg.model.roi.size, cfg.model.roi.size)
     hidden = model.roi_heads.heads.eval().hidden("cls", rois)
     assert_close(twin.roi_heads.box_head(rois), hidden, rtol=1e-4, atol=1e-4)
@@ -288,7 +288,7 @@ def test_a_twin_of_a_pretrained_network_is_torchvisions_own(name):
     cfg = config(name, "model.head.dim=32", "model.rpn.channels=16")
     model, twin, images, _ = pair(cfg)
     batch, _ = model.transform(images)
-    ours = model.backbone(batch.tensors)["cls"]
+    ours = model.backbone(batch.tensors)["cls"][0]
     assert_close(twin.backbone(batch.tensors), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
     frozen = sum(not weight.requires_grad for weight in twin.backbone.parameters())
     assert frozen == (8 if "vgg16" in name else 11)

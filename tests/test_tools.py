@@ -392,7 +392,7 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
     config = ROOT / "configs/shapes/grcn_tiny_resnet.yaml"
     stdout, _ = call(ROOT / "tools/benchmark.py", "--config", config, "--json", "--repeats", "1", "run.threads=1")
     found = json.loads(stdout)
-    assert found["strides"] == {"cls": 16, "loc": 8}
+    assert found["strides"] == {"cls": [16], "loc": [8]}
     compared = [f"{prefix}{name}" for prefix in ("", "infer_") for name in (
         "floor_ms", "torchvision_ms", "ratio_to_floor", "ratio_to_torchvision", "ratio_to_baseline")]  # fmt: skip
     for name in ("step_ms", "infer_ms", *compared, "loader_img_s", "peak_mb"):

@@ -14,6 +14,7 @@ import yaml
 from grcn.apps.benchmark.describe import costs
 from grcn.config.files import load_config
 from grcn.config.schema import Config
+from grcn.models.features import TASKS, strides_as_text
 
 _FOLDERS = {
     "coco": (
@@ -102,7 +103,11 @@ def _cost(cfg: Config) -> tuple[str, str, str]:
     parts, strides = costs(cfg)
     gmac = sum(part.gmac for part in parts)
     parameters = sum(part.parameters for part in parts) / 1e6
-    return f"{parameters:.2f}", f"{strides['cls']} / {strides['loc']}", f"{gmac:.0f}" if gmac >= 10 else f"{gmac:.2f}"
+    return (
+        f"{parameters:.2f}",
+        " / ".join(strides_as_text(strides[task]) for task in TASKS),
+        f"{gmac:.0f}" if gmac >= 10 else f"{gmac:.2f}",
+    )
 
 
 def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:

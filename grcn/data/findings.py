@@ -170,7 +170,7 @@ def check_tables(
 
     Args:
         short, longest: of the network's input, as ``model.image.short`` and ``max``.
-        stride: input pixels per cell of the map from which proposals come.
+        stride: input pixels per cell of the finest map from which proposals come.
         drop_empty: whether images without objects are left out of training.
     """
     found = []

@@ -52,6 +52,11 @@ class Backbone(nn.Module):
     frozen: nn.Module
 
 
+def strides_as_text(strides: Sequence[int]) -> str:
+    """Writes the strides of maps as ``4/8/16``."""
+    return "/".join(map(str, strides))
+
+
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """Concatenates the tensors of all levels; the tensor of a single level is returned as it is, without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)

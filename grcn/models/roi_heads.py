@@ -6,6 +6,7 @@ foreground, ``K`` classes including background. Frames: every box is in pixels o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,9 +75,9 @@ class RoISample(NamedTuple):
 class RoIHeads(nn.Module):
     """The paper's second stage, on the same maps for both tasks or on own ones for each.
 
-    Where nothing sets the tasks apart (the same maps and levels, no context, shared hidden layers) RoIs are pooled and run once; else
-    the localization pass is its own. The box loss reads foreground RoIs only, so in training that pass runs on the
-    ``L`` slots that can be foreground; losses and gradients are those of running all.
+    Where nothing sets the tasks apart (the same maps and levels, no context, shared hidden layers) RoIs are pooled and
+    run once; else the localization pass is its own. The box loss reads foreground RoIs only, so in training that pass
+    runs on the ``L`` slots that can be foreground; losses and gradients are those of running all.
 
     Args:
         pools: RoI pooling for each task's maps.
@@ -102,9 +103,9 @@ class RoIHeads(nn.Module):
         beta: float = 1.0,
     ) -> None:
         super().__init__()
-        self.pools = nn.ModuleDict(pools)
-        self.context = nn.ModuleDict(context or {})
-        self.context_pools = nn.ModuleDict(context_pools or {})
+        self.pools: Mapping[str, RoIPool] = nn.ModuleDict(pools)  # type: ignore[assignment]
+        self.context: Mapping[str, ContextAttention] = nn.ModuleDict(context or {})  # type: ignore[assignment]
+        self.context_pools: Mapping[str, RoIPool] = nn.ModuleDict(context_pools or {})  # type: ignore[assignment]
         self.heads = heads
         self.shared_map = shared_map
         self.sampling = sampling or SamplingSettings()
@@ -259,9 +260,8 @@ class RoIHeads(nn.Module):
     def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
         if task not in self.context:
             return pooled
-        pool = self.context_pools[task]
-        assert isinstance(pool, RoIPool)
-        return self.context[task](pooled, pool.whole(features[task], as_tensor(image_sizes, pooled)))
+        image = self.context_pools[task].whole(features[task], as_tensor(image_sizes, pooled))
+        return self.context[task](pooled, image)
 
 
 def _row_keys(states: Tensor, slots: int) -> Tensor:

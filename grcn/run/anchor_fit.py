@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from grcn.data.annotations import Annotations
 from grcn.data.findings import Finding, finding
+from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.transform import DetectionTransform
 
 # Bounds of the size buckets: square roots of areas, in pixels of the network's input.
@@ -24,6 +26,8 @@ LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are wo
 MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is worth a mention
 MANY_ALONE = 0.01  # share of objects without any anchor that costs accuracy
 SIZE_COST = 0.05  # of recall, which one size more must gain
+
+Place = tuple[int, float]  # a map, and one of its sizes; NaN for one still to be chosen
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,27 @@ class Objects:
 
 @dataclass(frozen=True)
 class AnchorSet:
-    """Anchors on every cell of a map; fields as of :class:`grcn.models.anchors.AnchorGenerator` and the RPN."""
+    """Anchors on every cell of some maps.
 
-    sizes: tuple[float, ...]
+    Attributes:
+        sizes: square roots of the areas, for each map.
+        ratios: heights over widths.
+        strides: input pixels per cell of each map.
+        straddling: whether anchors that cross the image border are trained on.
+        offset: where in its cell an anchor is centred, in cells.
+    """
+
+    sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...]
-    stride: int
+    strides: tuple[int, ...]
     straddling: bool = False
+    offset: float = 0.5
+
+    @classmethod
+    def of(cls, rpn: RegionProposalNetwork) -> AnchorSet:
+        """Returns the anchors of a region proposal network."""
+        made = rpn.anchors
+        return cls(made.sizes, made.ratios, made.strides, rpn.straddling, 0.5 if made.layout == "centred" else 0.0)
 
     def best_iou(self, objects: Objects) -> np.ndarray:
         """Returns for each object the IoU of the best anchor that is trained on, [M].
@@ -59,24 +78,26 @@ class AnchorSet:
         cells is the nearest one whose anchor may be used: no grid is made.
         """
         best = np.zeros(len(objects.boxes))
-        areas = objects.sides().prod(axis=1)
-        for size in self.sizes:
-            for ratio in self.ratios:
-                width, height = size / ratio**0.5, size * ratio**0.5
-                x = self._overlap(objects.boxes[:, 0::2], objects.images[:, 1], width)
-                y = self._overlap(objects.boxes[:, 1::2], objects.images[:, 0], height)
-                common = x * y
-                best = np.maximum(best, common / (areas + width * height - common))
+        for sizes, stride in zip(self.sizes, self.strides, strict=True):
+            for size in sizes:
+                for ratio in self.ratios:
+                    best = np.maximum(best, self._iou(objects, size / ratio**0.5, size * ratio**0.5, stride))
         return best
 
-    def _overlap(self, ends: np.ndarray, limits: np.ndarray, side: float) -> np.ndarray:
+    def _iou(self, objects: Objects, width: float, height: float, stride: int) -> np.ndarray:
+        """Returns the IoU of each object with the nearest anchor of one shape, [M]."""
+        x = self._overlap(objects.boxes[:, 0::2], objects.images[:, 1], width, stride)
+        y = self._overlap(objects.boxes[:, 1::2], objects.images[:, 0], height, stride)
+        return x * y / (objects.sides().prod(axis=1) + width * height - x * y)
+
+    def _overlap(self, ends: np.ndarray, limits: np.ndarray, side: float, stride: int) -> np.ndarray:
         """Returns along one axis how much of ``ends`` [M, 2] the nearest anchor covers; 0 where none may be used."""
-        first, last = np.zeros(len(limits)), np.ceil(limits / self.stride) - 1
+        first, last = np.zeros(len(limits)), np.ceil(limits / stride) - 1
         if not self.straddling:
-            first = np.maximum(first, np.ceil(side / 2 / self.stride - 0.5))
-            last = np.minimum(last, np.floor((limits - side / 2) / self.stride - 0.5))
-        cell = np.clip(np.round(ends.mean(axis=1) / self.stride - 0.5), first, last)
-        centre = (cell + 0.5) * self.stride
+            first = np.maximum(first, np.ceil(side / 2 / stride - self.offset))
+            last = np.minimum(last, np.floor((limits - side / 2) / stride - self.offset))
+        cell = np.clip(np.round(ends.mean(axis=1) / stride - self.offset), first, last)
+        centre = (cell + self.offset) * stride
         overlap = np.minimum(ends[:, 1], centre + side / 2) - np.maximum(ends[:, 0], centre - side / 2)
         return np.where(last >= first, np.maximum(overlap, 0), 0)
 
@@ -96,7 +117,8 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
     """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
 
     Returns:
-        ``sizes``, ``ratios``, ``stride``; ``objects``, their number; ``alone``, how many of them no anchor overlaps
+        ``sizes`` (of one map a list of numbers, of several a list of such lists), ``ratios``, ``strides``;
+        ``objects``, their number; ``alone``, how many of them no anchor overlaps
         that is trained on; ``recall50`` and ``recall70``, the share that has
         an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list of ``from``,
         ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where nothing
@@ -104,7 +126,11 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
     """
     best = anchors.best_iou(objects)
     sides = objects.sides()
-    result = {"sizes": list(anchors.sizes), "ratios": list(anchors.ratios), "stride": anchors.stride}
+    result: dict[str, Any] = {
+        "sizes": _as_setting(anchors.sizes),
+        "ratios": list(anchors.ratios),
+        "strides": list(anchors.strides),
+    }
     result |= {"objects": len(best), "alone": int((best == 0).sum()), **_recalls(best)}
     result["buckets"] = _buckets(BUCKETS, np.sqrt(sides.prod(axis=1)), best)
     result["aspects"] = _buckets(ASPECTS, sides[:, 1] / np.maximum(sides[:, 0], 1e-9), best)
@@ -144,44 +170,65 @@ def _sample(objects: Objects) -> Objects:
 
 
 def _suggest(objects: Objects, anchors: AnchorSet) -> dict[str, Any] | None:
-    sample = _sample(objects)
-    as_many = _search(sample, anchors, len(anchors.sizes))
-    one_more = _search(sample, anchors, len(anchors.sizes) + 1)
+    sample, count = _sample(objects), len(anchors.sizes[0])
+    as_many, one_more = _search(sample, anchors, count), _search(sample, anchors, count + 1)
     chosen = max((as_many, 0.0), (one_more, -SIZE_COST), key=lambda one: _score(one[0].best_iou(sample)) + one[1])[0]
     best = chosen.best_iou(objects)
     if _score(best) < _score(anchors.best_iou(objects)) + LEAST_GAIN:
         return None
-    return {"sizes": list(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
+    return {"sizes": _as_setting(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
+
+
+def _as_setting(sizes: Sequence[Sequence[float]]) -> list[Any]:
+    """Returns sizes as ``model.anchors.sizes`` has them."""
+    return list(sizes[0]) if len(sizes) == 1 else [list(level) for level in sizes]
 
 
 def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
-    """Chooses ``count`` sizes from a grid for the ratios, then ratios for them, and both again."""
-    sizes = sorted({*anchors.sizes, *SIZES})
+    """Chooses ``count`` sizes of each map from a grid for the ratios, then ratios for them, and both again."""
+    grid = sorted({*(size for level in anchors.sizes for size in level), *SIZES})
+    sizes = [(level, size) for level in range(len(anchors.sizes)) for size in grid]
     ratios = sorted({*anchors.ratios, *RATIOS})
     ious = {
-        (size, ratio): replace(anchors, sizes=(size,), ratios=(ratio,)).best_iou(objects)
+        (*size, ratio): anchors._iou(objects, size[1] / ratio**0.5, size[1] * ratio**0.5, anchors.strides[size[0]])
         for size in sizes
         for ratio in ratios
     }
-    found = anchors
+    chosen_ratios = [(0, ratio) for ratio in anchors.ratios]
+    chosen = [
+        (level, own[place] if place < len(own) else math.nan)
+        for level, own in enumerate(anchors.sizes)
+        for place in range(count)
+    ]
     for _ in range(2):
-        by_size = {size: np.max([ious[size, ratio] for ratio in found.ratios], axis=0) for size in sizes}
-        found = replace(found, sizes=_best(by_size, count, found.sizes))
-        by_ratio = {ratio: np.max([ious[size, ratio] for size in found.sizes], axis=0) for ratio in ratios}
-        found = replace(found, ratios=_best(by_ratio, len(anchors.ratios), found.ratios))
-    return found
+        by_size = {one: np.max([ious[*one, ratio] for _, ratio in chosen_ratios], axis=0) for one in sizes}
+        chosen = _best(by_size, chosen)
+        by_ratio = {(0, ratio): np.max([ious[*one, ratio] for one in chosen], axis=0) for ratio in ratios}
+        chosen_ratios = _best(by_ratio, chosen_ratios)
+    return replace(
+        anchors,
+        sizes=tuple(tuple(size for at, size in chosen if at == level) for level in range(len(anchors.sizes))),
+        ratios=tuple(ratio for _, ratio in chosen_ratios),
+    )
 
 
-def _best(ious: dict[float, np.ndarray], count: int, start: Sequence[float]) -> tuple[float, ...]:
-    """Returns ``count`` keys whose values [M] have a good maximum: those of ``start``, each exchanged for the best."""
+def _best(ious: Mapping[Place, np.ndarray], start: Sequence[Place]) -> list[Place]:
+    """Returns as many keys as ``start`` has places, whose values [M] have a good maximum.
+
+    Each place is exchanged for the best key of its map; one without a size is filled.
+    """
     chosen = list(start)
     for _ in range(2):
-        for place in range(count):
-            others = chosen[:place] + chosen[place + 1 :]
+        for place, (level, _) in enumerate(chosen):
+            others = [one for one in chosen[:place] + chosen[place + 1 :] if one in ious]
             kept = np.max([ious[key] for key in others], axis=0) if others else np.zeros(1)
-            scores = {key: _score(np.maximum(value, kept)) for key, value in ious.items() if key not in others}
-            chosen[place : place + 1] = [max(scores, key=scores.__getitem__)]
-    return tuple(sorted(chosen))
+            scores = {
+                key: _score(np.maximum(value, kept))
+                for key, value in ious.items()
+                if key[0] == level and key not in others
+            }
+            chosen[place] = max(scores, key=scores.__getitem__)
+    return sorted(chosen)
 
 
 def _score(best: np.ndarray) -> float:

@@ -28,12 +28,12 @@ MOST_WARNINGS = 4
 def check_training(training: Training) -> None:
     """Checks the data of a training; see :func:`check_before_training`."""
     cfg = training.cfg
-    stride = training.model.backbone.feature_specs[cfg.model.rpn.reads].stride
+    anchors = AnchorSet.of(training.model.rpn)
     check_before_training(
         training.train.table, training.test.table, short=cfg.model.image.largest, longest=cfg.model.image.max,
-        stride=stride, drop_empty=cfg.data.drop_empty, limit=cfg.eval.limit,
+        stride=min(anchors.strides), drop_empty=cfg.data.drop_empty, limit=cfg.eval.limit,
         bits=None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.bits,
-        anchors=AnchorSet(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling),
+        anchors=anchors,
     )  # fmt: skip
 
 

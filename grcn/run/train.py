@@ -23,7 +23,7 @@ from grcn.errors import ConfigError
 from grcn.evaluation.detections import check_objects
 from grcn.fileio import run_lock
 from grcn.models.detector import count_parameters
-from grcn.models.features import TASKS
+from grcn.models.features import TASKS, strides_as_text
 from grcn.models.memory_format import memory_formats, to_device
 from grcn.run.backend import prepare
 from grcn.run.checks_before_training import check_training
@@ -201,5 +201,6 @@ def _write_facts(folder: Path, training: Training, model: nn.Module, device: tor
     formats = {part: str(form) for part, form in memory_formats(device).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
-    strides = "/".join(str(training.model.backbone.feature_specs[task].stride) for task in TASKS)
-    logger.info("%s: %.1f M parameters, strides %s, %s", folder, parameters / 1e6, strides, training)
+    specs = training.model.backbone.feature_specs
+    strides = ", ".join(f"{task} {strides_as_text(specs[task].strides)}" for task in TASKS)
+    logger.info("%s: %.1f M parameters; strides: %s; %s", folder, parameters / 1e6, strides, training)

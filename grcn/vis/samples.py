@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grcn import boxes, rng
 from grcn.models.detector import Detector
+from grcn.models.features import Maps
 from grcn.models.rpn import AnchorSample
 from grcn.models.transform import DetectionTransform, ImageBatch, as_tensor
 
@@ -28,7 +29,8 @@ class Anchors:
         num_bg: background ones.
         matched: int64 ``[n]``, anchors that belong to each object, drawn or not.
         best_iou: ``[n]``, the largest overlap of an object with an anchor of its own; 0 where it has none.
-        best_size: int64 ``[n]``, which of the anchors' sizes that one has; -1 where there is none.
+        best_size: int64 ``[n]``, which of the anchors' sizes that one has, counted over all maps; -1 where there is
+            none.
         fg_iou: overlap from which an anchor is foreground.
     """
 
@@ -62,6 +64,7 @@ class RoIs:
         iou: ``[f]``, overlap with it.
         background: ``[b, 4]``.
         truth: bool ``[f]``, those that are ground-truth boxes themselves, added to the proposals.
+        maps: by task, int64 ``[f + b]``: which of its maps each is pooled from, foreground first.
     """
 
     boxes: Tensor
@@ -70,6 +73,7 @@ class RoIs:
     iou: Tensor
     background: Tensor
     truth: Tensor
+    maps: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,11 @@ def samples_of(model: Detector, images: Sequence[Tensor], targets: Sequence[dict
     batch, fed = model.transform(images, list(targets))
     assert fed is not None
     features = model.backbone(batch.tensors)
-    anchors = model.rpn.anchors(features[model.rpn.reads])
+    maps = features[model.rpn.reads]
+    anchors = model.rpn.anchors(maps, (batch.tensors.shape[2], batch.tensors.shape[3]))
     drawn = model.rpn.sample(anchors, as_tensor(batch.image_sizes, anchors), fed)
     samples = [
-        replace(sample, anchors=_anchors(model, anchors, drawn, i, fed[i]["boxes"]))
+        replace(sample, anchors=_anchors(model, maps, anchors, drawn, i, fed[i]["boxes"]))
         for i, sample in enumerate(_inputs(model.transform, images, batch, fed))
     ]
     if rois:
@@ -152,7 +157,7 @@ def _inputs(
     ]
 
 
-def _anchors(model: Detector, anchors: Tensor, drawn: AnchorSample, image: int, objects: Tensor) -> Anchors:
+def _anchors(model: Detector, maps: Maps, anchors: Tensor, drawn: AnchorSample, image: int, objects: Tensor) -> Anchors:
     """Picks one image's anchors out of those of its batch."""
     foreground, taken, matched = drawn.foreground[image], drawn.valid[image], drawn.matched[image]
     own = matched == torch.arange(len(objects), device=matched.device)[:, None]
@@ -165,7 +170,7 @@ def _anchors(model: Detector, anchors: Tensor, drawn: AnchorSample, image: int, 
         num_bg=int((taken & ~foreground).sum()),
         matched=counts.cpu(),
         best_iou=best_iou.cpu(),
-        best_size=torch.where(counts > 0, model.rpn.anchors.size_of(best), -1).cpu(),
+        best_size=torch.where(counts > 0, model.rpn.anchors.size_of(best, maps), -1).cpu(),
         fg_iou=model.rpn.fg_iou,
     )
 
@@ -176,6 +181,7 @@ def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]
     found = []
     for i, target in enumerate(targets):
         foreground, taken = drawn.foreground[i], drawn.valid[i]
+        counted = drawn.rois[i][taken]  # foreground first
         chosen, owner = drawn.rois[i][foreground], drawn.matched_gt[i][foreground]
         objects = target["boxes"].to(chosen.dtype)[owner]
         found.append(
@@ -186,6 +192,7 @@ def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]
                 iou=boxes.iou(objects[:, None], chosen[:, None])[:, 0, 0].cpu(),
                 background=drawn.rois[i][taken & ~foreground].cpu(),
                 truth=(chosen == objects).all(1).cpu(),
+                maps={task: pool.level_of(counted).cpu() for task, pool in model.roi_heads.pools.items()},
             )
         )
     return found

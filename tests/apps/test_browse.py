@@ -107,7 +107,7 @@ def test_anchors_are_matched_as_torchvision_matches_them():
         targets[0]["labels"] = torch.tensor([1, 3, 4, 1])
         for sample in samples_of(model, images, targets):
             found, boxes = sample.anchors, sample.target["boxes"]
-            grid = model.rpn.anchors(torch.zeros(1, 1, sample.canvas[0] // 16, sample.canvas[1] // 16))
+            grid = model.rpn.anchors((torch.zeros(1, 1, *(side // 16 for side in sample.canvas)),), sample.canvas)
             overlaps = box_iou(boxes, grid)
             theirs = matcher(overlaps)
             expected = sorted((*grid[i].tolist(), int(theirs[i])) for i in (theirs >= 0).nonzero()[:, 0])
@@ -123,7 +123,7 @@ def test_anchors_are_matched_as_torchvision_matches_them():
                     assert_close(found.best_iou[index], own.max())
                     best = grid[(theirs == index).nonzero()[own.argmax(), 0]]
                     size = ((best[2:] - best[:2]).prod()) ** 0.5
-                    assert_close(torch.tensor(float(model.rpn.anchors.sizes[found.best_size[index]])), size)
+                    assert_close(torch.tensor(float(model.rpn.anchors.sizes[0][found.best_size[index]])), size)
                 else:
                     assert found.best_iou[index] == 0 and found.best_size[index] == -1
             rescued, missed = rescued + int(found.rescued.sum()), missed + int(found.missed.sum())
@@ -167,7 +167,7 @@ def test_boxes_lie_on_their_pixels_in_the_colour_of_their_object():
     )  # fmt: skip
     rois = RoIs(
         torch.tensor([[5.0, 4.0, 45.0, 50.0]]), torch.tensor([1]), torch.tensor([0]), torch.tensor([0.6]),
-        torch.tensor([[60.0, 20.0, 80.0, 95.0]]), torch.tensor([False]),
+        torch.tensor([[60.0, 20.0, 80.0, 95.0]]), torch.tensor([False]), {},
     )  # fmt: skip
     sample = made(objects, anchors, rois)
     pictures = {}
@@ -208,7 +208,7 @@ def test_figures_sum_up_what_is_drawn():
     )  # fmt: skip
     rois = RoIs(
         torch.zeros(2, 4), torch.ones(2, dtype=torch.int64), torch.tensor([0, 1]), torch.tensor([1.0, 0.5]),
-        torch.zeros(6, 4), torch.tensor([True, False]),
+        torch.zeros(6, 4), torch.tensor([True, False]), {"loc": torch.tensor([0, 1, 1, 1, 0, 1, 1, 1])},
     )  # fmt: skip
     none = Anchors(
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 9, torch.zeros(0, dtype=torch.int64), torch.zeros(0),
@@ -216,16 +216,18 @@ def test_figures_sum_up_what_is_drawn():
     )  # fmt: skip
     empty = RoIs(
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0),
-        torch.zeros(8, 4), torch.zeros(0, dtype=torch.bool),
+        torch.zeros(8, 4), torch.zeros(0, dtype=torch.bool), {"loc": torch.zeros(8, dtype=torch.int64)},
     )  # fmt: skip
     boxes = [[0.0, 0.0, 9.0, 9.0]] * 3
-    text = "\n".join(browse.figures([made(boxes, anchors, rois), made([], none, empty)], (16, 32.5)))
+    strides = {"cls": (16,), "loc": (4, 8)}
+    text = "\n".join(browse.figures([made(boxes, anchors, rois), made([], none, empty)], (16, 32.5), strides))
     assert "objects: 3, 1.5 per image (0 to 3)" in text
     assert "anchors, foreground: 1.5 per image (0 to 3)" in text and "background: 7.0 per image (5 to 9)" in text
     assert "from IoU 0.7: 1; by the low-quality rule only: 1; with none: 1" in text
     assert "size of their best anchor: 16: 1, 32.5: 1" in text
     assert "RoIs, foreground: 1.0 per image (0 to 2); mean IoU 0.75, 0.50 without 1 ground-truth box" in text
-    assert "no foreground" in "\n".join(browse.figures([made([], none, empty)], (16,)))
+    assert "RoIs by the stride of their loc map: 4: 10, 8: 6" in text and "of their cls map" not in text
+    assert "no foreground" in "\n".join(browse.figures([made([], none, empty)], (16,), {}))
 
 
 XML = """<annotation><filename>{stem}.png</filename><size><width>{w}</width><height>{h}</height><depth>1</depth></size>

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -615,23 +616,24 @@ def test_the_start_of_training_reads_few_of_many_images(tmp_path, monkeypatch):
 @pytest.mark.parametrize("straddling", [True, False])
 def test_the_best_anchor_is_that_of_all_positions(straddling):
     sizes, ratios, stride = (16.0, 40.0, 90.0), (0.5, 1.0, 2.0), 16
-    generator = AnchorGenerator(sizes, ratios, stride)
+    generator = AnchorGenerator([sizes], ratios, [stride])
     random = np.random.default_rng(0)
     images = [(96, 128), (65, 50), (40, 200), (33, 33)]
     boxes, of, best = [], [], []
     for height, width in images:
         corners = random.uniform(0, 1, (60, 2, 2)) * (width, height)
         chosen = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], axis=1))
-        grid = generator(torch.zeros(1, 1, math.ceil(height / stride), math.ceil(width / stride))).double()
+        cells = math.ceil(height / stride), math.ceil(width / stride)
+        grid = generator((torch.zeros(1, 1, *cells),), (height, width)).double()
         if not straddling:
             grid = grid[(grid[:, :2] >= 0).all(1) & (grid[:, 2] <= width) & (grid[:, 3] <= height)]
         best.append(box_iou(chosen, grid).amax(1) if len(grid) else torch.zeros(60))
         boxes.append(chosen.numpy())
         of += [(height, width)] * 60
     objects = Objects(np.concatenate(boxes), np.array(of))
-    found = AnchorSet(sizes, ratios, stride, straddling).best_iou(objects)
+    found = AnchorSet((sizes,), ratios, (stride,), straddling).best_iou(objects)
     assert np.allclose(found, torch.cat(best), atol=1e-5) and 0 < found.mean() < 1
-    figures = fit(objects, AnchorSet(sizes, ratios, stride, straddling))
+    figures = fit(objects, AnchorSet((sizes,), ratios, (stride,), straddling))
     assert figures["recall50"] == (torch.cat(best) >= 0.5).double().mean()
     counts = [one["count"] for one in figures["buckets"]]
     assert sum(counts) == 240 and sum(one["count"] for one in figures["aspects"]) == 240
@@ -640,7 +642,7 @@ def test_the_best_anchor_is_that_of_all_positions(straddling):
     )
 
 
-STRIPS = AnchorSet((128.0, 256.0), (0.5, 1.0, 2.0), 16)
+STRIPS = AnchorSet(((128.0, 256.0),), (0.5, 1.0, 2.0), (16,))
 
 
 def strips(count, of=100, sizes=(50, 1000)):
@@ -656,7 +658,7 @@ def strips(count, of=100, sizes=(50, 1000)):
      (100, True, 0, "")],
 )  # fmt: skip
 def test_objects_without_any_anchor_are_found(count, straddling, warned, share):
-    anchors = AnchorSet(STRIPS.sizes, STRIPS.ratios, STRIPS.stride, straddling)
+    anchors = replace(STRIPS, straddling=straddling)
     for sizes in ((50, 1000), (50, 4000)):
         made = strips(count, sizes=sizes)
         found = objects_alone(made, 600, 1000, anchors)

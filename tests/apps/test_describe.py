@@ -64,7 +64,7 @@ def test_parameters_and_strides_of_the_papers_rows(name):
     parts, strides = parts_of(name)
     assert sum(part.parameters for part in parts.values()) == PARAMETERS[name]
     method = next((m for m in STRIDES if m in name), None)
-    assert (strides["cls"], strides["loc"]) == STRIDES.get(method, (16, 16))
+    assert (*strides["cls"], *strides["loc"]) == STRIDES.get(method, (16, 16))
 
 
 def test_detect_rf_and_detect_s_differ_from_the_baseline_as_on_voc():

@@ -64,7 +64,7 @@ def test_a_walk_is_the_detectors_own_way(name):
     assert [line[0] for line in text.splitlines()] == list("123456789")
     assert ("none in this model" in text) == (not MODELS[name].get("context"))
     assert ("No split" in text) == ("split" not in MODELS[name])
-    assert f"{list(walked.features['loc'].shape)}, stride {model.backbone.feature_specs['loc'].stride}" in text
+    assert f"{list(walked.features['loc'].shape)}, stride {model.backbone.feature_specs['loc'].strides[0]}" in text
     assert draw(walked, NAMES).size[0] >= 3 * WIDTH
 
 

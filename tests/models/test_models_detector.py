@@ -324,6 +324,6 @@ def test_a_whole_image_is_pooled_without_the_padding_of_its_batch(stride, size):
     feature = torch.randn(1, 3, cells[0] + 4, cells[1] + 3)
     inside = feature[:, :, : cells[0], : cells[1]].clone()
     feature[:, :, cells[0] :] = feature[:, :, :, cells[1] :] = 1e6
-    pooled = RoIPool(stride, 14, "pool").whole(feature, torch.tensor([size]).float())
+    pooled = RoIPool([stride], 14, "pool").whole((feature,), torch.tensor([size]).float())
     assert torch.equal(pooled, torch.nn.functional.adaptive_max_pool2d(inside, 14))
-    assert RoIPool(stride, 14, "align").whole(inside, torch.tensor([size]).float()).shape == (1, 3, 14, 14)
+    assert RoIPool([stride], 14, "align").whole((inside,), torch.tensor([size]).float()).shape == (1, 3, 14, 14)

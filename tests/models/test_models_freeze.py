@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from grcn.build import build_model
 from grcn.config.model_schema import ModelConfig
 from grcn.models.detector import Detector
+from grcn.models.layer_names import layer_name, under_names_of
 from grcn.models.resnet import SplitResNet
 from grcn.models.vgg import SplitVGG
-from grcn.models.weights import layer_name, under_names_of
 
 SMALL: dict[str, Any] = {
     "width": 8, "image": {"short": 64, "max": 96}, "anchors": {"sizes": [16, 32]}, "rpn": {"channels": 16},
@@ -100,7 +100,7 @@ def losses_and_gradients(
 def test_no_graph_is_kept_of_frozen_stages() -> None:
     backbone = SplitResNet((1, 1, 3, 1), width=4, frozen_stages=4)
     maps = backbone.train()(torch.rand(1, 3, 64, 64, requires_grad=True))
-    assert not maps["cls"].requires_grad and maps["cls"] is maps["loc"]
+    assert not maps["cls"][0].requires_grad and maps["cls"] is maps["loc"]
 
 
 @pytest.mark.parametrize(

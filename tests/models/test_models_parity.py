@@ -72,7 +72,7 @@ def test_proposals_and_detections_equal_torchvisions(dtype, op):
         assert_close(batch.tensors, reference.transform([image])[0].tensors, **TOLERANCE[dtype])
         feature = model.backbone(batch.tensors)
         ours, _ = model.rpn(batch, feature)
-        theirs, _ = reference.rpn(ImageList(batch.tensors, batch.image_sizes), {"0": feature["cls"]})
+        theirs, _ = reference.rpn(ImageList(batch.tensors, batch.image_sizes), {"0": feature["cls"][0]})
         count = len(theirs[0])
         assert_close(ours[0, :count], theirs[0], **TOLERANCE[dtype])
         assert not ours[0, count:].any()
@@ -85,12 +85,12 @@ def test_proposals_and_detections_equal_torchvisions(dtype, op):
 def test_anchors_equal_torchvisions():
     feature = torch.zeros(1, 8, 5, 7)
     theirs = TorchvisionAnchors((SIZES,), (RATIOS,))(ImageList(torch.zeros(1, 3, 80, 112), [(80, 112)]), [feature])[0]
-    assert_close(AnchorGenerator(SIZES, RATIOS, 16, offset=0)(feature), theirs)
-    assert_close(AnchorGenerator(SIZES, RATIOS, 16)(feature), theirs + 8)
+    assert_close(AnchorGenerator([SIZES], RATIOS, [16], "torchvision")((feature,), (80, 112)), theirs)
+    assert_close(AnchorGenerator([SIZES], RATIOS, [16])((feature,), (80, 112)), theirs + 8)
 
 
 def test_anchors_are_not_rounded():
-    anchors = AnchorGenerator((32,), (0.5,), 16)(torch.zeros(1, 8, 1, 1))
+    anchors = AnchorGenerator([[32]], [0.5], [16])((torch.zeros(1, 8, 1, 1),), (16, 16))
     assert_close((anchors[0, 2] - anchors[0, 0]) * (anchors[0, 3] - anchors[0, 1]), torch.tensor(1024.0))
 
 
@@ -99,7 +99,7 @@ def test_anchors_across_the_border_are_not_trained_on():
     model = small_detector(straddling=False).double().train()
     images, targets = small_batch(torch.float64)
     batch, targets = model.transform(images, targets)
-    anchors = model.rpn.anchors(torch.zeros(1, 1, 4, 6, dtype=torch.float64))
+    anchors = model.rpn.anchors((torch.zeros(1, 1, 4, 6, dtype=torch.float64),), (64, 96))
     logits, deltas = torch.randn(2, len(anchors)).double(), torch.randn(2, len(anchors), 4).double()
     sizes = torch.tensor(batch.image_sizes).double()
     losses = model.rpn._losses(logits, deltas, anchors, sizes, targets)
@@ -137,6 +137,6 @@ def test_of_equal_scores_the_first_anchor_comes_first():
     model.rpn.proposing[False] = type(how)(7, 7, 1.0, 0.0)
     batch, _ = model.transform([torch.rand(3, 64, 96)])
     features = model.backbone(batch.tensors)
-    first = model.rpn.anchors(features["cls"])[:7].clamp(min=0)
+    first = model.rpn.anchors(features["cls"], (64, 96))[:7].clamp(min=0)
     kept = model.rpn(batch, features)[0][0]
     assert {tuple(row) for row in kept.tolist()} == {tuple(row) for row in first.tolist()}

@@ -16,8 +16,9 @@ from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
 from grcn.models.box_heads import ConvHead
 from grcn.models.init import initialise
+from grcn.models.layer_names import layer_name
 from grcn.models.resnet import FrozenNormConv, SplitResNet
-from grcn.models.weights import layer_name, load_weights
+from grcn.models.weights import load_weights
 
 UNITS = (1, 2, 4, 2)
 C4 = {"head": {"kind": "conv5"}, "roi": {"op": "align", "size": 14}, "rpn": {"channels": 8}}
@@ -76,7 +77,7 @@ def test_features_and_head_are_torchvisions(resnet50_file):
     features = model.eval().backbone(x)
     expected = to_conv4(network, x)
     for task in ("cls", "loc"):
-        assert_close(features[task], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert_close(features[task][0], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     pooled = torch.rand(3, 1024, 14, 14)
     expected = network.layer4(pooled).mean((2, 3))
     assert_close(model.roi_heads.heads.hidden("loc", pooled), expected, rtol=1e-4, atol=1e-4)
@@ -104,7 +105,7 @@ def test_weights_of_the_caffe_layout_are_strided_in_the_first_convolution(resnet
     head = network.layer4(pooled).mean((2, 3))
     unit.conv1.stride, unit.conv2.stride = (1, 1), (2, 2)
     assert_close(model.eval().roi_heads.heads.hidden("cls", pooled), head, rtol=1e-4, atol=1e-4)
-    ours = model.backbone(x)["cls"]
+    (ours,) = model.backbone(x)["cls"]
     tolerance = 1e-4 * expected.abs().max().item()
     assert_close(ours, expected, rtol=1e-4, atol=tolerance)
     assert (ours - torchvisions).abs().max() > 100 * tolerance
@@ -122,7 +123,7 @@ def test_resnet_det_is_torchvisions_network_without_its_last_stride(resnet50_fil
     expected = network.layer4(to_conv4(network, x))
     features = model.eval().backbone(x)
     for task in ("cls", "loc"):
-        assert_close(features[task], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert_close(features[task][0], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_a_folded_norm_has_the_values_and_gradients_of_a_frozen_batch_norm():
@@ -172,9 +173,9 @@ def test_a_folded_norm_has_the_values_and_gradients_of_a_frozen_batch_norm():
 def test_declared_strides_are_the_measured_ones_at_any_size(split, det, stride_in, cls, loc, size):
     net = small(split, cls, loc, det=det, stride_in=stride_in)
     features = net(torch.rand(2, 3, *size).double())
-    assert net.feature_specs["cls"].stride == cls and net.feature_specs["loc"].stride == loc
+    assert net.feature_specs["cls"].strides == (cls,) and net.feature_specs["loc"].strides == (loc,)
     for task, spec in net.feature_specs.items():
-        assert features[task].shape == (2, spec.channels, *(-(-side // spec.stride) for side in size))
+        assert features[task][0].shape == (2, spec.channels, *(-(-side // spec.strides[0]) for side in size))
     assert (features["cls"] is features["loc"]) == net.shared == (split == "none" and cls == loc)
 
 
@@ -184,10 +185,10 @@ def test_declared_strides_are_the_measured_ones_at_any_size(split, det, stride_i
 def test_with_its_stride_back_the_loc_branch_is_the_baseline_bit_for_bit(split, det, stride_in):
     split_net, baseline = (small(s, det=det, stride_in=stride_in).float() for s in (split, "none"))
     x = torch.rand(1, 3, 64, 90)
-    expected = baseline(x)["loc"]
-    assert torch.equal(split_net(x)["loc"], expected)
+    (expected,) = baseline(x)["loc"]
+    assert torch.equal(split_net(x)["loc"][0], expected)
     # And at both strides, the cls branch still is.
-    assert_close(small(split, 16, 8, det=det, stride_in=stride_in).float()(x)["cls"], expected, rtol=1e-5, atol=1e-5)
+    assert_close(small(split, 16, 8, det=det, stride_in=stride_in).float()(x)["cls"][0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
@@ -200,7 +201,7 @@ def test_the_first_unit_of_conv4_runs_once_for_both_strides(from_scratch):
         net.subsamples = subsamples
         features = net(x)
         parameters = [p for p in net.parameters() if p.requires_grad]
-        return features, torch.autograd.grad(sum((f**2).mean() for f in features.values()), parameters)
+        return features, torch.autograd.grad(sum((f**2).mean() for (f,) in features.values()), parameters)
 
     assert net.subsamples
     once, twice = run(True), run(False)
@@ -215,7 +216,7 @@ def test_shared_units_receive_the_sum_of_both_branches_gradients():
 
     def gradients(*tasks):
         features = net(x)
-        loss = sum((features[task] ** 2).mean() for task in tasks)
+        loss = sum((features[task][0] ** 2).mean() for task in tasks)
         return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 
     both, cls, loc = gradients("cls", "loc"), gradients("cls"), gradients("loc")
@@ -241,7 +242,7 @@ def test_the_rpn_gives_what_only_localization_reads_no_gradient():
 
 def test_stem_and_conv2_are_frozen_and_norms_are_no_parameters():
     net = small(1, 16, 8)
-    (net(torch.rand(1, 3, 64, 64).double())["loc"] ** 2).sum().backward()
+    (net(torch.rand(1, 3, 64, 64).double())["loc"][0] ** 2).sum().backward()
     assert {name.split("_")[0] for name, _ in net.frozen.named_children()} == {"stem", "layer1"}
     assert all(not p.requires_grad and p.grad is None for p in net.frozen.parameters())
     assert all(p.dim() == 4 for p in net.parameters())
@@ -277,7 +278,7 @@ def test_values_stay_finite_without_pretrained_weights():
     net = SplitResNet(RESNET_UNITS["resnet101"], det=True)
     initialise(net, 0)
     with torch.no_grad():
-        out = net(torch.randn(1, 3, 64, 64))["cls"]
+        (out,) = net(torch.randn(1, 3, 64, 64))["cls"]
     assert 0.01 < out.std() < 100
 
 
@@ -321,11 +322,11 @@ def test_a_backbone_alone_is_usable(resnet50_file):
     net = SplitResNet(RESNET_UNITS["resnet50"], 2, {"cls": 16, "loc": 8})
     x = torch.rand(1, 3, 70, 93)
     with torch.no_grad():
-        assert all(torch.isfinite(feature).all() and feature.any() for feature in net(x).values())
+        assert all(torch.isfinite(feature).all() and feature.any() for (feature,) in net(x).values())
         report = load_weights(net, f"torchvision:{path}")
         assert not report.new
         expected = to_conv4(network, x)
-        assert_close(net.eval()(x)["cls"], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert_close(net.eval()(x)["cls"][0], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_files_of_another_network_are_refused(tmp_path):

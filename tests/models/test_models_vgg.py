@@ -21,10 +21,10 @@ def test_declared_strides_are_the_measured_ones_at_any_size(split, kind, size):
     last_pool = {"cls": kind if split == "none" else "max", "loc": kind}
     backbone = SplitVGG(NARROW, split, last_pool, from_scratch=True)
     features = backbone(torch.rand(2, 3, *size))
-    assert backbone.feature_specs["loc"].stride == KINDS[kind]
+    assert backbone.feature_specs["loc"].strides == (KINDS[kind],)
     for task, spec in backbone.feature_specs.items():
-        expected = (2, spec.channels, *(-(-side // spec.stride) for side in size))
-        assert features[task].shape == expected
+        expected = (2, spec.channels, *(-(-side // spec.strides[0]) for side in size))
+        assert features[task][0].shape == expected
     assert (features["cls"] is features["loc"]) == backbone.shared == (split == "none")
 
 
@@ -33,7 +33,7 @@ def test_the_paper_s_edits_keep_what_lies_behind():
     backbone = SplitVGG(NARROW, "conv5", {"cls": "max", "loc": "none"})
     x = torch.rand(1, 3, 64, 64)
     shared = backbone.trunk(x)
-    assert_close(backbone(x)["loc"], backbone.loc[1:](shared))
+    assert_close(backbone(x)["loc"][0], backbone.loc[1:](shared))
     assert [name for name, _ in backbone.cls.named_children()] == [name for name, _ in backbone.loc.named_children()]
 
 

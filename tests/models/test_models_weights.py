@@ -12,7 +12,8 @@ from torchvision.models import vgg16
 from grcn.build import build_model
 from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
-from grcn.models.weights import CAFFE, TORCHVISION, layer_name, load_weights, normalisation_of
+from grcn.models.layer_names import layer_name
+from grcn.models.weights import CAFFE, TORCHVISION, load_weights, normalisation_of
 
 
 def vgg_config(**model):
@@ -76,7 +77,7 @@ def test_weights_reach_every_branch(features):
     reference.load_state_dict({key[len("features.") :]: value for key, value in state.items()})
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert_close(model.eval().backbone(x)["loc"], reference(x), rtol=1e-4, atol=1e-4)
+        assert_close(model.eval().backbone(x)["loc"][0], reference(x), rtol=1e-4, atol=1e-4)
 
 
 def test_weights_own_their_normalisation():

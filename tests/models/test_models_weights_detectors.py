@@ -56,10 +56,10 @@ def test_the_trunk_of_a_detector_is_ours(trained, monkeypatch, request):
     with torch.no_grad():
         maps = ours.backbone(batch.tensors)
         expected = theirs.backbone.body(batch.tensors)
-        assert_close(maps["cls"], expected["2"], rtol=1e-3, atol=1e-3)
-        conv5 = ours.roi_heads.heads.cls.units(maps["cls"])
-        assert_close(conv5, expected["3"], rtol=1e-3, atol=1e-3)
-        assert_close(maps["loc"].shape[2:], torch.Size(2 * side for side in maps["cls"].shape[2:]))
+        (cls,), (loc,) = maps["cls"], maps["loc"]
+        assert_close(cls, expected["2"], rtol=1e-3, atol=1e-3)
+        assert_close(ours.roi_heads.heads.cls.units(cls), expected["3"], rtol=1e-3, atol=1e-3)
+        assert loc.shape[2:] == torch.Size(2 * side for side in cls.shape[2:])
     normalisation = ours.transform.normalisation
     assert normalisation.mean == tuple(theirs.transform.image_mean) and not normalisation.bgr
     assert normalisation.std == tuple(theirs.transform.image_std)

@@ -13,7 +13,7 @@ from grcn.build import build_model, usual_classes
 from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config, ShapesDataConfig
 from grcn.models.detector import Detector, count_parameters
-from grcn.models.features import TASKS, Backbone
+from grcn.models.features import TASKS, Backbone, Maps, strides_as_text
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int
     whole = cls_map.expand(-1, -1, cfg.context.size, cfg.context.size)
 
     parts, features = _backbone_parts(model.backbone, image)
-    feature = features[cfg.rpn.reads]
-    parts.append(Part("RPN", count_parameters(model.rpn), _gmac(lambda: _rpn_layers(model, feature))))
+    of_rpn = _gmac(lambda: [model.rpn.layers(map_) for map_ in features[cfg.rpn.reads]])
+    parts.append(Part("RPN", count_parameters(model.rpn), of_rpn))
     for task, context in model.roi_heads.context.items():
         parts.append(Part(f"context/{task}", count_parameters(context), _gmac(partial(context, pooled, whole))))
     own = count_parameters(heads.loc) if heads.loc is not None else 0
@@ -76,13 +76,13 @@ def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int
     return parts
 
 
-def costs(cfg: Config) -> tuple[list[Part], dict[str, int]]:
+def costs(cfg: Config) -> tuple[list[Part], dict[str, tuple[int, ...]]]:
     """Describes a config's model at its own image size; returns the parts and the strides of the maps by task."""
     classes = len(usual_classes(cfg.data)) + 1
     with torch.device("meta"):
         model = build_model(cfg.model, classes)
     parts = _parts(model, cfg.model, *image_size(cfg), cfg.model.rpn.post_nms_test)
-    return parts, {task: model.backbone.feature_specs[task].stride for task in TASKS}
+    return parts, {task: model.backbone.feature_specs[task].strides for task in TASKS}
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
     return (short, short) if isinstance(cfg.data, ShapesDataConfig) else (short, longest)
 
 
-def table(parts: list[Part], strides: dict[str, int]) -> str:
+def table(parts: list[Part], strides: dict[str, tuple[int, ...]]) -> str:
     """Lays a description out as text.
 
     Args:
@@ -102,20 +102,20 @@ def table(parts: list[Part], strides: dict[str, int]) -> str:
     lines = [f"{'':>24}{'parameters':>14}{'GMAC':>9}"]
     digits = 1 if rows[-1].gmac >= 10 else 3
     lines += [f"{part.name:>24}{part.parameters:>14,}{part.gmac:>9.{digits}f}" for part in rows]
-    return "\n".join([*lines, "strides: " + ", ".join(f"{task} {strides[task]}" for task in TASKS)])
+    return "\n".join([*lines, "strides: " + ", ".join(f"{task} {strides_as_text(strides[task])}" for task in TASKS)])
 
 
-def as_json(parts: list[Part], strides: dict[str, int]) -> dict[str, object]:
+def as_json(parts: list[Part], strides: dict[str, tuple[int, ...]]) -> dict[str, object]:
     """Puts a description into plain types."""
     return {
         "parameters": sum(part.parameters for part in parts),
         "gmac": sum(part.gmac for part in parts),
         "parts": [asdict(part) for part in parts],
-        "strides": strides,
+        "strides": {task: list(strides[task]) for task in TASKS},
     }
 
 
-def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part], dict[str, torch.Tensor]]:
+def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part], dict[str, Maps]]:
     """Describes a backbone, and returns its maps of an image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = backbone(image)
@@ -134,12 +134,6 @@ def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part]
         if size > 0:
             parts.append(Part(name, size, sum(counts.get(f"{kind}.{member}", 0.0) for member in members)))
     return parts, features
-
-
-def _rpn_layers(model: Detector, feature: torch.Tensor) -> None:
-    hidden = model.rpn.conv(feature)
-    model.rpn.cls_logits(hidden)
-    model.rpn.bbox_pred(hidden)
 
 
 def _gmac(run: Callable[[], object]) -> float:

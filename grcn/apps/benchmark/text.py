@@ -12,7 +12,7 @@ from grcn.build import usual_classes
 from grcn.config.schema import Config
 
 
-def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str, int]) -> str:
+def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str, tuple[int, ...]]) -> str:
     """Lays out :func:`grcn.apps.benchmark.describe.costs` of a config."""
     height, width = image_size(cfg)
     classes = len(usual_classes(cfg.data))

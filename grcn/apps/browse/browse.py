@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,15 +90,19 @@ def browse(
         heading.append(f"RoIs are sampled from the proposals of {start.told}")
     sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
     write_picture(sheet, path)
-    return "\n".join([*heading, *figures(samples, cfg.model.anchors.sizes), f"drawn in {path}"])
+    model = start.model
+    sizes = [size for of_map in model.rpn.anchors.sizes for size in of_map]
+    strides = {task: spec.strides[: spec.pooled] for task, spec in model.backbone.feature_specs.items()}
+    return "\n".join([*heading, *figures(samples, sizes, strides), f"drawn in {path}"])
 
 
-def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
+def figures(samples: Sequence[Sample], sizes: Sequence[float], strides: Mapping[str, Sequence[int]]) -> list[str]:
     """Sums up samples in lines of text.
 
     Args:
         samples: all with anchors, or with RoIs too, or all without.
-        sizes: of the anchors.
+        sizes: of the anchors, of all maps.
+        strides: of the maps that RoIs are pooled from, by task.
     """
     objects = [len(sample.target["labels"]) for sample in samples]
     lines = [f"objects: {sum(objects)}, {_per_image(objects)}"]
@@ -123,6 +127,11 @@ def figures(samples: Sequence[Sample], sizes: Sequence[float]) -> list[str]:
             f"RoIs, foreground: {_per_image([len(one.boxes) for one in rois])}; {overlap_text(rois)}",
             f"RoIs, background: {_per_image([len(one.background) for one in rois])}",
         ]
+        for task, of_maps in strides.items():
+            if len(of_maps) > 1:
+                pooled = torch.cat([one.maps[task] for one in rois])
+                counts = [f"{stride}: {int((pooled == place).sum())}" for place, stride in enumerate(of_maps)]
+                lines.append(f"RoIs by the stride of their {task} map: {', '.join(counts)}")
     return lines
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grcn import build
-from grcn.apps.check_data.html import page, settings
+from grcn.apps.check_data.html import listed, page, settings
 from grcn.apps.check_data.images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
 from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
 from grcn.config.schema import Config, DataConfig, ShapesDataConfig
@@ -21,6 +21,7 @@ from grcn.data.faults import Fault, Notes
 from grcn.data.findings import Example, FaultCounter, Finding, check_tables, class_counts, notes_as_findings
 from grcn.data.images import read_image
 from grcn.errors import DataError, named, one_line
+from grcn.models.features import strides_as_text
 from grcn.progress import progress_bar
 from grcn.run.anchor_fit import AnchorSet, findings_of, fit, objects_of
 
@@ -64,15 +65,14 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
     classes = None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.classes
     train = _read(cfg.data, "train", classes)
     test = _read(cfg.data, "test", classes if train.table is None else train.table.classes)
-    stride = _stride(cfg)
+    rpn = _anchors(cfg)
     image = cfg.model.image
     findings = train.findings + test.findings
-    findings += check_tables(train.table, test.table, short=image.largest, longest=image.max, stride=stride)
+    findings += check_tables(train.table, test.table, short=image.largest, longest=image.max, stride=min(rpn.strides))
     if not isinstance(cfg.data, ShapesDataConfig):
         findings += _check_files(cfg, cfg.data.bits, train, test, fast)
     anchors = None
     if train.table is not None:
-        rpn = AnchorSet(cfg.model.anchors.sizes, cfg.model.anchors.ratios, stride, cfg.model.rpn.straddling)
         anchors = fit(objects_of(train.table, image.largest, image.max), rpn)
         findings += findings_of(anchors)
     findings.sort(key=lambda one: SEVERITIES.index(one.severity))
@@ -121,12 +121,11 @@ def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
     """Returns the lines about anchors: what they find, and what would find more."""
 
     def line(what: str, one: dict[str, Any]) -> str:
-        sizes, ratios = ([f"{value:g}" for value in one[key]] for key in ("sizes", "ratios"))
         found = f"{100 * one['recall50']:.1f} % of objects at IoU 0.5, {100 * one['recall70']:.1f} % at 0.7"
-        return f"{what} sizes [{', '.join(sizes)}], ratios [{', '.join(ratios)}]: {found}"
+        return f"{what} sizes {listed(one['sizes'])}, ratios {listed(one['ratios'])}: {found}"
 
     better = anchors["suggestion"]
-    first = line(f"anchors, stride {anchors['stride']}:", anchors)
+    first = line(f"anchors, stride {strides_as_text(anchors['strides'])}:", anchors)
     if better is None:
         return [first, "none that find more were found"]
     return [first, line("better:", better), settings(better)]
@@ -157,11 +156,10 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
     return _Read(table, found, lambda example: _image(cfg.folder, cfg.bits, example))
 
 
-def _stride(cfg: Config) -> int:
-    """Returns the stride of the map from which proposals come."""
+def _anchors(cfg: Config) -> AnchorSet:
+    """Returns the anchors of a config's model."""
     with torch.device("meta"):
-        backbone = build.build_model(cfg.model, 2).backbone
-    return backbone.feature_specs[cfg.model.rpn.reads].stride
+        return AnchorSet.of(build.build_model(cfg.model, 2).rpn)
 
 
 def _check_files(cfg: Config, bits: int | None, train: _Read, test: _Read, fast: bool) -> list[Finding]:

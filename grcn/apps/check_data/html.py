@@ -32,7 +32,9 @@ def page(report: Mapping[str, Any], pictures: Pictures, sheets: Mapping[str, byt
 
 def settings(anchors: Mapping[str, Any]) -> str:
     """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
-    return " ".join(
-        shlex.quote(f"model.anchors.{key}=[{','.join(f'{value:g}' for value in anchors[key])}]")
-        for key in ("sizes", "ratios")
-    )
+    return " ".join(shlex.quote(f"model.anchors.{key}={listed(anchors[key], ',')}") for key in ("sizes", "ratios"))
+
+
+def listed(values: Sequence[Any], comma: str = ", ") -> str:
+    """Writes numbers, or lists of numbers, as a list of YAML."""
+    return f"[{comma.join(f'{one:g}' if isinstance(one, int | float) else listed(one, comma) for one in values)}]"

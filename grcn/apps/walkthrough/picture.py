@@ -12,7 +12,6 @@ from torch import Tensor
 from grcn.apps.walkthrough.walkthrough import Walk
 from grcn.data.images import to_rgb_tensor
 from grcn.models.features import TASKS
-from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import ImageBatch
 from grcn.vis.boxes import GREY, VERMILION, contact_sheet, draw_boxes
 
@@ -74,16 +73,16 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
     Args:
         classes: names of the labels 1..C.
     """
-    specs, names = walked.model.backbone.feature_specs, ("background", *classes)
+    strides, names = walked.strides, ("background", *classes)
     height, width = walked.tensor.shape[1:]
     image = walked.model.transform.pictures(ImageBatch(walked.tensor[None], [(height, width)]))[0].cpu()
     whole = Window.of_all(image)
     roi, shown = whole.place(walked.roi[None]), whole.show(image)
     panels = {"input, and a RoI": draw_boxes(shown, roi)}
     for task in TASKS:
-        cells = whole.show(_energy(walked.features[task]), *[specs[task].stride] * 2)
+        cells = whole.show(_energy(walked.features[task]), *[strides[task]] * 2)
         same = " (the same: no split)" if task == "loc" and walked.model.backbone.shared else ""
-        panels[f"{task} map, stride {specs[task].stride}{same}"] = draw_boxes(cells, roi)
+        panels[f"{task} map, stride {strides[task]}{same}"] = draw_boxes(cells, roi)
     for task in TASKS:
         panels[f"the RoI's bins (red) on cells of the {task} map"] = _bins(walked, task, image, whole)
     attended = next(iter(walked.attention), None)
@@ -129,8 +128,7 @@ def _energy(feature: Tensor) -> Tensor:
 
 def _bins(walked: Walk, task: str, image: Tensor, whole: Window) -> Image.Image:
     """Draws the surroundings of the RoI: the map's energy over the image, its cells white, the RoI's bins red."""
-    pool, stride = walked.model.roi_heads.pools[task], walked.model.backbone.feature_specs[task].stride
-    assert isinstance(pool, RoIPool)
+    pool, stride = walked.model.roi_heads.pools[task], walked.strides[task]
     roi = walked.roi.cpu()
     if pool.op == "pool":  # RoIPool rounds to cells, the last one included
         cells = (roi / stride).round()

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from grcn import boxes
 from grcn.errors import DataError
-from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
-from grcn.models.features import TASKS
-from grcn.models.roi_pool import RoIPool
+from grcn.models.features import TASKS, strides_as_text
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class Walk:
         model: the detector, in evaluation mode.
         picture: as given, ``[3, h, w]``.
         tensor: the network's input, ``[3, H, W]``.
-        features: maps ``[C, h, w]`` by task, the same for both where they share one.
+        features: by task, the map ``[C, h, w]`` that the RoI is pooled from; the same for both where they share one.
+        strides: by task, the stride of that map.
         proposals: ``[R, 4]``.
         roi: the proposal with the best class score ``[4]``, which is followed from here on.
         attention: by task with context, the softmax of eq. 1 for this RoI, ``[heads, s * s, t, t]``.
@@ -42,6 +41,7 @@ class Walk:
     picture: Tensor
     tensor: Tensor
     features: dict[str, Tensor]
+    strides: dict[str, int]
     proposals: Tensor
     roi: Tensor
     attention: dict[str, Tensor]
@@ -81,7 +81,6 @@ def walk(model: Detector, picture: Tensor) -> Walk:
         pooled = heads.pools[task](features[task], rois)
         if task in heads.context:
             context, pool = heads.context[task], heads.context_pools[task]
-            assert isinstance(context, ContextAttention) and isinstance(pool, RoIPool)
             image = pool.whole(features[task], sizes)
             attention[task] = context.attention(pooled, image).unflatten(-1, image.shape[2:])
             pooled = context(pooled, image)
@@ -94,9 +93,11 @@ def walk(model: Detector, picture: Tensor) -> Walk:
     best = int(scores[:, 1:].amax(1).argmax())
     label = 1 + int(scores[best, 1:].argmax())
     box = boxes.decode(deltas[best, label], rois[0, best], heads.box_weights)
+    place = {task: int(pool.level_of(rois[0, best])) for task, pool in heads.pools.items()}
     return Walk(
         model, picture, batch.tensors[0],
-        features={task: feature[0] for task, feature in features.items()},
+        features={task: maps[place[task]][0] for task, maps in features.items()},
+        strides={task: spec.strides[place[task]] for task, spec in model.backbone.feature_specs.items()},
         proposals=rois[0],
         roi=rois[0, best],
         attention={task: weights[best] for task, weights in attention.items()},
@@ -138,23 +139,34 @@ def _input(walked: Walk) -> str:
 
 def _map(walked: Walk, task: str) -> str:
     backbone, rpn = walked.model.backbone, walked.model.rpn
-    stride, ratio = backbone.feature_specs[task].stride, walked.tensor.shape[2] / walked.picture.shape[2]
+    spec, stride, ratio = (
+        backbone.feature_specs[task],
+        walked.strides[task],
+        walked.tensor.shape[2] / walked.picture.shape[2],
+    )
     wide = f"{stride} pixels" + (f", {stride / ratio:.1f} of the picture" if ratio != 1 else "")
-    told = f"Map for {task}: {list(walked.features[task].shape)}, stride {stride}: a cell for {wide}."
+    size, several = list(walked.features[task].shape), len(spec.strides) > 1
+    if several:
+        side = float(boxes.areas(walked.roi)) ** 0.5
+        told = (
+            f"{len(spec.strides)} maps for {task}, strides {strides_as_text(spec.strides)}. A RoI of its size, "
+            f"{side:.0f} pixels (Lin et al., eq. 1), is pooled from {size}, stride {stride}: a cell for {wide}."
+        )
+    else:
+        told = f"Map for {task}: {size}, stride {stride}: a cell for {wide}."
     if backbone.shared:
-        told += " No split: one map for both tasks." if task == "cls" else " The same map again."
+        told += " No split: both tasks read the same." if task == "cls" else " The same again."
     elif task == "cls":
         told += " The last layers are this task's own (Sec. 3.2)."
     else:
         told += " The same image through layers of its own; localization wants a small stride (Sec. 3.4)."
     if task == rpn.reads:
-        told += f" The RPN reads this map and proposes {len(walked.proposals)} boxes."
+        told += f" The RPN reads {'these maps' if several else 'this map'} and proposes {len(walked.proposals)} boxes."
     return told
 
 
 def _roi(walked: Walk, task: str) -> str:
-    stride, pool = walked.model.backbone.feature_specs[task].stride, walked.model.roi_heads.pools[task]
-    assert isinstance(pool, RoIPool)
+    stride, pool = walked.strides[task], walked.model.roi_heads.pools[task]
     across, down = ((walked.roi[2:] - walked.roi[:2]) / pool.size).tolist()
     chosen = f": the proposal of the best class score, {_corners(walked.roi)}" if task == "cls" else ""
     return (
