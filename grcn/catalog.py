@@ -9,12 +9,17 @@ VGG_SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}
 
 # Residual units of conv2 to conv5; the last units of conv4 can be split off (He et al., Table 1).
 RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
+PYRAMID_MAPS = 5  # P2 to P6
+# Where a pyramid can be split, and the first layer that then exists once per task.
+PYRAMID_SPLITS = {"output": "output2", "fpn": "lateral5", "conv5": "layer4_0", "conv4": "layer3_0"}
 RESNET_WIDTH = 64  # channels of the first convolution; conv4 has 16 times as many, conv5 32 times
 
 # The releases of torchvision, by backbone, and what each expects of its input, by name of the normalisation.
 RELEASES = {
     "resnet50": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_V2": "torchvision"},
     "resnet101": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_V2": "torchvision"},
+    "resnet50_fpn": dict.fromkeys(("IMAGENET1K_V1", "IMAGENET1K_V2", "COCO_V1", "COCO_V2"), "torchvision"),
+    "resnet101_fpn": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_V2": "torchvision"},
     "vgg16": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_FEATURES": "caffe_rgb"},
 }
 NAMED_WEIGHTS = {entry: expected for entries in RELEASES.values() for entry, expected in entries.items()}

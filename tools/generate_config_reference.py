@@ -16,8 +16,8 @@ _HEAD = """\
 This page is generated from [schema.py](../grcn/config/schema.py) and [model_schema.py](../grcn/config/model_schema.py)
 in grcn/config: `make generated`. `--print-config` shows the values of a config and where each comes from; `key=value`
 on the command line replaces one. The tag at the end says where a default comes from: [S] stated in the G-RCN paper,
-[R] in the Faster R-CNN paper, whose settings it adopts, [C] common to the public implementations of that time, [O] our
-choice.
+[R] in the Faster R-CNN paper, whose settings it adopts, [C] common to the public implementations of that time, [T]
+torchvision's, [O] our choice.
 """
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from grcn.catalog import RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS
 from grcn.config.model_schema import ModelConfig
 from grcn.models.anchors import AnchorGenerator
-from grcn.models.box_heads import Conv5Head, ConvHead, TaskHeads, TwoMLPHead
+from grcn.models.box_heads import Conv5Head, ConvFCHead, ConvHead, Hidden, TaskHeads, TwoMLPHead
 from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.features import TASKS
 from grcn.models.init import initialise
+from grcn.models.pyramid import PyramidResNet
 from grcn.models.resnet import SplitResNet, conv5_units
 from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
@@ -44,7 +45,7 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     rpn = RegionProposalNetwork(
         specs[cfg.rpn.reads].channels,
         cfg.rpn.channels,
-        AnchorGenerator([cfg.anchors.sizes], cfg.anchors.ratios, specs[cfg.rpn.reads].strides),
+        AnchorGenerator(cfg.anchors.per_map, cfg.anchors.ratios, specs[cfg.rpn.reads].strides, cfg.anchors.layout),
         train=ProposalSettings(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
         test=ProposalSettings(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
         reads=cfg.rpn.reads,
@@ -54,18 +55,19 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         bg_iou=cfg.rpn.bg_iou,
         straddling=cfg.rpn.straddling,
         beta=cfg.rpn.smooth_l1_beta,
+        convs=cfg.rpn.convs,
     )
 
     def pool(task: str, size: int) -> RoIPool:
-        spec = specs[task]
+        spec, level = specs[task], getattr(cfg, task).level
         strides = spec.strides[: spec.pooled]
-        return RoIPool(strides, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned, finest=spec.finest)
+        return RoIPool(strides, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned, level, spec.finest)
 
     in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
     roi_heads = RoIHeads(
         pools={task: pool(task, cfg.roi.size) for task in TASKS},
         heads=TaskHeads(lambda: _hidden_layers(cfg, specs["cls"].channels), num_classes, cfg.head.tasks),
-        shared_map=backbone.shared,
+        shared_map=backbone.shared and cfg.cls.level == cfg.loc.level,
         context={
             task: ContextAttention(specs[task].channels, cfg.context.dim, cfg.context.heads, cfg.context.value)
             for task in in_context
@@ -78,15 +80,29 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         box_weights=cfg.roi.box_weights,
         beta=cfg.roi.smooth_l1_beta,
     )
-    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights))
+    multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
+    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights), multiple)
     model = Detector(transform, backbone, rpn, roi_heads)
-    initialise(model, seed, xavier_context=cfg.context.init == "xavier")
+    initialise(model, seed, cfg.context.init)
     return model
 
 
-def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
-    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
+def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet | PyramidResNet:
+    name, tiny = cfg.network, cfg.backbone.startswith("tiny")
     frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
+    if cfg.has_pyramid:
+        return PyramidResNet(
+            RESNET_UNITS[name],
+            str(cfg.split),
+            {"cls": cfg.cls.last_stride, "loc": cfg.loc.last_stride},
+            channels=cfg.pyramid.channels,
+            norm=cfg.pyramid.norm,
+            width=cfg.width if tiny else RESNET_WIDTH,
+            stride_in=stride_in_of(cfg.weights),
+            from_scratch=tiny,
+            frozen_stages=frozen,
+            finest=0 if tiny else 2,  # the miniature's images are a quarter as large
+        )
     if name in RESNET_UNITS:
         return SplitResNet(
             RESNET_UNITS[name],
@@ -103,13 +119,15 @@ def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet:
     return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=tiny)
 
 
-def _hidden_layers(cfg: ModelConfig, channels: int) -> TwoMLPHead | ConvHead | Conv5Head:
+def _hidden_layers(cfg: ModelConfig, channels: int) -> Hidden:
     """Builds one set of hidden layers for maps of ``channels``."""
     if cfg.head.kind == "fc":
         return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
     if cfg.head.kind == "conv":
         return ConvHead(channels, cfg.head.dim)
-    name, tiny = cfg.backbone.removesuffix("_det"), cfg.backbone.startswith("tiny")
-    count, width = RESNET_UNITS[name][3], cfg.width if tiny else RESNET_WIDTH
+    if cfg.head.kind == "conv_fc":
+        return ConvFCHead(channels, cfg.roi.size, cfg.head.dim)
+    tiny = cfg.backbone.startswith("tiny")
+    count, width = RESNET_UNITS[cfg.network][3], cfg.width if tiny else RESNET_WIDTH
     units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
     return Conv5Head(units, out_features=32 * width)

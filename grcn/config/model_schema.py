@@ -37,13 +37,17 @@ def _expects(expected: str) -> WrapValidator:
 
 
 SplitPoint = Annotated[
-    Literal["none", "conv3", "conv4", "conv5"] | Count,
-    _expects("'none', 'conv3', 'conv4', 'conv5' or a whole number of units"),
+    Literal["none", "conv3", "conv4", "conv5", "fpn", "output"] | Count,
+    _expects("'none', 'conv3', 'conv4', 'conv5', 'fpn', 'output' or a whole number of units"),
 ]
 Sizes = Annotated[
     Size | Annotated[tuple[Size, ...], Strict(False), Field(min_length=1)],
     _expects("a whole number of pixels, or a list of some"),
 ]
+
+
+AnchorSize = Annotated[Positive | Positives, _expects("a number above 0, or for a pyramid a list of some for each map")]
+AnchorSizes = Annotated[tuple[AnchorSize, ...], Strict(False), Field(min_length=1)]
 
 
 class ImageConfig(Section):
@@ -56,6 +60,9 @@ class ImageConfig(Section):
     image, and evaluation takes the largest. [S: one]"""
     max: Size = 1000
     """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
+    multiple: Size | None = None
+    """The sides of a batch are padded to a multiple of this many pixels; null is 32 on a pyramid, whose maps then lie
+    on each other, else 1. [T]"""
 
     @property
     def largest(self) -> int:
@@ -68,7 +75,7 @@ class ImageConfig(Section):
 
 
 class BranchConfig(Section):
-    """The feature map that one task reads."""
+    """The feature maps that one task reads."""
 
     role = MODEL
 
@@ -79,6 +86,12 @@ class BranchConfig(Section):
     stride: Literal[16, 8] = 16
     """Stride of the map; for 8 the first unit of conv4 does not halve it, and units that both tasks
     share run once for each stride. ResNets only. [S]"""
+    level: Literal[-1, 0, 1] = 0
+    """Pyramids only: added to the level that a RoI of its size is pooled from; with -1 its map has half the stride.
+    [O]"""
+    last_stride: Literal[2, 1] = 2
+    """Pyramids only: stride of conv5; with 1 its map has the size of conv4's. Unless it is the same for both tasks,
+    split must be conv5 or conv4. [O]"""
 
 
 class ContextConfig(Section):
@@ -96,25 +109,43 @@ class ContextConfig(Section):
     """Whether the values are projected by W_V, which the paper discarded. [S]"""
     size: Size = 14
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
-    init: Annotated[Literal["gaussian", "xavier"], TRAINING] = "gaussian"
+    init: Annotated[Literal["gaussian", "xavier", "zero"], TRAINING] = "gaussian"
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
-    even; or Xavier's, which grow with fewer channels. The paper does not say. [O; R for new layers]"""
+    even; Xavier's, which grow with fewer channels; or zero, those of W_V zero and the others N(0, 0.01), with which the
+    model starts as the one without context (needs value: true). The paper does not say. [O; R for new layers]"""
 
     def check(self) -> Iterator[tuple[str, str]]:
         if self.dim is not None and self.dim % self.heads:
             yield "heads", f"must divide context.dim = {self.dim} (got {self.heads}); choose a divisor"
+        if self.init == "zero" and not self.value:
+            yield "init", "zero is of W_V, which context.value: false leaves out; set context.value: true"
 
 
 class AnchorsConfig(Section):
-    """Boxes that the RPN scores and refines at every cell of its map."""
+    """Boxes that the RPN scores and refines at every cell of its maps."""
 
     role = MODEL
 
-    sizes: Positives = (128, 256, 512)
-    """Square roots of the anchors' areas, in pixels of the resized image. [S: three for VOC, five
-    for COCO; R: the values]"""
+    sizes: AnchorSizes = (128, 256, 512)
+    """Square roots of the anchors' areas, in pixels of the resized image; on a pyramid a list for each map, finest
+    first, as [[32], [64], [128], [256], [512]]. [S: three for VOC, five for COCO; R: the values]"""
     ratios: Positives = (0.5, 1, 2)
     """Height divided by width. [S: three; R: the values]"""
+    layout: Literal["centred", "torchvision"] = "centred"
+    """Where anchors stand: on the middle of each cell of the declared stride; or as torchvision's, on its corner,
+    rounded to whole pixels, and as far apart as the side of the batch divided by the cells of the map, rounded down:
+    what torchvision's trained detectors expect. [O]"""
+
+    @property
+    def per_map(self) -> tuple[tuple[float, ...], ...]:
+        """The sizes of each map, finest first."""
+        lists = tuple(level for level in self.sizes if isinstance(level, tuple))
+        return lists or (tuple(size for size in self.sizes if not isinstance(size, tuple)),)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        lists = [level for level in self.sizes if isinstance(level, tuple)]
+        if lists and (len(lists) < len(self.sizes) or len({len(level) for level in lists}) > 1):
+            yield "sizes", "must be numbers, or lists of the same length (got others); write as many for every map"
 
 
 class RpnConfig(Section):
@@ -123,13 +154,15 @@ class RpnConfig(Section):
     role = MODEL
 
     reads: Literal["cls", "loc"] = "cls"
-    """Branch whose map the RPN reads. [S]"""
+    """Branch whose maps the RPN reads. [S]"""
     channels: Size = 512
-    """Channels of its 3x3 convolution. [C]"""
+    """Channels of its 3x3 convolutions. [C]"""
+    convs: Annotated[int, Field(ge=1, le=4)] = 1
+    """How many 3x3 convolutions it has in a row. [R]"""
     pre_nms_train: Annotated[Size, TRAINING] = 12000
-    """Best-scored boxes that enter NMS in training. [C]"""
+    """Best-scored boxes of each map that enter NMS in training. [C]"""
     pre_nms_test: Annotated[Size, DETECTION] = 6000
-    """Best-scored boxes that enter NMS at test. [C]"""
+    """Best-scored boxes of each map that enter NMS at test. [C]"""
     post_nms_train: Annotated[Size, TRAINING] = 2000
     """Proposals per image in training. [S]"""
     post_nms_test: Annotated[Size, DETECTION] = 300
@@ -208,16 +241,29 @@ class HeadConfig(Section):
 
     role = MODEL
 
-    kind: Literal["fc", "conv5", "conv"] = "fc"
+    kind: Literal["fc", "conv5", "conv", "conv_fc"] = "fc"
     """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
-    its mean; or two convolutions, 3x3, and their mean. [S; O: size and mean of the two convolutions]"""
+    its mean; two convolutions, 3x3, and their mean; or four convolutions of the channels of the map, 3x3 with frozen
+    norms, and one fully connected layer, fc6. [S; O: size and mean of the two convolutions; T: conv_fc]"""
     dim: Size = 4096
-    """Width of each layer; conv5 has its own. [C]"""
+    """Width of each layer, of conv_fc of the fully connected one; conv5 has its own. [C]"""
     dropout: Annotated[float, Field(ge=0, lt=1), TRAINING] = 0.5
     """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
     tasks: Literal["shared", "separate", "ensemble"] = "shared"
     """One head for both tasks (detect-F), one for each (detect-RF), or two whose fc7 are joined
     before one classifier and one regressor (detect-S). [S; O: the joining]"""
+
+
+class PyramidConfig(Section):
+    """The layers of a pyramid behind the stages of a ResNet: laterals and outputs."""
+
+    role = MODEL
+
+    channels: Size = 256
+    """Channels of its maps. [T]"""
+    norm: Literal["none", "frozen"] = "none"
+    """What stands behind each of its convolutions: nothing but a bias; or a batch norm that is not trained, as in
+    torchvision's fasterrcnn_resnet50_fpn_v2. [T]"""
 
 
 class ModelConfig(Section):
@@ -226,10 +272,12 @@ class ModelConfig(Section):
     role = MODEL
 
     backbone: Literal[
-        "tiny", "tiny_resnet", "tiny_resnet_det", "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det"
-    ] = "vgg16"
+        "tiny", "tiny_resnet", "tiny_resnet_det", "tiny_resnet_fpn",
+        "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det", "resnet50_fpn", "resnet101_fpn",
+    ] = "vgg16"  # fmt: skip
     """VGG16; ResNets up to conv4, whose usual head is kind conv5 (configs/_base/coco_resnet.yaml);
-    ResNet-det, with conv5 at stride 1; miniatures, which train from scratch on a CPU. [S]"""
+    ResNet-det, with conv5 at stride 1; ResNets with a feature pyramid, five maps of strides 4 to 64
+    (configs/_base/coco_fpn.yaml); miniatures, which train from scratch on a CPU. [S; T: the pyramid]"""
     weights: str | None = None
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
@@ -245,15 +293,27 @@ class ModelConfig(Section):
     image: ImageConfig = ImageConfig()
     split: SplitPoint = "none"
     """First block of which each task has its own copy (VGG16, tiny, ResNet-det), or the number of
-    conv4's last units (other ResNets); none is one set of weights for both. [S: none and conv5; 2 of
-    ResNet50's units, 6 of ResNet101's]"""
+    conv4's last units (other ResNets); none is one set of weights for both. On a pyramid: output, each
+    task has its own 3x3 convolutions at the end; fpn, its own 1x1 convolutions too; conv5 or conv4, its
+    own stages too. [S: none and conv5; 2 of ResNet50's units, 6 of ResNet101's; O: pyramids]"""
     cls: BranchConfig = BranchConfig()
     loc: BranchConfig = BranchConfig()
+    pyramid: PyramidConfig = PyramidConfig()
     context: ContextConfig = ContextConfig()
     anchors: AnchorsConfig = AnchorsConfig()
     rpn: RpnConfig = RpnConfig()
     roi: RoiConfig = RoiConfig()
     head: HeadConfig = HeadConfig()
+
+    @property
+    def network(self) -> str:
+        """The classifier whose layers the backbone has, as ``resnet50``."""
+        return self.backbone.removesuffix("_det").removesuffix("_fpn")
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether the backbone is a feature pyramid."""
+        return self.backbone.endswith("_fpn")
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from check_model(self)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from grcn.catalog import (
     NAMED_WEIGHTS,
+    PYRAMID_MAPS,
+    PYRAMID_SPLITS,
     RELEASES,
     RESNET_UNITS,
     RESNET_WIDTH,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
     yield from _wrong_split(model)
+    yield from _wrong_levels(model)
     if model.head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
         yield (
             "head.tasks",
@@ -36,8 +39,16 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             "ensemble joins the tasks, so both must read one map "
             f"(got cls.stride: {model.cls.stride}, loc.stride: {model.loc.stride}); set both to 16 or 8",
         )
+    elif model.head.tasks == "ensemble" and model.cls.level != model.loc.level:
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so both must read one map "
+            f"(got cls.level: {model.cls.level}, loc.level: {model.loc.level}); set both to one level",
+        )
     if model.head.kind == "conv5" and not _resnet(model):
         yield "head.kind", f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
+    elif model.head.kind == "conv5" and model.has_pyramid:
+        yield "head.kind", f"conv5 of {model.backbone} is part of the pyramid (got conv5); set fc, conv or conv_fc"
     if not _tiny(model) and model.width != type(model).model_fields["width"].default:
         yield (
             "width",
@@ -56,6 +67,32 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             f"{model.backbone} with split: {model.split} and strides {model.cls.stride} and {model.loc.stride} has "
             f"{most} stages that can be frozen, those in front of what a task has to itself (got {model.freeze}); "
             "lower it",
+        )
+
+
+def _wrong_levels(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yields settings of maps of several levels that the backbone does not have, or that it needs."""
+    maps = PYRAMID_MAPS if model.has_pyramid else 1
+    per_map = model.anchors.per_map
+    if len(per_map) != maps:
+        got = "one list" if len(per_map) == 1 else f"{len(per_map)} lists"
+        need = f"has {maps} maps, each with sizes of its own" if maps > 1 else "has one map"
+        example = "[[32], [64], [128], [256], [512]]" if maps > 1 else "one list of numbers"
+        yield "anchors.sizes", f"{model.backbone} {need} (got {got}); set {example}"
+    if not model.has_pyramid:
+        keys = {"cls": ("level", "last_stride"), "loc": ("level", "last_stride"), "pyramid": ("channels", "norm")}
+        for name, key in ((name, key) for name, of_section in keys.items() for key in of_section):
+            section = getattr(model, name)
+            if (value := getattr(section, key)) != type(section).model_fields[key].default:
+                yield f"{name}.{key}", f"only pyramids have it (got {value} with {model.backbone}); remove it"
+        return
+    if model.roi.op == "pool":
+        yield "roi.op", "RoIPool reads one map, a pyramid has several (got pool); set align"
+    if model.split not in ("conv5", "conv4") and model.cls.last_stride != model.loc.last_stride:
+        yield (
+            "loc.last_stride",
+            f"with split: {model.split} both tasks share conv5, so it must equal cls.last_stride = "
+            f"{model.cls.last_stride} (got {model.loc.last_stride}); set split: conv5",
         )
 
 
@@ -93,7 +130,7 @@ def without_effect(cfg: Config) -> dict[str, str]:
 def idle_in_model(model: ModelConfig) -> dict[str, str]:
     """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
     idle = {}
-    if model.split == "none" and model.cls.stride == model.loc.stride:
+    if model.split == "none" and (model.has_pyramid or model.cls.stride == model.loc.stride):
         idle["rpn.reads"] = "split is none"
     if model.context.on == "none":
         keys = (f"context.{key}" for key in type(model.context).model_fields if key != "on")
@@ -117,6 +154,8 @@ def _resnet(model: ModelConfig) -> bool:
 
 def _channels(model: ModelConfig) -> int:
     """Channels of the maps."""
+    if model.has_pyramid:
+        return model.pyramid.channels
     if _resnet(model):
         return (model.width if _tiny(model) else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
     return model.width * TINY_BLOCKS[-1] if _tiny(model) else VGG16_BLOCKS[-1][-1]
@@ -124,6 +163,8 @@ def _channels(model: ModelConfig) -> int:
 
 def _most_frozen(model: ModelConfig) -> int:
     """Returns how many leading stages both tasks share whole and run once."""
+    if model.has_pyramid:
+        return {"conv5": 4, "conv4": 3}.get(str(model.split), 5)
     if isinstance(model.split, int) or model.cls.stride != model.loc.stride:
         conv3 = 3  # conv4 is split, or runs at two strides
         return min(conv3, VGG_SPLITS.get(str(model.split), 5) - 1)
@@ -134,7 +175,17 @@ def _most_frozen(model: ModelConfig) -> int:
 
 def _wrong_split(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yields splits, strides and last poolings that the backbone does not have."""
-    if model.backbone in RESNET_UNITS:
+    if model.has_pyramid:
+        if model.split != "none" and model.split not in PYRAMID_SPLITS:
+            choices = ", ".join(("none", *PYRAMID_SPLITS))
+            yield "split", f"{model.backbone} has no such split (got {model.split}); choose {choices}"
+    elif model.split in ("fpn", "output"):
+        yield (
+            "split",
+            f"only pyramids split there (got {model.split} with {model.backbone}); set backbone: resnet50_fpn, or "
+            "another split",
+        )
+    elif model.backbone in RESNET_UNITS:
         most = RESNET_UNITS[model.backbone][2]
         if model.split != "none" and not (isinstance(model.split, int) and model.split <= most):
             yield (
@@ -147,8 +198,14 @@ def _wrong_split(model: ModelConfig) -> Iterator[tuple[str, str]]:
         if _resnet(model) and branch.last_pool != "max":
             yield (
                 f"{task}.last_pool",
-                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it, and set {task}.stride: 8 "
-                "where the map is to be larger",
+                f"{model.backbone} has no such pooling (got {branch.last_pool}); remove it, and set "
+                f"{task}.{'level: -1' if model.has_pyramid else 'stride: 8'} where the map is to be larger",
+            )
+        if model.has_pyramid and branch.stride != 16:
+            yield (
+                f"{task}.stride",
+                f"a pyramid has maps of several strides (got {branch.stride}); remove it, and set {task}.level: -1 or "
+                f"{task}.last_stride: 1",
             )
         if not _resnet(model) and branch.stride != 16:
             yield (
@@ -179,7 +236,5 @@ def _wrong_weights(model: ModelConfig) -> Iterator[tuple[str, str]]:
             f"backbone {model.backbone} has no pretrained weights (got {model.weights!r}); set null",
         )
     elif model.weights in NAMED_WEIGHTS and model.weights not in RELEASES[model.backbone.removesuffix("_det")]:
-        yield (
-            "weights",
-            f"{model.backbone} has none of this name (got {model.weights!r}); set IMAGENET1K_V1",
-        )
+        own = ", ".join(RELEASES[model.backbone.removesuffix("_det")])
+        yield "weights", f"{model.backbone} has none of this name (got {model.weights!r}); set one of {own}"

@@ -6,6 +6,7 @@ The defaults are the *paper* preset. The tag after a sentence says where its def
 * [R] stated in the Faster R-CNN paper (Ren et al., arXiv 1506.01497), whose settings G-RCN adopts
   unless it says otherwise
 * [C] in neither paper, but common to the public Faster R-CNN implementations of that time
+* [T] torchvision's detectors have it so
 * [O] our choice: none of the above decides it, or we deviate on purpose
 
 What a setting changes (the training, what is detected, the measure, or only how a run is carried out) is its

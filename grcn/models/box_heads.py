@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from grcn import rng
 from grcn.models.memory_format import to_memory_format
-from grcn.models.resnet import Units
+from grcn.models.resnet import FrozenNormConv, Units
 
 
 class TwoMLPHead(nn.Module):
@@ -68,6 +68,24 @@ class ConvHead(nn.Module):
         return x.mean((2, 3))
 
 
+class ConvFCHead(nn.Module):
+    """3x3 convolutions with frozen norms and ReLU, then one fully connected layer: the head of torchvision's
+    ``fasterrcnn_resnet50_fpn_v2``, which has four (Wu and He, Group Normalization, Sec. 5.2)."""
+
+    def __init__(self, in_channels: int, size: int, dim: int, convs: int = 4) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(FrozenNormConv(in_channels, in_channels, 3) for _ in range(convs))
+        self.fc6 = nn.Linear(in_channels * size**2, dim)
+        self.out_features = dim
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Maps RoI features ``[R, C, size, size]`` to ``[R, dim]``; nothing in it is random: ``keys`` are not read."""
+        x = to_memory_format(x, "train_units" if self.training else "eval")
+        for conv in self.convs:
+            x = F.relu(conv(x), inplace=True)
+        return F.relu(self.fc6(x.flatten(1)), inplace=True)
+
+
 class Conv5Head(nn.Module):
     """A ResNet's conv5 on every RoI, and the mean over its grid: the usual head of a ResNet (paper, Sec. 4.2)."""
 
@@ -82,6 +100,9 @@ class Conv5Head(nn.Module):
         return self.units(to_memory_format(x, "train_units" if self.training else "eval")).mean((2, 3))
 
 
+Hidden = TwoMLPHead | ConvHead | ConvFCHead | Conv5Head
+
+
 class TaskHeads(nn.Module):
     """Hidden layers and the two predictors.
 
@@ -93,9 +114,7 @@ class TaskHeads(nn.Module):
             (detect-S).
     """
 
-    def __init__(
-        self, hidden: Callable[[], TwoMLPHead | ConvHead | Conv5Head], num_classes: int, tasks: str = "shared"
-    ) -> None:
+    def __init__(self, hidden: Callable[[], Hidden], num_classes: int, tasks: str = "shared") -> None:
         super().__init__()
         self.tasks = tasks
         self.cls = hidden()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 
 import torch
 from torch import Tensor, nn
 
 from grcn import rng
-from grcn.models.weights import layer_name
+from grcn.models.layer_names import layer_name
 
 # Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3;
 # Girshick's code).
@@ -30,15 +31,17 @@ _RESIDUAL = 0.25
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, xavier_context: bool = False) -> None:
+def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
     fc7 as torchvision's linear layers (larger ones drown the classifier on the unnormalised features of a pretrained
-    VGG16), and other convolutions He-normal (fan in), which is what training without pretrained weights needs.
+    VGG16), laterals and outputs of a pyramid uniform of variance 1 / fan in, as torchvision's, and other convolutions
+    He-normal (fan in), which is what training without pretrained weights needs.
 
     Args:
-        xavier_context: the projections of the context attention are Xavier-uniform too.
+        context: values of the projections of the context attention: ``"gaussian"``, as of all new layers;
+            ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -50,16 +53,19 @@ def initialise(model: nn.Module, seed: int, xavier_context: bool = False) -> Non
         else:
             # The second head of detect-S is an addition, not the other task's copy: it has values of its own.
             own = name if ".second." in name else layer_name(name)
-            is_xavier = ".pool4." in name or xavier_context and ".context." in name
+            is_xavier = ".pool4." in name or context == "xavier" and ".context." in name
             parameter.copy_(_draw(name, parameter, is_xavier, rng.hash_int(seed, rng.INIT, _number(own))))
+            if context == "zero" and ".context." in name and name.endswith("value.weight"):
+                parameter.zero_()
 
 
 def _draw(name: str, parameter: Tensor, is_xavier: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     fan_in = parameter[0].numel()
     fan_out = parameter.numel() // parameter.shape[1]
-    bound = math.sqrt(6 / (fan_in + fan_out)) if is_xavier else math.sqrt(1 / fan_in)
-    if is_xavier or ".fc" in name:
+    is_pyramid = re.fullmatch(r"backbone\.\w+\.(lateral|output)\d\.weight", name) is not None
+    bound = math.sqrt(6 / (fan_in + fan_out)) if is_xavier else math.sqrt((3 if is_pyramid else 1) / fan_in)
+    if is_xavier or is_pyramid or ".fc" in name:
         return torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
     std = next((std for prefix, std in _NEW_LAYERS.items() if name.startswith(prefix)), math.sqrt(2 / fan_in))
     if name.endswith(".conv3.weight"):

@@ -178,7 +178,7 @@ class SplitResNet(Backbone):
         frozen = ends[stages]
 
         def build(start: int, end: int) -> Units:
-            chosen = ((name, _unit(name, width, stride_in, conv)) for name in names[start:end])
+            chosen = ((name, residual_unit(name, width, stride_in, conv)) for name in names[start:end])
             return Units(OrderedDict(chosen))
 
         self.frozen = build(0, frozen).requires_grad_(False)
@@ -243,7 +243,8 @@ def _first_own_unit(names: list[str], split: str | int, det: bool) -> int:
     return names.index(_SPLIT_BEFORE[split])
 
 
-def _unit(name: str, width: int, stride_in: str, conv: MakeConv) -> nn.Module:
+def residual_unit(name: str, width: int, stride_in: str, conv: MakeConv) -> Stem | Bottleneck:
+    """Builds the layer of a name, as ``stem`` or ``layer3_0``; ``width`` as of :class:`SplitResNet`."""
     if name == "stem":
         return Stem(width, conv)
     stage, number = (int(part) for part in name.removeprefix("layer").split("_"))

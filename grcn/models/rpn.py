@@ -65,7 +65,7 @@ class RegionProposalNetwork(nn.Module):
 
     Args:
         in_channels: of the maps it reads.
-        channels: of its hidden 3x3 convolution.
+        channels: of its hidden 3x3 convolutions.
         anchors: boxes of those maps.
         reads: key of the maps among the features.
         train, test: choice of proposals in each mode.
@@ -75,6 +75,7 @@ class RegionProposalNetwork(nn.Module):
         fg_iou, bg_iou: thresholds of matching.
         straddling: train on anchors that cross the image border (Ren et al. leave them out).
         beta: where smooth L1 turns from quadratic to linear.
+        convs: hidden convolutions in a row; 2 in torchvision's ``fasterrcnn_resnet50_fpn_v2``.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class RegionProposalNetwork(nn.Module):
         bg_iou: float = 0.3,
         straddling: bool = False,
         beta: float = 1 / 9,
+        convs: int = 1,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.further = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1))
         self.cls_logits = nn.Conv2d(channels, anchors.per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors.per_cell * 4, 1)
         self.anchors = anchors
@@ -124,6 +127,8 @@ class RegionProposalNetwork(nn.Module):
         """Runs the convolutions on one map ``[N, C, H, W]``: logits ``[N, A', H, W]``, deltas ``[N, 4A', H, W]`` for
         ``A'`` anchors of a cell."""
         hidden = F.relu(self.conv(feature))
+        for conv in self.further:
+            hidden = F.relu(conv(hidden))
         return self.cls_logits(hidden), self.bbox_pred(hidden)
 
     def _score(

@@ -44,7 +44,7 @@ def settings(kind: type[Section] = Config, prefix: str = "") -> Iterator[tuple[s
 def test_every_setting_has_a_sentence_and_a_source(key: str, field: FieldInfo) -> None:
     assert field.description and ("." in field.description or "]" in field.description)
     if not field.is_required() and key != "paper":
-        assert re.search(r"\[[SRCO](:|;|\])", field.description), f"{key}: whose value is the default?"
+        assert re.search(r"\[[SRCTO](:|;|\])", field.description), f"{key}: whose value is the default?"
 
 
 def test_defaults_are_the_papers() -> None:
@@ -152,11 +152,12 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"weights": "IMAGENET1K_V2"}},
-            "weights: vgg16 has none of this name (got 'IMAGENET1K_V2'); set IMAGENET1K_V1",
+            "weights: vgg16 has none of this name (got 'IMAGENET1K_V2'); set one of IMAGENET1K_V1, IMAGENET1K_FEATURES",
         ),
         (
             {"model": {"backbone": "resnet50", "weights": "IMAGENET1K_FEATURES"}},
-            "weights: resnet50 has none of this name (got 'IMAGENET1K_FEATURES'); set IMAGENET1K_V1",
+            "weights: resnet50 has none of this name (got 'IMAGENET1K_FEATURES'); set one of IMAGENET1K_V1, "
+            "IMAGENET1K_V2",
         ),
         (
             {"model": {"split": "conv5", "head": {"tasks": "ensemble"}}},
@@ -169,13 +170,13 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"weights": "vgg.pt"}},
-            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
-            "caffe:FILE (got 'vgg.pt'); choose torchvision:vgg.pt or caffe:vgg.pt",
+            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, COCO_V1, COCO_V2, IMAGENET1K_FEATURES, "
+            "torchvision:FILE, caffe:FILE (got 'vgg.pt'); choose torchvision:vgg.pt or caffe:vgg.pt",
         ),
         (
             {"model": {"weights": "imagenet"}},
-            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, IMAGENET1K_FEATURES, torchvision:FILE, "
-            "caffe:FILE (got 'imagenet'); choose one",
+            "weights: expected null, IMAGENET1K_V1, IMAGENET1K_V2, COCO_V1, COCO_V2, IMAGENET1K_FEATURES, "
+            "torchvision:FILE, caffe:FILE (got 'imagenet'); choose one",
         ),
         (
             {"model": {"backbone": "tiny", "weights": "IMAGENET1K_V1"}},
