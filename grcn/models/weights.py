@@ -1,4 +1,4 @@
-"""Pretrained ImageNet weights: named entries that own their normalisation and stride layout, loaded strictly.
+"""Pretrained weights: named entries that own their normalisation and stride layout, loaded strictly.
 
 An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or
 ``.npz`` file behind the name of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
@@ -6,22 +6,22 @@ key names (``features.N.weight``, ``layer3.5.conv2.weight``). They differ in wha
 with ImageNet's mean and deviation or BGR in 0-255 minus the channel means, and in where a ResNet is strided: in the
 second convolution of a unit (torchvision) or in the first (MSRA's release for Caffe).
 
-A file of one of torchvision's detectors on a ResNet (``backbone.body.layer3.5.conv2.weight``) is one of its trunk: the
-pyramid, the RPN and the heads behind a pyramid have no place in our detectors.
+A file of one of torchvision's detectors on a ResNet's pyramid (``backbone.body.layer3.5.conv2.weight``) is one of all
+its parts for a model with a pyramid (:mod:`grcn.models.detector_weights`), and of its trunk for others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, WeightsEnum
 from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
     KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
@@ -31,8 +31,12 @@ from torchvision.models.detection import (
 from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, VGG16_BLOCKS, WEIGHT_LAYOUTS
 from grcn.errors import CheckpointError
 from grcn.fileio import fetch, few, read_file, read_tensors, unusable
+from grcn.models import detector_weights
 from grcn.models.detector import Detector
+from grcn.models.detector_weights import TRUNK
 from grcn.models.features import Backbone
+from grcn.models.layer_names import layer_name
+from grcn.models.pyramid import PyramidResNet
 from grcn.models.transform import Normalisation
 from grcn.models.vgg import SplitVGG
 
@@ -42,10 +46,14 @@ CAFFE = Normalisation(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 
 CAFFE_RGB = Normalisation(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
 
 _EXPECTED = {"torchvision": TORCHVISION, "caffe": CAFFE, "caffe_rgb": CAFFE_RGB}
-_URLS: dict[str, type[WeightsEnum]] = {
+_CLASSIFIERS: dict[str, type[WeightsEnum]] = {
     "vgg16": VGG16_Weights,
     "resnet50": ResNet50_Weights,
     "resnet101": ResNet101_Weights,
+}
+_DETECTORS: dict[str, WeightsEnum] = {
+    "COCO_V1": FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "COCO_V2": FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
 }
 # Of the batch norms of torchvision and of Caffe alike, but for these releases, to whose frozen norms torchvision gives
 # none; the last part of a release's name is the beginning of its SHA-256.
@@ -59,7 +67,14 @@ _WITHOUT_EPS = tuple(
         RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     )
 )
-_TRUNK = "backbone.body."
+# What to do about a weight of another shape, by the beginning of its layer's name.
+_REMEDIES = {
+    "fc": "match head.dim and roi.size, or use weights of the convolutions alone",
+    "rpn.": "match rpn.channels and the number of anchors.sizes and anchors.ratios",
+    "lateral": "match pyramid.channels",
+    "roi_heads.": "match head.dim",
+    "": "use weights of this network",
+}
 _COUNTER = ".num_batches_tracked"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -85,45 +100,76 @@ def stride_in_of(entry: str | None) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each weight and key; ``left`` are the parts of a whole detector beside its trunk."""
+    """What became of each weight of the model and each key of the file.
+
+    Attributes:
+        source: the entry's name, or its file.
+        loaded, new: weights of the model that have values of the file, and those that have not.
+        ignored: keys of the file that no weight of the model is of.
+        left: parts of a whole detector that the model has no place for.
+        remarks: what else there is to know, as which classes' rows were kept.
+    """
 
     source: str
     loaded: list[str]
     new: list[str]
     ignored: list[str]
     left: list[str]
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
+        parts = [
             f"{self.source}: {len(self.loaded)} weights loaded, {len(self.new)} new ({few(self.new)}), "
-            f"{len(self.ignored)} keys of the file not needed ({few(self.ignored)})"
-            + (f"; a detector, of which only the trunk is taken: {', '.join(self.left)} left" if self.left else "")
-        )
+            f"{len(self.ignored)} keys of the file not needed ({few(self.ignored)})",
+            *self.remarks,
+        ]
+        return "; ".join([*parts, *([f"left: {', '.join(self.left)}"] if self.left else [])])
 
 
-def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
+def load_weights(
+    model: Detector | Backbone,
+    entry: str,
+    classes: Sequence[str] | None = None,
+    same_as: Mapping[str, str] | None = None,
+) -> LoadReport:
     """Loads pretrained weights; parts that exist once per task all start from the same weights.
+
+    Of a whole detector for a model with a pyramid the rows of the predictors go to the classes of their names.
 
     Args:
         model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101, built for weights of this
             layout; or a backbone alone, whose input the caller normalises (:func:`normalisation_of`).
         entry: see the head of this file.
+        classes: names of the model's labels 1..C. None: rows are loaded as they are, where there are as many.
+        same_as: for some of these, what the file's classes call them, as COCO's ``airplane`` for ``aeroplane``.
 
     Raises:
         CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a weight inside
             the entry's coverage (every convolution and norm, and VGG16's fc6 and fc7 where the file has them) is
-            missing; the model has no pretrained weights or was built for another normalisation or stride layout.
+            missing; the model has no pretrained weights or was built for another normalisation or stride layout; a
+            detector's file is of another pyramid or RPN.
     """
     normalisation = normalisation_of(entry)
     backbone = model if isinstance(model, Backbone) else model.backbone
     network = _network(backbone)
-    state, source, digest = _read(entry, network)
-    state, left = _trunk(state, source, entry)
-    if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
-        wanted = {key: value for key, value in state.items() if key.startswith("features.")}
+    state, source, digest = _read(entry, f"{network}_fpn" if isinstance(backbone, PyramidResNet) else network)
+    # Weights behind another normalisation or stride would fit, and be worth nothing.
+    fits = getattr(backbone, "stride_in", stride_in_of(entry)) == stride_in_of(entry)
+    if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
+        raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
+    whole = isinstance(backbone, PyramidResNet) and detector_weights.has_pyramid(state)
+    names, remarks = torchvision_names(network), []
+    if whole:
+        names = detector_weights.names_of(state, names)
+        left = detector_weights.of_other_tasks(state)
+        wanted = {key: value for key, value in state.items() if not key.startswith(tuple(f"{part}." for part in left))}
+        wanted = {key: value for key, value in wanted.items() if not key.endswith(_COUNTER)}
     else:
+        state, left = _trunk(state, source, entry)
+        remarks += ["a detector, of which only the trunk is taken"] * bool(left)
         wanted = {key: value for key, value in state.items() if not _is_classifier(key, network)}
-    names = torchvision_names(network)
+    if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
+        wanted = {key: value for key, value in wanted.items() if key.startswith("features.")}
     if unexpected := sorted(set(wanted) - set(names)):
         raise CheckpointError(
             f"{source}: unexpected keys ({few(unexpected)}); need {network} under torchvision's names"
@@ -136,43 +182,19 @@ def load_weights(model: Detector | Backbone, entry: str) -> LoadReport:
         raise CheckpointError(f"{source}: {few(missing)} missing; this is not {network}, or the file is incomplete")
     eps = 0.0 if digest.startswith(_WITHOUT_EPS) else _EPS
     covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source, eps)
-    # Weights behind another normalisation or stride would fit, and be worth nothing.
-    fits = getattr(backbone, "stride_in", stride_in_of(entry)) == stride_in_of(entry)
-    if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
-        raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
+    if whole:
+        covered, more = detector_weights.fitted(covered, model, source, classes, same_as)
+        remarks += more
     loaded, new = _copy(model, covered, source)
     used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
-    ignored = [key for key in state if key not in wanted or names[key].rsplit(".", 1)[0] not in used]
-    return LoadReport(source, loaded, new, sorted(key for key in ignored if not key.endswith(_COUNTER)), left)
+    ignored = [key for key in state if key not in wanted or _layer(names[key]) not in used]
+    ignored = [key for key in ignored if not key.endswith(_COUNTER) and not key.startswith(tuple(left))]
+    return LoadReport(source, loaded, new, sorted(ignored), left, tuple(remarks))
 
 
-def layer_name(parameter: str) -> str:
-    """Returns a parameter's name without its place: ``conv5_1.weight`` for ``backbone.loc.conv5_1.weight``.
-
-    Copies of one layer in several branches, and one layer in models that split at different places, share it.
-    """
-    return re.sub(
-        r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
-        "",
-        parameter,
-    )
-
-
-def under_names_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a detector's weights under the names of another that has other stages frozen, and is otherwise alike.
-
-    A stage that is trained, and that both tasks share, stands in ``trunk`` or in ``cls``. What has no such counterpart
-    keeps its name.
-    """
-    names = model.state_dict().keys()
-
-    def own(name: str) -> str:
-        place, _, layer = name.removeprefix("backbone.").partition(".")
-        others = {"frozen": ("trunk", "cls"), "trunk": ("frozen",), "cls": ("frozen",)}.get(place, ())
-        moved = (f"backbone.{other}.{layer}" for other in others if name.startswith("backbone."))
-        return name if name in names else next((other for other in moved if other in names), name)
-
-    return {own(name): tensor for name, tensor in weights.items()}
+def _layer(name: str) -> str:
+    """Returns the layer of a layer's weight, or of one of the four tensors of the norm behind it."""
+    return name.rpartition(".")[0]
 
 
 def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
@@ -186,9 +208,8 @@ def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -
         if covered[own].shape != tensor.shape:
             raise CheckpointError(
                 f"{source}: {own} is {list(covered[own].shape)}, the model's {name} is {list(tensor.shape)}; "
-                + ("match head.dim and roi.size, or use weights of the convolutions alone" if own.startswith("fc")
-                   else "use weights of this network")
-            )  # fmt: skip
+                + next(remedy for layer, remedy in _REMEDIES.items() if own.startswith(layer))
+            )
         tensor.copy_(covered[own])
         loaded.append(name)
     return loaded, new
@@ -239,7 +260,7 @@ def _network(backbone: Backbone) -> str:
     """Returns torchvision's name of the network that a backbone is made from."""
     if isinstance(backbone, SplitVGG):
         return "vgg16"
-    found = [name for name in RELEASES if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
+    found = [name for name in _CLASSIFIERS if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
     if not found:
         raise CheckpointError("model.weights: this backbone has no pretrained weights; set null")
     return found[0]
@@ -247,12 +268,12 @@ def _network(backbone: Backbone) -> str:
 
 def _trunk(state: dict[str, Tensor], source: str, entry: str) -> tuple[dict[str, Tensor], list[str]]:
     """Returns the trunk of a detector under a classifier's keys, and the other parts; of a classifier all, and none."""
-    trunk = {key.removeprefix(_TRUNK): value for key, value in state.items() if key.startswith(_TRUNK)}
+    trunk = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     if not trunk:
         return state, []
     if normalisation_of(entry) is not TORCHVISION:
         raise CheckpointError(f"{source}: a detector of torchvision's; set model.weights=torchvision:FILE")
-    others = (key.split(".") for key in state if not key.startswith(_TRUNK))
+    others = (key.split(".") for key in state if not key.startswith(TRUNK))
     return trunk, sorted({".".join(part[: 2 if part[0] == "backbone" else 1]) for part in others})
 
 
@@ -273,12 +294,13 @@ def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str,
     return folded
 
 
-def _read(entry: str, network: str) -> tuple[dict[str, Tensor], str, str]:
+def _read(entry: str, backbone: str) -> tuple[dict[str, Tensor], str, str]:
     """Returns tensors by key, what to call their source, and the SHA-256 of the file."""
     if entry in NAMED_WEIGHTS:
-        if entry not in RELEASES[network]:
-            raise CheckpointError(f"model.weights: there is no {entry} for {network}; use IMAGENET1K_V1")
-        path = fetch(entry, _URLS[network][entry].url)
+        if entry not in RELEASES[backbone]:
+            raise CheckpointError(f"model.weights: there is no {entry} for {backbone}; use IMAGENET1K_V1")
+        release = _DETECTORS.get(entry) or _CLASSIFIERS[backbone.removesuffix("_fpn")][entry]
+        path = fetch(entry, release.url)
         contents = read_file(path, "remove it and run again")
         digest = hashlib.sha256(contents).hexdigest()
         if not digest.startswith(path.stem.rpartition("-")[2]):

@@ -21,7 +21,8 @@ from grcn.engine import checkpoint, distributed
 from grcn.errors import CheckpointError, ConfigError, named
 from grcn.fileio import few
 from grcn.models.detector import Detector
-from grcn.models.weights import load_weights, normalisation_of, under_names_of
+from grcn.models.layer_names import under_names_of
+from grcn.models.weights import load_weights, normalisation_of
 from grcn.run.predict import Predictor
 
 logger = logging.getLogger("grcn")

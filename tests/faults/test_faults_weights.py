@@ -17,8 +17,9 @@ from support import small_detector
 from grcn import fileio as archive
 from grcn.errors import CheckpointError
 from grcn.models import weights
+from grcn.models.layer_names import layer_name
 from grcn.models.vgg import SplitVGG
-from grcn.models.weights import layer_name, load_weights
+from grcn.models.weights import load_weights
 
 
 def backbone() -> SplitVGG:

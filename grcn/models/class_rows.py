@@ -1,0 +1,56 @@
+"""Which rows of a classifier's weights go to which class, when a detector is trained on for other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from grcn.fileio import few
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """For each class of a model, the row of another's weights that it starts from.
+
+    Attributes:
+        names: classes of the model, background first.
+        source: for each, the row among the other model's classes, background first; None for a new one.
+    """
+
+    names: tuple[str, ...]
+    source: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        kept = [name for name, row in zip(self.names, self.source, strict=True) if row is not None]
+        new = [name for name, row in zip(self.names, self.source, strict=True) if row is None]
+        fresh = f", {len(new)} new ({few(new)})" if new else ""
+        return f"rows of {len(kept)} of {len(self.names)} classes kept by name ({few(kept)}){fresh}"
+
+    def placed(self, theirs: Tensor, ours: Tensor) -> Tensor:
+        """Returns ``ours`` with the rows of ``theirs`` where one is kept.
+
+        Args:
+            theirs, ours: of one classifier or box regressor each: as many rows for every class, background first.
+        """
+        placed, per_class = ours.clone(), len(ours) // len(self.names)
+        for row, source in enumerate(self.source):
+            if source is not None:
+                there = theirs[source * per_class : (source + 1) * per_class]
+                placed[row * per_class : (row + 1) * per_class] = there.to(placed.dtype)
+        return placed
+
+
+def place_rows(theirs: Sequence[str], ours: Sequence[str], same_as: Mapping[str, str] | None = None) -> ClassRows:
+    """Finds the row of each of our classes among those of others: that of its name.
+
+    Args:
+        theirs, ours: names of the labels 1..C.
+        same_as: for some of our classes, what the others call them.
+    """
+    rows = {name: row for row, name in reversed(list(enumerate(theirs, start=1)))}
+    names = [(same_as or {}).get(name, name) for name in ours]
+    return ClassRows((BACKGROUND, *ours), (0, *(rows.get(name) for name in names)))
