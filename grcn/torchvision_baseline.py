@@ -5,20 +5,23 @@ A model with separate tasks has no counterpart there: what is built is the Faste
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
+from collections.abc import Mapping
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from grcn.build import build_model
+from grcn.catalog import RESNET_WIDTH
 from grcn.config.files import leaves
 from grcn.config.messages import show
 from grcn.config.model_schema import BranchConfig, ContextConfig, ModelConfig
@@ -26,8 +29,11 @@ from grcn.config.rules import idle_in_model
 from grcn.errors import ConfigError
 from grcn.models import box_heads
 from grcn.models.detector import Detector
-from grcn.models.rpn import RegionProposalNetwork
-from grcn.models.weights import layer_name, normalisation_of, torchvision_names
+from grcn.models.detector_weights import names_of
+from grcn.models.features import Backbone
+from grcn.models.layer_names import layer_name
+from grcn.models.resnet import EXPANSION
+from grcn.models.weights import normalisation_of, torchvision_names
 
 logger = logging.getLogger("grcn")
 
@@ -35,7 +41,8 @@ _TORCHVISION = ("vgg16", "resnet50", "resnet101")
 # What a FrozenBatchNorm2d adds to the variance.
 _EPS = 1e-5
 # Settings of ours that torchvision's detector has no argument for, and what it has in their place.
-_ITS_OWN = {
+_ITS_OWN: dict[str, bool | float | str] = {
+    "anchors.layout": "torchvision",
     "rpn.straddling": True,
     "rpn.min_size": 1e-3,
     "rpn.smooth_l1_beta": 1 / 9,
@@ -84,14 +91,18 @@ def check_torchvision(cfg: ModelConfig) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _differences(cfg: ModelConfig) -> dict[str, tuple[float, float]]:
+def _differences(cfg: ModelConfig) -> dict[str, tuple[object, object]]:
     """Returns the settings that torchvision's detector has otherwise, with both values."""
     ours, idle = leaves(cfg), idle_in_model(cfg)
     return {
-        key: (ours[key], theirs)
-        for key, theirs in _ITS_OWN.items()
-        if key not in idle and not math.isclose(ours[key], theirs, rel_tol=1e-3)  # 1/9 has no end in YAML
+        key: (ours[key], theirs) for key, theirs in _ITS_OWN.items() if key not in idle and _differ(ours[key], theirs)
     }
+
+
+def _differ(one: bool | float | str, other: bool | float | str) -> bool:
+    if isinstance(one, str) or isinstance(other, str):
+        return one != other
+    return not math.isclose(one, other, rel_tol=1e-3)  # 1/9 has no end in YAML
 
 
 def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
@@ -99,8 +110,8 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
 
     VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
     layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
-    others are logged. What is no setting is torchvision's: memory formats, padding to multiples of 32, sampling with
-    waits.
+    others are logged. What is no setting is torchvision's: memory formats, sampling with host-device synchronisations,
+    and, where ``image.multiple`` is null, padding to multiples of 32.
 
     Args:
         cfg: the ``model`` section.
@@ -120,16 +131,17 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         for name, value in plain.state_dict().items():
             value.copy_(named[layer_name(name)].reshape(value.shape))
     trunk, head = _layers(cfg, plain)
-    trunk.out_channels = plain.backbone.feature_specs["cls"].channels  # type: ignore[assignment]
-    heads = plain.roi_heads.heads
+    spec = plain.backbone.feature_specs["cls"]
+    trunk.out_channels = spec.channels  # type: ignore[assignment]
+    heads, anchors = plain.roi_heads.heads, plain.rpn.anchors
     detector = FasterRCNN(
         trunk,
         min_size=cfg.image.short if isinstance(cfg.image.short, int) else sorted(cfg.image.short),
         max_size=cfg.image.max,
         image_mean=plain.transform.normalisation.mean,
         image_std=plain.transform.normalisation.std,
-        rpn_anchor_generator=AnchorGenerator((cfg.anchors.sizes,), (cfg.anchors.ratios,)),
-        rpn_head=_rpn_head(plain.rpn),
+        rpn_anchor_generator=AnchorGenerator(anchors.sizes, (anchors.ratios,) * len(anchors.sizes)),
+        rpn_head=RPNHead(plain.rpn.conv.in_channels, anchors.per_cell, cfg.rpn.convs),
         rpn_pre_nms_top_n_train=cfg.rpn.pre_nms_train,
         rpn_post_nms_top_n_train=cfg.rpn.post_nms_train,
         rpn_pre_nms_top_n_test=cfg.rpn.pre_nms_test,
@@ -139,7 +151,12 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         rpn_bg_iou_thresh=cfg.rpn.bg_iou,
         rpn_batch_size_per_image=cfg.rpn.batch,
         rpn_positive_fraction=cfg.rpn.fg_fraction,
-        box_roi_pool=MultiScaleRoIAlign(["0"], cfg.roi.size, cfg.roi.sampling_ratio),
+        box_roi_pool=MultiScaleRoIAlign(
+            [str(level) for level in range(spec.pooled)],
+            cfg.roi.size,
+            cfg.roi.sampling_ratio,
+            canonical_scale=224 // 2 ** (2 - spec.finest),
+        ),
         box_head=head,
         box_predictor=FastRCNNPredictor(heads.cls_score.in_features, num_classes),
         box_fg_iou_thresh=cfg.roi.fg_iou,
@@ -150,11 +167,11 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         box_nms_thresh=cfg.roi.nms,
         box_detections_per_img=cfg.roi.detections,
         bbox_reg_weights=cfg.roi.box_weights,
+        size_divisible=cfg.image.multiple or 32,
     )
-    detector.roi_heads.box_predictor.cls_score.load_state_dict(heads.cls_score.state_dict())
-    detector.roi_heads.box_predictor.bbox_pred.load_state_dict(heads.bbox_pred.state_dict())
+    _copy_by_name(plain, detector, names_of(detector.state_dict(), {}))
     if cfg.roi.op == "pool":
-        detector.roi_heads.box_roi_pool = _RoIPool(plain.backbone.feature_specs["cls"].stride, cfg.roi.size)
+        detector.roi_heads.box_roi_pool = _RoIPool(spec.strides[0], cfg.roi.size)
     return detector.eval()
 
 
@@ -180,42 +197,57 @@ class _Conv5(nn.Module):
         return self.layer4(x).mean((2, 3))
 
 
-def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
-    """Makes torchvision's head of three convolutions as wide as ours, with its weights."""
-    head = RPNHead(rpn.conv.in_channels, rpn.anchors.per_cell)
-    head.conv[0][0] = copy.deepcopy(rpn.conv)
-    head.cls_logits, head.bbox_pred = copy.deepcopy(rpn.cls_logits), copy.deepcopy(rpn.bbox_pred)
-    return head
-
-
 def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
-    """Returns the backbone and the hidden layers of the head."""
+    """Returns the backbone, with weights, and the hidden layers of the head, with theirs where they are of ours."""
     hidden = plain.roi_heads.heads.cls
     head: nn.Module = hidden
     if isinstance(hidden, box_heads.TwoMLPHead):
         head = TwoMLPHead(hidden.fc6.in_features, hidden.fc6.out_features)
-        head.load_state_dict(hidden.state_dict())
-    if cfg.backbone not in _TORCHVISION:
-        chains = ("frozen", "trunk", "fork", "twice", "cls")
-        return nn.Sequential(*(getattr(plain.backbone, chain, nn.Identity()) for chain in chains)), head
+    elif isinstance(hidden, box_heads.ConvFCHead):
+        channels = plain.backbone.feature_specs["cls"].channels
+        size = (channels, cfg.roi.size, cfg.roi.size)
+        head = FastRCNNConvFCHead(size, [channels] * len(hidden.convs), [hidden.out_features], FrozenBatchNorm2d)
+    if cfg.network not in _TORCHVISION:
+        return _OurLayers(plain.backbone), head
     if cfg.backbone == "vgg16":
         network = torchvision.models.vgg16(weights=None)
-        _copy_by_name(plain, network, "vgg16")
+        _copy_by_name(plain, network, torchvision_names("vgg16"))
         return network.features[:-1], head
-    network = getattr(torchvision.models, cfg.backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
-    _copy_by_name(plain, network, cfg.backbone)
+    network = getattr(torchvision.models, cfg.network)(weights=None, norm_layer=FrozenBatchNorm2d)
+    _copy_by_name(plain, network, torchvision_names(cfg.network))
+    if cfg.has_pyramid:
+        widths = [RESNET_WIDTH * EXPANSION * 2**stage for stage in range(4)]
+        norm = FrozenBatchNorm2d if cfg.pyramid.norm == "frozen" else None
+        stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
+        return BackboneWithFPN(network, stages, widths, cfg.pyramid.channels, LastLevelMaxPool(), norm), head
     trunk = nn.Sequential(
         network.conv1, network.bn1, network.relu, network.maxpool, network.layer1, network.layer2, network.layer3
     )
     return trunk, _Conv5(network.layer4) if cfg.head.kind == "conv5" else head
 
 
+class _OurLayers(nn.Module):
+    """A backbone of ours, called as torchvision's detectors call theirs."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {str(level): map_ for level, map_ in enumerate(self.backbone(x)["cls"])}
+
+
 @torch.no_grad()
-def _copy_by_name(plain: Detector, network: nn.Module, kind: str) -> None:
-    """Copies the convolutions and norms of ours to torchvision's, and freezes what is frozen."""
+def _copy_by_name(plain: Detector, network: nn.Module, names: Mapping[str, str]) -> None:
+    """Copies weights and norms of ours to torchvision's, and freezes what is frozen.
+
+    Args:
+        plain: the model.
+        network: of torchvision's layers.
+        names: layer names by its keys, as of :func:`grcn.models.weights.torchvision_names`.
+    """
     ours = {layer_name(name): value for name, value in plain.state_dict().items()}
     theirs = network.state_dict()
-    names = torchvision_names(kind)
     for key, name in names.items():
         layer, _, norm = name.partition(".norm_")
         if norm == "running_mean":
@@ -228,4 +260,5 @@ def _copy_by_name(plain: Detector, network: nn.Module, kind: str) -> None:
             theirs[key].copy_(ours[name])
     frozen = {layer_name(name) for name, weight in plain.named_parameters() if not weight.requires_grad}
     for key, weight in network.named_parameters():
-        weight.requires_grad_(names.get(key) not in frozen)
+        if key in names:
+            weight.requires_grad_(names[key] not in frozen)
