@@ -78,6 +78,7 @@ def _values(of: Mapping[str, Any]) -> str:
     if of.get("type") == "array":
         return f"list: {_values(of['items'])}" if "items" in of and "$ref" not in of["items"] else "list"
     words = {
+        "object": "mapping of names to names",
         "integer": "whole number",
         "number": "number",
         "boolean": "`true`, `false`",

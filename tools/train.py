@@ -6,6 +6,7 @@ The last line on stdout is the metrics as JSON; everything else goes to stderr. 
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 
 from grcn import errors
@@ -27,6 +28,12 @@ def main() -> None:
     start.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint, if any")
     start.add_argument("--resume-from", type=Path, metavar="FILE", help="continue from this checkpoint")
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights of this checkpoint to start from at step 0")
+    parser.add_argument(
+        "--new-classes",
+        choices=("by-name", "fresh"),
+        help="with --init: the data have other classes. Those of the same name keep their rows, with =fresh none does "
+        "(default where it stands alone: by-name)",
+    )
     parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
     parser.add_argument(
         "--torchvision", action="store_true", help="train torchvision's FasterRCNN with the same parts, to compare"
@@ -38,10 +45,13 @@ def main() -> None:
     )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    args = parser.parse_intermixed_args()
+    # Alone it would take the setting behind it for its value.
+    args = parser.parse_intermixed_args([arg + "=by-name" * (arg == "--new-classes") for arg in sys.argv[1:]])
     start_logging()
     if args.resume_from and args.init:
         parser.error("argument --init: not allowed with argument --resume-from")
+    if args.new_classes and not args.init:
+        parser.error("argument --new-classes: only with argument --init")
     if args.torchvision and args.dry_run:
         parser.error("argument --torchvision: not allowed with argument --dry-run")
     if args.print_config:
@@ -67,6 +77,7 @@ def main() -> None:
             resume=args.resume,
             resume_from=args.resume_from,
             init=args.init,
+            new_classes=args.new_classes,
             allow_changes=args.allow_changes,
             dry_run=args.dry_run,
             torchvision=args.torchvision,

@@ -253,9 +253,9 @@ def _flow(value: Any) -> str:
     """Writes a setting as YAML in one line."""
     if isinstance(value, tuple):
         return f"[{', '.join(_flow(item) for item in value)}]"
-    if isinstance(value, Section):
-        items = [f"{name}: {_flow(getattr(value, name))}" for name in type(value).model_fields]
-        return f"{{{', '.join(items)}}}"
+    if isinstance(value, Section | dict):
+        pairs = value if isinstance(value, dict) else {name: getattr(value, name) for name in type(value).model_fields}
+        return f"{{{', '.join(f'{_flow(key)}: {_flow(inner)}' for key, inner in pairs.items())}}}"
     if isinstance(value, str):
         if is_plain_word(value):
             return value

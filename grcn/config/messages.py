@@ -26,6 +26,7 @@ _EXPECTED = {
     "string_unicode": ("text", "write some"),
     "string_too_short": ("text", "write some"),
     "tuple_type": ("a list", "write [a, b]"),
+    "dict_type": ("a mapping", "write {a: b}"),
     "model_type": ("a mapping of keys", "write key: value"),
     "model_attributes_type": ("a mapping of keys", "write key: value"),
     "literal_error": ("{expected}", "choose one"),

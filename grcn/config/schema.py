@@ -99,6 +99,9 @@ class CommonDataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     drop_empty: Annotated[bool, TRAINING] = True
     """Whether training skips images without boxes; evaluation never does. [C]"""
+    same_as: Annotated[dict[str, str], TRAINING] = {}
+    """Classes that other names stand for in the weights that training starts from, as {aeroplane: airplane} for COCO's
+    of VOC's data: a class starts from the rows of its name there. [O]"""
 
 
 class ShapesDataConfig(CommonDataConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint, distributed
 from grcn.errors import CheckpointError, ConfigError, named
 from grcn.fileio import few
+from grcn.models.class_rows import ClassRows, place_rows
 from grcn.models.detector import Detector
+from grcn.models.detector_weights import PREDICTORS
 from grcn.models.layer_names import under_names_of
 from grcn.models.weights import load_weights, normalisation_of
 from grcn.run.predict import Predictor
@@ -66,42 +69,67 @@ def load_detector(
 load = load_detector  # its public name, grcn.load
 
 
-def load_initial_weights(model: Detector, cfg: ModelConfig, init: Path | None, classes: Sequence[str]) -> None:
+def load_initial_weights(
+    model: Detector,
+    cfg: ModelConfig,
+    init: Path | None,
+    classes: Sequence[str],
+    same_as: Mapping[str, str] | None = None,
+    new_classes: str | None = None,
+) -> None:
     """Gives a model the weights that training starts from; rank 0 downloads them before the others look.
 
     Args:
         cfg: the ``model`` section that it was built by.
         init: a checkpoint; None for ``model.weights``.
         classes: those of the data.
+        same_as: for some of them, their names in the weights (``data.same_as``).
+        new_classes: with ``init``: ``"by-name"``, its classes may be others, and a class of the data starts from the
+            rows of its name; ``"fresh"``, all classes start anew. None: its classes must be those of the data.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another network or other classes.
-        ConfigError: the checkpoint's detector expects other images or has other anchors.
+        ConfigError: the checkpoint's detector expects other images or has other anchors; ``same_as`` is of a class
+            that the data do not have.
     """
-    level, message = distributed.on_main(lambda: _load_initial_weights(model, cfg, init, classes))
+    if unknown := [name for name in same_as or {} if name not in classes]:
+        raise ConfigError(f"data.same_as: {unknown[0]!r} is no class of the data; name one of theirs: {few(classes)}")
+    arguments = (model, cfg, init, classes, same_as, new_classes)
+    level, message = distributed.on_main(lambda: _load_initial_weights(*arguments))
     if not distributed.is_main():
-        _load_initial_weights(model, cfg, init, classes)
+        _load_initial_weights(*arguments)
     logger.log(level, message)
 
 
 def _load_initial_weights(
-    model: Detector, cfg: ModelConfig, init: Path | None, classes: Sequence[str]
+    model: Detector,
+    cfg: ModelConfig,
+    init: Path | None,
+    classes: Sequence[str],
+    same_as: Mapping[str, str] | None,
+    new_classes: str | None,
 ) -> tuple[int, str]:
     """Loads the initial weights; returns what to log about it, and how urgent that is."""
     if init is not None:
         state = checkpoint.load(init)
         # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
-        theirs = _settings(state, init, classes).model
+        theirs = _settings(state, init, classes if new_classes is None else None).model
         if normalisation_of(theirs.weights) != normalisation_of(cfg.weights):
             needed = f"model.weights={theirs.weights}"
             raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
         if theirs.anchors != cfg.anchors:
             raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
-        _restore(state, model, init)
-        return logging.INFO, f"initial weights from {init}"
+        if new_classes is None:
+            _restore(state, model, init)
+            return logging.INFO, f"initial weights from {init}"
+        rows = place_rows(state["classes"] if new_classes == "by-name" else (), classes, same_as)
+        if new_classes == "fresh":
+            rows = replace(rows, source=(None,) * len(rows.names))
+        _restore(state, model, init, rows)
+        return logging.INFO, f"initial weights from {init}; {rows}"
     frozen = {f"backbone.frozen.{name}" for name, _ in model.backbone.frozen.named_parameters()}
     if cfg.weights is not None:
-        report = load_weights(model, cfg.weights)
+        report = load_weights(model, cfg.weights, classes, same_as)
         if random := sorted(frozen.intersection(report.new)):
             return logging.WARNING, f"{report}; {few(random)} frozen at random values: lower model.freeze"
         return logging.INFO, str(report)
@@ -117,15 +145,22 @@ def _load_initial_weights(
     return logging.DEBUG, "initial weights are random"
 
 
-def _restore(state: Mapping[str, Any], model: Detector, path: Path) -> None:
+def _restore(state: Mapping[str, Any], model: Detector, path: Path, rows: ClassRows | None = None) -> None:
     """Loads a checkpoint's weights into a detector that may have other stages frozen than the one they are of.
 
     They are those that its run evaluated: the average, if it kept one (``train.ema``).
+
+    Args:
+        rows: where the detector is of other classes, the rows of each; the others keep the detector's values.
 
     Raises:
         CheckpointError: it is another detector in more than this.
     """
     weights = state.get("ema", state)["model"]
+    if rows is not None:
+        own = model.state_dict()
+        of_classes = [name for name in own if name.startswith(PREDICTORS)]
+        weights = weights | {name: rows.placed(weights[name], own[name]) for name in of_classes if name in weights}
     checkpoint.restore({"step": state["step"], "model": under_names_of(model, weights)}, model, path=path)
 
 

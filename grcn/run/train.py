@@ -60,6 +60,7 @@ def train(
     resume: bool = False,
     resume_from: Path | None = None,
     init: Path | None = None,
+    new_classes: str | None = None,
     allow_changes: bool = False,
     dry_run: bool = False,
     torchvision: bool = False,
@@ -74,6 +75,7 @@ def train(
         resume: continue from the newest checkpoint in ``folder``, from the start if there is none.
         resume_from: continue from this checkpoint.
         init: a run that is not continued starts from the weights of this checkpoint instead of ``model.weights``.
+        new_classes: see :func:`grcn.run.load_detector.load_initial_weights`.
         allow_changes: resume although settings that change the result differ from those of the checkpoint.
         dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
         torchvision: train torchvision's FasterRCNN with the same network, head, anchors and initial weights instead.
@@ -99,7 +101,7 @@ def train(
         state = None if found is None else found[1]
         if state is None:
             distributed.on_main(lambda: check_training(training))
-            load_initial_weights(training.model, cfg.model, init, training.classes)
+            load_initial_weights(training.model, cfg.model, init, training.classes, cfg.data.same_as, new_classes)
         model = to_device(torchvision_detector(cfg.model, training.model) if torchvision else training.model, device)
         optimizer, ema = training.optimizer(model), training.average(model)
         distributed.obey(stop)

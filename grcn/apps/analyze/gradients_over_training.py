@@ -134,7 +134,7 @@ def _start(cfg: Config, device: torch.device) -> tuple[DetectionDataset, Detecto
     data = build.build_train_split(cfg.data)
     model = build.build_model(cfg.model, len(data.table.classes) + 1, cfg.run.seed)
     if cfg.model.weights is not None:
-        logger.info("%s", load_weights(model, cfg.model.weights))
+        logger.info("%s", load_weights(model, cfg.model.weights, data.table.classes, cfg.data.same_as))
     return data, to_device(model, device)
 
 

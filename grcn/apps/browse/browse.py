@@ -154,7 +154,7 @@ def _start(
     if cfg.model.weights is None:
         return _Start(model, "an untrained network, its weights random", 0)
     if needed:
-        logger.info("%s", load_weights(model, cfg.model.weights))
+        logger.info("%s", load_weights(model, cfg.model.weights, table.classes, cfg.data.same_as))
     return _Start(model, f"an untrained network on the initial weights {cfg.model.weights}", 0)
 
 
