@@ -18,8 +18,9 @@ from grcn.models.features import TASKS, strides_as_text
 
 _FOLDERS = {
     "coco": (
-        "COCO 2014",
-        "Train on train2014, test on val2014. AP / AP50 / AP75. VGG16 rows have RoIPool, `*_align` RoIAlign.",
+        "COCO",
+        "Train on train2014, test on val2014; pyramids (`*_fpn`) on train2017 and val2017. AP / AP50 / AP75. VGG16 rows "
+        "have RoIPool, `*_align` RoIAlign.",
         ("AP", "AP50", "AP75"),
     ),
     "voc": ("PASCAL VOC", "Train on VOC07 and VOC12 trainval, test on VOC07 test. AP70, 11-point.", ("AP70",)),
@@ -30,7 +31,8 @@ _FOLDERS = {
     ),
     "own": (
         "Data of one's own",
-        "In VOC layout, a small network from scratch. What was measured with them on which data is in RESULTS.md.",
+        "In VOC layout: a small network from scratch, or a pyramid (`*_fpn`) that starts from torchvision's detector "
+        "trained on COCO. What was measured with them on which data is in RESULTS.md.",
         ("AP", "AP50", "AP75"),
     ),
 }

@@ -38,7 +38,7 @@ def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int =
     Args:
         cfg: the ``model`` section.
         num_classes: including background.
-        height, width: of the network's input, pixels.
+        height, width: of an image as the network sees it, pixels; padded as the model pads it.
         rois: that both tasks' heads run on. In training and, on a CPU, at test the localization pass runs on fewer.
 
     Returns:
@@ -51,8 +51,9 @@ def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int =
 
 def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int) -> list[Part]:
     model.eval()
+    multiple = model.transform.multiple
     with torch.device("meta"):
-        image = torch.empty(1, 3, height, width)
+        image = torch.empty(1, 3, *(-(-side // multiple) * multiple for side in (height, width)))
         cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
     heads = model.roi_heads.heads
     pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
