@@ -19,7 +19,7 @@ from grcn.models.features import TASKS, strides_as_text
 _FOLDERS = {
     "coco": (
         "COCO",
-        "Train on train2014, test on val2014; pyramids (`*_fpn`) on train2017 and val2017. AP / AP50 / AP75. VGG16 rows "
+        "Train on train2014, test on val2014; pyramids (`*_fpn`): train2017, val2017. AP / AP50 / AP75. VGG16 rows "
         "have RoIPool, `*_align` RoIAlign.",
         ("AP", "AP50", "AP75"),
     ),

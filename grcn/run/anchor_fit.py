@@ -18,7 +18,8 @@ from grcn.models.transform import DetectionTransform
 BUCKETS = (0, 16, 32, 64, 128, 256, 512, float("inf"))
 # Bounds of height over width.
 ASPECTS = (0, 0.25, 0.5, 1 / 1.5, 1, 1.5, 2, 4, float("inf"))
-# Of which other anchors are chosen: steps of a half octave.
+# Of which other anchors are chosen: steps of a half octave; of each of several maps, from 2 to 16 of its cells.
+CELLS = (2, 16)
 SIZES = (16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
 RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 MOST_OBJECTS = 5_000  # that they are tried on
@@ -186,8 +187,12 @@ def _as_setting(sizes: Sequence[Sequence[float]]) -> list[Any]:
 
 def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
     """Chooses ``count`` sizes of each map from a grid for the ratios, then ratios for them, and both again."""
-    grid = sorted({*(size for level in anchors.sizes for size in level), *SIZES})
-    sizes = [(level, size) for level in range(len(anchors.sizes)) for size in grid]
+    several = len(anchors.sizes) > 1
+    sizes = [
+        (level, size)
+        for level, (own, stride) in enumerate(zip(anchors.sizes, anchors.strides, strict=True))
+        for size in sorted({*own, *(s for s in SIZES if not several or CELLS[0] <= s / stride <= CELLS[1])})
+    ]
     ratios = sorted({*anchors.ratios, *RATIOS})
     ious = {
         (*size, ratio): anchors._iou(objects, size[1] / ratio**0.5, size[1] * ratio**0.5, anchors.strides[size[0]])
