@@ -68,6 +68,25 @@ def test_a_walk_is_the_detectors_own_way(name):
     assert draw(walked, NAMES).size[0] >= 3 * WIDTH
 
 
+def test_a_walk_on_a_pyramid_follows_the_roi_to_its_map():
+    changes = ["model.width=8", "model.head.dim=16", "model.rpn.min_size=0"]
+    cfg = load_config(ROOT / "configs/shapes/grcn_tiny_resnet_fpn.yaml", [*changes, "model.loc.level=1"])
+    model = build_model(cfg.model, 5).eval()
+    walked = walk(model, torch.rand(3, 100, 160))
+    with torch.no_grad():
+        batch, _ = model.transform([torch.rand(3, 100, 160)])
+        shapes = {task: [map_.shape[1:] for map_ in maps] for task, maps in model.backbone(batch.tensors).items()}
+    for task, spec in model.backbone.feature_specs.items():
+        place = int(model.roi_heads.pools[task].level_of(walked.roi))
+        assert (
+            walked.strides[task] == spec.strides[place] and walked.features[task].shape[1:] == shapes[task][place][1:]
+        )
+    text = as_text(walked, NAMES)
+    assert "5 maps for cls, strides 4/8/16/32/64." in text and "5 maps for loc, strides 4/8/16/16/32." in text
+    assert f"stride {walked.strides['loc']}: a cell" in text and "The RPN reads these maps" in text
+    assert draw(walked, NAMES).size[0] >= 3 * WIDTH
+
+
 @pytest.mark.parametrize("size,panel", [((90, 60), 267), ((60, 90), 560), ((60, 6), 200)])
 def test_panels_have_the_shape_of_the_picture(size, panel):
     model = small_detector()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grcn.apps.walkthrough.walkthrough import Walk
 from grcn.data.images import to_rgb_tensor
-from grcn.models.features import TASKS
+from grcn.models.features import TASKS, strides_as_text
 from grcn.models.transform import ImageBatch
 from grcn.vis.boxes import GREY, VERMILION, contact_sheet, draw_boxes
 
@@ -81,8 +81,10 @@ def draw(walked: Walk, classes: Sequence[str]) -> Image.Image:
     panels = {"input, and a RoI": draw_boxes(shown, roi)}
     for task in TASKS:
         cells = whole.show(_energy(walked.features[task]), *[strides[task]] * 2)
+        others = walked.model.backbone.feature_specs[task].strides
+        of_several = f" of {strides_as_text(others)}" if len(others) > 1 else ""
         same = " (the same: no split)" if task == "loc" and walked.model.backbone.shared else ""
-        panels[f"{task} map, stride {strides[task]}{same}"] = draw_boxes(cells, roi)
+        panels[f"{task} map, stride {strides[task]}{of_several}{same}"] = draw_boxes(cells, roi)
     for task in TASKS:
         panels[f"the RoI's bins (red) on cells of the {task} map"] = _bins(walked, task, image, whole)
     attended = next(iter(walked.attention), None)

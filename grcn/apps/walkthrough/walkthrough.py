@@ -139,18 +139,15 @@ def _input(walked: Walk) -> str:
 
 def _map(walked: Walk, task: str) -> str:
     backbone, rpn = walked.model.backbone, walked.model.rpn
-    spec, stride, ratio = (
-        backbone.feature_specs[task],
-        walked.strides[task],
-        walked.tensor.shape[2] / walked.picture.shape[2],
-    )
+    spec, stride = backbone.feature_specs[task], walked.strides[task]
+    ratio = walked.tensor.shape[2] / walked.picture.shape[2]
     wide = f"{stride} pixels" + (f", {stride / ratio:.1f} of the picture" if ratio != 1 else "")
     size, several = list(walked.features[task].shape), len(spec.strides) > 1
     if several:
         side = float(boxes.areas(walked.roi)) ** 0.5
         told = (
-            f"{len(spec.strides)} maps for {task}, strides {strides_as_text(spec.strides)}. A RoI of its size, "
-            f"{side:.0f} pixels (Lin et al., eq. 1), is pooled from {size}, stride {stride}: a cell for {wide}."
+            f"{len(spec.strides)} maps for {task}, strides {strides_as_text(spec.strides)}. The RoI of the next steps, "
+            f"of side {side:.0f}, is pooled from {size} (Lin et al., eq. 1), stride {stride}: a cell for {wide}."
         )
     else:
         told = f"Map for {task}: {size}, stride {stride}: a cell for {wide}."
