@@ -22,8 +22,9 @@ from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
 from grcn.models.detector import Detector
+from grcn.models.memory_format import to_device
 from grcn.run.backend import prepare
-from grcn.run.load_detector import check_classes, load_detector
+from grcn.run.load_detector import check_classes, load_detector, load_initial_weights
 from grcn.run.results import score
 
 
@@ -43,6 +44,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     detections: Path | None = None,
+    initial: bool = False,
     allow_changes: bool = False,
     stop: StopSignals | None = None,
 ) -> Metrics:
@@ -50,17 +52,23 @@ def evaluate(
 
     Args:
         weights: a checkpoint.
+        initial: score the detector that ``model.weights`` are of, without any training.
         allow_changes: evaluate although settings of the model differ from those that it was trained with.
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
         stop: signals to obey.
     """
-    with found_detections(cfg, weights, detections, allow_changes, stop) as (table, test, found):
+    with found_detections(cfg, weights, detections, allow_changes, stop, initial) as (table, test, found):
         return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
 
 
 @contextmanager
 def found_detections(
-    cfg: Config, weights: Path | None, detections: Path | None, allow_changes: bool, stop: StopSignals | None
+    cfg: Config,
+    weights: Path | None,
+    detections: Path | None,
+    allow_changes: bool,
+    stop: StopSignals | None,
+    initial: bool = False,
 ) -> Iterator[tuple[Annotations, DetectionDataset, dict[str, np.ndarray]]]:
     """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
 
@@ -71,6 +79,10 @@ def found_detections(
         prepare(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, device, allow_changes))
+            distributed.obey(stop)
+            found = detect_all(model, cfg, test, device, stop)
+        elif initial:
+            test, model = _build_initial(cfg, device)
             distributed.obey(stop)
             found = detect_all(model, cfg, test, device, stop)
         elif detections is not None:
@@ -106,6 +118,18 @@ def _read_to_evaluate(
     # The built-in data have their own classes, whatever the model's are.
     check_classes(detector.classes, weights, test.table.classes)
     return test, detector.model
+
+
+def _build_initial(cfg: Config, device: torch.device) -> tuple[DetectionDataset, Detector]:
+    if cfg.model.weights is None:
+        raise ConfigError(
+            "model.weights: null: there is nothing to evaluate before training; give weights of a detector"
+        )
+    test = distributed.together(lambda: build.build_test_split(cfg.data, build.class_names(cfg.data)))
+    classes = test.table.classes
+    model = build.build_model(cfg.model, len(classes) + 1, cfg.run.seed)
+    load_initial_weights(model, cfg.model, None, classes, cfg.data.same_as)
+    return test, to_device(model, device)
 
 
 def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -> None:
