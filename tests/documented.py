@@ -46,6 +46,7 @@ EXEMPT = {
     "make test": "it would run itself",
     "make demo PYTHON=": "is make demo with a Python from elsewhere",
     "python3 -m venv": "downloads torch",
+    "python tools/eval.py --config configs/coco/faster_rcnn_resnet50_fpn.yaml --initial": "downloads weights",
     "export ": "sets a variable of the next command, which is run with it",
 }
 # What runs for another.
@@ -71,6 +72,9 @@ SETTINGS = {
     "coco": FILES,
 }  # fmt: skip
 NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_resnet"}  # of a config that is named
+PYRAMID = (
+    "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
+)  # fmt: skip
 NO_SETTINGS = ("tools/prepare_data.py", "tools/predict.py", "tools/walkthrough.py")
 FILLED = {
     "C": "configs/shapes/grcn_tiny.yaml",
@@ -120,7 +124,8 @@ def small(command: str, place: Path) -> list[str]:
 def settings(command: str) -> list[str]:
     """Returns the settings that make a command short."""
     networks = [setting for name, setting in NETWORKS.items() if f"_{name}" in command]
-    return [*SETTINGS[data_of(command)], *(networks and [*networks, "model.width=4"])]
+    pyramid = PYRAMID if "_fpn" in command else ()
+    return [*SETTINGS[data_of(command)], *(networks and [*networks, *pyramid, "model.width=4"])]
 
 
 def fill(word: str, place: Path) -> str:
@@ -145,7 +150,8 @@ def shrink(url: str) -> None:
 
 
 def _build_thin(real: Callable[..., Detector], cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
-    kind = "tiny" if cfg.backbone in ("tiny", "vgg16") else "tiny_resnet" + "_det" * cfg.backbone.endswith("_det")
+    kind = "tiny" if cfg.network in ("tiny", "vgg16") else "tiny_resnet"
+    kind += "_det" * cfg.backbone.endswith("_det") + "_fpn" * cfg.has_pyramid
     return real(cfg.model_copy(update={"backbone": kind, "width": 4}), num_classes, seed)
 
 

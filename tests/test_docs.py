@@ -19,14 +19,14 @@ from grcn.errors import DataError
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = {
     "steps, device, folder = 20": "steps, device, folder = 1",
-    '"configs/shapes/faster_rcnn_tiny.yaml"': f'"{ROOT}/configs/shapes/faster_rcnn_tiny.yaml"',
+    '"configs/': f'"{ROOT}/configs/',
     '["data.test_images=20"]': '["data.size=64", "data.train_images=4", "data.test_images=2"]',
     "min_size=128": "min_size=64",
     "num_classes=91)": "num_classes=91, min_size=64)",
 }
 BLOCKS = [
     (page.name, section.partition("\n")[0], code)
-    for page in [ROOT / "docs/own_detector.md"]
+    for page in (ROOT / "docs/own_detector.md", ROOT / "docs/pyramid.md")
     for section in page.read_text().split("\n## ")
     for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 ]
@@ -41,7 +41,7 @@ DATA = {
     for language, code in re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
 }
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation) and test_walkthrough.py.
-TESTED = {"README.md": 1, "evaluation.md": 1, "own_detector.md": 8, "the_split.md": 1}
+TESTED = {"README.md": 1, "evaluation.md": 1, "own_detector.md": 8, "pyramid.md": 1, "the_split.md": 1}
 
 
 def make_files(folder: Path) -> None:
@@ -93,6 +93,7 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         "Your data set and your augmentation in our loader": lambda: (
             len(names["images"]) == 4 and names["targets"][0]["boxes"].shape == (1, 4)
         ),
+        "In Python": lambda: names["specs"]["loc"].strides == (4, 8, 16, 32, 64),
         "Our backbone in detectron2": lambda: stand_ins.run_in_detectron2(names, SETTINGS[heading]) is None,
         "Our backbone in mmdetection": lambda: stand_ins.run_in_mmdetection(names, SETTINGS[heading]) is None,
         "Torchvision's trained detector on COCO": lambda: (
@@ -112,7 +113,7 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
 def test_every_example_is_found():
     found = {page.name: page.read_text(encoding="utf-8").count("```python") for page in documented.PAGES}
     assert {page: count for page, count in found.items() if count} == TESTED
-    assert len(BLOCKS) == TESTED["own_detector.md"]
+    assert len(BLOCKS) == TESTED["own_detector.md"] + TESTED["pyramid.md"]
 
 
 def load_examples(root, document, xml):

@@ -37,6 +37,7 @@ from grcn.config.types import (
     CountOrZero,
     Decay,
     Names,
+    NamesByName,
     Positive,
     PositiveOrZero,
     Section,
@@ -99,7 +100,7 @@ class CommonDataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     drop_empty: Annotated[bool, TRAINING] = True
     """Whether training skips images without boxes; evaluation never does. [C]"""
-    same_as: Annotated[dict[str, str], TRAINING] = {}
+    same_as: Annotated[NamesByName, TRAINING] = {}
     """Classes that other names stand for in the weights that training starts from, as {aeroplane: airplane} for COCO's
     of VOC's data: a class starts from the rows of its name there. [O]"""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -21,6 +21,16 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, per step
 Positives = Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
 Steps = Annotated[tuple[Count, ...], Strict(False)]
+
+
+class FrozenNames(dict[str, str]):
+    """A mapping of names to names as part of a section, which is hashed; it does not change."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+NamesByName = Annotated[dict[str, str], AfterValidator(FrozenNames)]
 
 
 def repeated(values: Sequence[object]) -> list[object]:
