@@ -40,7 +40,7 @@ def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
 def usual_classes(cfg: DataConfig) -> tuple[str, ...]:
     """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
     if isinstance(cfg, ShapesDataConfig):
-        return SHAPES_CLASSES[cfg.level]
+        return cfg.classes or SHAPES_CLASSES[cfg.level]
     return cfg.classes or (VOC_CLASSES if cfg.format == "voc" else COCO_CLASSES)
 
 
@@ -63,6 +63,7 @@ def _split(cfg: DataConfig, side: Literal["train", "test"], classes: tuple[str, 
     if isinstance(cfg, ShapesDataConfig):
         count, split = (cfg.train_images, side) if side == "train" else (cfg.test_images, cfg.test)
         table = shapes.load(cfg.level, split, count, cfg.size, cfg.seed)
+        table = table if cfg.classes is None else table.only(cfg.classes)
         return DetectionDataset(table, shapes.ShapesImages(cfg.level, split, cfg.size, cfg.seed))
     table = read_annotations(cfg, side, classes)
     return DetectionDataset(table, FileImages(table, cfg.bits))

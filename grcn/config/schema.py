@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from grcn.catalog import SHAPES_CLASSES
 from grcn.config.model_schema import ModelConfig
 from grcn.config.types import (
     DATA,
@@ -118,10 +119,20 @@ class ShapesDataConfig(CommonDataConfig):
     """Images of the test split. [O]"""
     test: Annotated[Literal["test", "val"], MEASURE] = "test"
     """Split to evaluate on: val to choose settings by, test for results. [O]"""
+    classes: Names | None = None
+    """Classes that are objects, of those of the level, in the order of their labels; the others are drawn and are
+    background. null takes all. [O]"""
     size: Annotated[int, Field(ge=32, le=10**5)] = 128
     """Side of the square images in pixels. [O]"""
     seed: Seed = 0
     """Seed of the images; not run.seed, so that all seeds of a study see the same images. [O]"""
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        known = SHAPES_CLASSES[self.level]
+        if unknown := [name for name in self.classes or () if name not in known]:
+            yield "classes", f"level {self.level} has no {unknown[0]!r}; choose of {', '.join(known)}"
+        if twice := repeated(self.classes or ()):
+            yield "classes", f"names {twice[0]!r} twice; remove one"
 
 
 class FilesDataConfig(CommonDataConfig):

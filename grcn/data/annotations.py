@@ -90,6 +90,28 @@ class Annotations:
             difficult=self.difficult[per_object],
         )
 
+    def only(self, classes: Sequence[str]) -> Annotations:
+        """Returns the table with the objects of these classes alone, labelled in this order; images stay.
+
+        Args:
+            classes: each one of the table's.
+        """
+        rows = [self.classes.index(name) for name in classes]
+        labels = np.zeros(len(self.classes) + 1, np.int32)
+        labels[[row + 1 for row in rows]] = range(1, len(rows) + 1)
+        kept = labels[self.labels] > 0
+        return replace(
+            self,
+            classes=tuple(classes),
+            category_ids=self.category_ids[rows],
+            offsets=np.concatenate([[0], kept.cumsum()])[self.offsets],
+            boxes=self.boxes[kept],
+            labels=labels[self.labels[kept]],
+            area=self.area[kept],
+            iscrowd=self.iscrowd[kept],
+            difficult=self.difficult[kept],
+        )
+
     def result_ids(self) -> list[int] | list[str]:
         """Returns what result files call the images: COCO's ids, or VOC's names."""
         if self.has_ids:
