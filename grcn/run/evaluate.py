@@ -122,9 +122,7 @@ def _read_to_evaluate(
 
 def _build_initial(cfg: Config, device: torch.device) -> tuple[DetectionDataset, Detector]:
     if cfg.model.weights is None:
-        raise ConfigError(
-            "model.weights: null: there is nothing to evaluate before training; give weights of a detector"
-        )
+        raise ConfigError("model.weights: null: nothing to evaluate before training; give weights of a detector")
     test = distributed.together(lambda: build.build_test_split(cfg.data, build.class_names(cfg.data)))
     classes = test.table.classes
     model = build.build_model(cfg.model, len(classes) + 1, cfg.run.seed)

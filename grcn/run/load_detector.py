@@ -113,7 +113,9 @@ def _load_initial_weights(
     if init is not None:
         state = checkpoint.load(init)
         # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
-        theirs = _settings(state, init, classes if new_classes is None else None).model
+        theirs = _settings(state, init).model
+        if new_classes is None:
+            check_classes(state["classes"], init, classes, "pass --new-classes, or set data.classes to its")
         if normalisation_of(theirs.weights) != normalisation_of(cfg.weights):
             needed = f"model.weights={theirs.weights}"
             raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
@@ -202,12 +204,14 @@ def check_same_evaluation(cfg: Config, folder: Path) -> None:
     )
 
 
-def check_classes(its: Sequence[str], path: Path, ours: Sequence[str]) -> None:
+def check_classes(
+    its: Sequence[str], path: Path, ours: Sequence[str], remedy: str = "use its data, or set data.classes to its"
+) -> None:
     """Refuses a checkpoint of other classes than the data's; those of other names or order may fit every shape."""
     for label, (theirs, own) in enumerate(zip_longest(its, ours), start=1):
         if theirs != own:
             got = f"class {label} is {theirs!r:.40} in it, {own!r:.40} in the data"
-            raise CheckpointError(f"{path}: of other classes (got {got}); use its data, or set data.classes to its")
+            raise CheckpointError(f"{path}: of other classes (got {got}); {remedy}")
 
 
 def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:

@@ -226,6 +226,26 @@ def test_the_first_images_are_a_table():
     assert len(table.first(0)) == 0
 
 
+def test_some_classes_are_a_table():
+    table = dataclasses.replace(two_images(), classes=("cat", "dog", "cow"), category_ids=np.array([7, 8, 9]))
+    table = dataclasses.replace(table, labels=np.arange(len(table.labels), dtype=np.int32) % 3 + 1)
+    some = table.only(["cow", "cat"])
+    assert some.classes == ("cow", "cat") and some.category_ids.tolist() == [9, 7] and len(some) == len(table)
+    for row in range(len(table)):
+        expected = [
+            (table.classes[label - 1], box)
+            for label, box in zip(
+                table.labels[table.objects(row)], table.boxes[table.objects(row)].tolist(), strict=True
+            )
+        ]
+        found = [
+            (some.classes[label - 1], box)
+            for label, box in zip(some.labels[some.objects(row)], some.boxes[some.objects(row)].tolist(), strict=True)
+        ]
+        assert found == [pair for pair in expected if pair[0] != "dog"]
+    assert table.only(table.classes).fingerprint() == table.fingerprint()
+
+
 def test_fingerprint_is_of_the_contents_alone():
     table = two_images()
     moved = dataclasses.replace(table, root="elsewhere", name="other")
