@@ -232,6 +232,10 @@ def read_tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
     import torch
 
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(contents)
         if is_archive(contents):  # torch's own old format, in which some releases are, is none
             check_archive(contents, compressed=path.suffix == ".npz")
         elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
@@ -243,7 +247,7 @@ def read_tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
     except Exception as error:  # whatever a damaged or foreign file makes numpy, zip or pickle raise
         remedy = "use another, or download it again"
         raise CheckpointError(
-            f"{path}: not a readable .npz or .pt file of tensors ({cause(error)}); {remedy}"
+            f"{path}: not a readable .npz, .pt or .safetensors file of tensors ({cause(error)}); {remedy}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()

@@ -207,7 +207,7 @@ def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
         channels = plain.backbone.feature_specs["cls"].channels
         size = (channels, cfg.roi.size, cfg.roi.size)
         head = FastRCNNConvFCHead(size, [channels] * len(hidden.convs), [hidden.out_features], FrozenBatchNorm2d)
-    if cfg.network not in _TORCHVISION:
+    if cfg.network not in _TORCHVISION or cfg.of_timm:
         return _OurLayers(plain.backbone), head
     if cfg.backbone == "vgg16":
         network = torchvision.models.vgg16(weights=None)

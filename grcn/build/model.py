@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from grcn import rng
 from grcn.catalog import RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS
 from grcn.config.model_schema import ModelConfig
 from grcn.models.anchors import AnchorGenerator
@@ -15,6 +18,7 @@ from grcn.models.resnet import SplitResNet, conv5_units
 from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.models.rpn import ProposalSettings, RegionProposalNetwork
+from grcn.models.timm_backbone import TimmPyramid
 from grcn.models.transform import DetectionTransform
 from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
@@ -39,7 +43,7 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")
     if num_classes is None:
         raise TypeError(f"{usage}; pass the number of classes, background included")
-    backbone = _backbone(cfg)
+    backbone = _backbone(cfg, seed)
     specs = backbone.feature_specs
 
     rpn = RegionProposalNetwork(
@@ -81,14 +85,29 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         beta=cfg.roi.smooth_l1_beta,
     )
     multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
-    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation_of(cfg.weights), multiple)
+    own_values: tuple[str, ...] = ()
+    normalisation = normalisation_of(cfg.weights)
+    if isinstance(backbone, TimmPyramid):
+        own_values, normalisation = backbone.own_values, backbone.normalisation
+    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
     model = Detector(transform, backbone, rpn, roi_heads)
-    initialise(model, seed, cfg.context.init)
+    initialise(model, seed, cfg.context.init, keep=own_values)
     return model
 
 
-def _backbone(cfg: ModelConfig) -> SplitVGG | SplitResNet | PyramidResNet:
+def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidResNet | TimmPyramid:
     name, tiny = cfg.network, cfg.backbone.startswith("tiny")
+    if cfg.of_timm:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(rng.hash_int(seed, rng.INIT))  # timm draws its initial values from it
+            return TimmPyramid(
+                name,
+                str(cfg.split),
+                cfg.pyramid.channels,
+                frozen_stages=cfg.freeze or 0,
+                norm=cfg.timm.norm,
+                drop_path=cfg.timm.drop_path,
+            )
     frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
     if cfg.has_pyramid:
         return PyramidResNet(

@@ -50,6 +50,16 @@ AnchorSize = Annotated[Positive | Positives, _expects("a number above 0, or for 
 AnchorSizes = Annotated[tuple[AnchorSize, ...], Strict(False), Field(min_length=1)]
 
 
+_BACKBONES = (
+    "tiny", "tiny_resnet", "tiny_resnet_det", "tiny_resnet_fpn",
+    "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det", "resnet50_fpn", "resnet101_fpn",
+)  # fmt: skip
+BackboneName = Annotated[
+    Literal[_BACKBONES] | Annotated[str, Field(pattern=r"^timm:[\w.\-]+$")],  # type: ignore[valid-type]
+    _expects(f"{', '.join(map(repr, _BACKBONES))} or 'timm:NAME'"),
+]
+
+
 class ImageConfig(Section):
     """Size of the images that the network sees; the aspect ratio is kept."""
 
@@ -266,28 +276,40 @@ class PyramidConfig(Section):
     torchvision's fasterrcnn_resnet50_fpn_v2. [T]"""
 
 
+class TimmConfig(Section):
+    """How a network of timm is trained."""
+
+    role = MODEL
+
+    norm: Annotated[Literal["frozen", "trained"], TRAINING] = "frozen"
+    """Its batch norms: frozen, with the statistics, weights and biases of its weights; or trained, from the statistics
+    of each micro-batch, so that a step depends on how the batch is spread. Other norms are trained. [O]"""
+    drop_path: Annotated[Share, TRAINING] = 0.0
+    """Largest rate at which its residual units are left out in training. Draws depend on the seed, the step and the
+    process: a run resumes exactly on as many processes as before. [O]"""
+
+
 class ModelConfig(Section):
     """The detector: every row of the paper's tables is one setting of these keys."""
 
     role = MODEL
 
-    backbone: Literal[
-        "tiny", "tiny_resnet", "tiny_resnet_det", "tiny_resnet_fpn",
-        "vgg16", "resnet50", "resnet101", "resnet50_det", "resnet101_det", "resnet50_fpn", "resnet101_fpn",
-    ] = "vgg16"  # fmt: skip
+    backbone: BackboneName = "vgg16"
     """VGG16; ResNets up to conv4, whose usual head is kind conv5 (configs/_base/coco_resnet.yaml);
     ResNet-det, with conv5 at stride 1; ResNets with a feature pyramid, five maps of strides 4 to 64
-    (configs/_base/coco_fpn.yaml); miniatures, which train from scratch on a CPU. [S; T: the pyramid]"""
+    (configs/_base/coco_fpn.yaml); a pyramid on a network of timm that has maps of strides 4 to 32, as
+    timm:convnext_tiny (pip install 'grcn[timm]'); miniatures, which train from scratch on a CPU. [S; T: the pyramid]"""
     weights: str | None = None
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
     (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
     torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
-    caffe:FILE, relative to the current directory, or to your home after ~/. With caffe, ResNets are
-    strided in the first convolution of a unit, else in the second.
+    caffe:FILE, relative to the current directory, or to your home after ~/; of a network of timm, a file of its
+    release as timm:FILE. With caffe, ResNets are strided in the first convolution of a unit, else in the second.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""
     freeze: Annotated[CountOrZero | None, TRAINING] = None
     """How many leading stages, of conv1 to conv5, are not trained; null is 2 for VGG16 and the ResNets, 0 for tiny
-    backbones. The batch norms of the ResNets are not trained in any case. [C]"""
+    backbones and those of timm, where 2 is all up to the map of stride 4. The batch norms of the ResNets are not
+    trained in any case. [C]"""
     width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
     image: ImageConfig = ImageConfig()
@@ -299,6 +321,7 @@ class ModelConfig(Section):
     cls: BranchConfig = BranchConfig()
     loc: BranchConfig = BranchConfig()
     pyramid: PyramidConfig = PyramidConfig()
+    timm: TimmConfig = TimmConfig()
     context: ContextConfig = ContextConfig()
     anchors: AnchorsConfig = AnchorsConfig()
     rpn: RpnConfig = RpnConfig()
@@ -308,12 +331,17 @@ class ModelConfig(Section):
     @property
     def network(self) -> str:
         """The classifier whose layers the backbone has, as ``resnet50``."""
-        return self.backbone.removesuffix("_det").removesuffix("_fpn")
+        return self.backbone.removeprefix("timm:").removesuffix("_det").removesuffix("_fpn")
 
     @property
     def has_pyramid(self) -> bool:
         """Whether the backbone is a feature pyramid."""
-        return self.backbone.endswith("_fpn")
+        return self.backbone.endswith("_fpn") or self.of_timm
+
+    @property
+    def of_timm(self) -> bool:
+        """Whether the backbone is a network of timm."""
+        return self.backbone.startswith("timm:")
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from check_model(self)

@@ -79,13 +79,21 @@ def _wrong_levels(model: ModelConfig) -> Iterator[tuple[str, str]]:
         need = f"has {maps} maps, each with sizes of its own" if maps > 1 else "has one map"
         example = "[[32], [64], [128], [256], [512]]" if maps > 1 else "one list of numbers"
         yield "anchors.sizes", f"{model.backbone} {need} (got {got}); set {example}"
+    keys: dict[str, tuple[str, ...]] = {} if model.of_timm else {"timm": ("norm", "drop_path")}
     if not model.has_pyramid:
-        keys = {"cls": ("level", "last_stride"), "loc": ("level", "last_stride"), "pyramid": ("channels", "norm")}
-        for name, key in ((name, key) for name, of_section in keys.items() for key in of_section):
-            section = getattr(model, name)
-            if (value := getattr(section, key)) != type(section).model_fields[key].default:
-                yield f"{name}.{key}", f"only pyramids have it (got {value} with {model.backbone}); remove it"
+        keys |= {"cls": ("level", "last_stride"), "loc": ("level", "last_stride"), "pyramid": ("channels", "norm")}
+    for name, key in ((name, key) for name, of_section in keys.items() for key in of_section):
+        section, kind = getattr(model, name), "networks of timm" if name == "timm" else "pyramids"
+        if (value := getattr(section, key)) != type(section).model_fields[key].default:
+            yield f"{name}.{key}", f"only {kind} have it (got {value} with {model.backbone}); remove it"
+    if not model.has_pyramid:
         return
+    if model.of_timm:
+        for task, branch in (("cls", model.cls), ("loc", model.loc)):
+            if branch.last_stride != 2:
+                yield f"{task}.last_stride", f"{model.backbone} keeps its stride (got 1); set {task}.level: -1"
+        if model.pyramid.norm != "none":
+            yield "pyramid.norm", f"only ResNets' pyramids have one (got frozen with {model.backbone}); remove it"
     if model.roi.op == "pool":
         yield "roi.op", "RoIPool reads one map, a pyramid has several (got pool); set align"
     if model.split not in ("conv5", "conv4") and model.cls.last_stride != model.loc.last_stride:
@@ -149,7 +157,8 @@ def _tiny(model: ModelConfig) -> bool:
 
 
 def _resnet(model: ModelConfig) -> bool:
-    return "resnet" in model.backbone
+    """Tells whether a network is of stages of residual units or the like, not of VGG's blocks."""
+    return model.backbone not in ("vgg16", "tiny")
 
 
 def _channels(model: ModelConfig) -> int:
@@ -225,6 +234,11 @@ def _wrong_weights(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.weights is None:
         return
     layout, _, file = model.weights.partition(":")
+    if model.of_timm or layout == "timm":
+        if not (model.of_timm and layout == "timm" and file):
+            of_timm = "a file of its release as timm:FILE" if model.of_timm else "weights of another layout"
+            yield "weights", f"{model.backbone} needs {of_timm} (got {model.weights!r}); set null or such"
+        return
     if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
         choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
         path = file or model.weights

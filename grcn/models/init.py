@@ -31,7 +31,7 @@ _RESIDUAL = 0.25
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
+def initialise(model: nn.Module, seed: int, context: str = "gaussian", keep: tuple[str, ...] = ()) -> None:
     """Sets every parameter of a detector in place; one on the meta device is left alone.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
@@ -42,9 +42,10 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
     Args:
         context: values of the projections of the context attention: ``"gaussian"``, as of all new layers;
             ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
+        keep: beginnings of the names of parameters that have values already.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if parameter.is_meta or name.startswith(keep):
             continue
         if name.endswith("bias"):
             parameter.zero_()

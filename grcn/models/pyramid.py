@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from grcn.catalog import PYRAMID_SPLITS
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.memory_format import to_memory_format
-from grcn.models.resnet import EXPANSION, FrozenNormConv, LayerNormConv, residual_unit
+from grcn.models.resnet import EXPANSION, Bottleneck, FrozenNormConv, LayerNormConv, Stem, residual_unit
 
 _LEVELS = (2, 3, 4, 5)
 # The first unit of conv5, whose stride is each task's own.
@@ -32,31 +32,39 @@ _LAST_STRIDED = "layer4_0"
 class Layers(nn.ModuleDict):
     """Layers of a place in the network, by name and in the order in which they run."""
 
-    def forward(self, maps: dict[str, Tensor], last_stride: int) -> dict[str, Tensor]:
-        """Runs the layers on what those of the places before have made.
+    def forward(self, maps: Mapping[str, Tensor], last_stride: int = 2) -> dict[str, Tensor]:
+        """Runs the layers on what those of the places before have made; see :func:`run_layers`."""
+        return run_layers(dict(self.items()), maps, last_stride)
 
-        Args:
-            maps: ``"x"``, the last map; by level, ``"C2"`` to ``"C5"``, the stages' maps, ``"M2"`` to ``"M5"``, the
-                sums of the top-down path, and ``"P2"`` to ``"P5"``, the pyramid's: as many as there are by then.
-            last_stride: of conv5, 2 or 1.
 
-        Returns:
-            The same, with those that these layers make.
-        """
-        maps = dict(maps)
-        for name, layer in self.items():
-            level = name[-1]
-            if name.startswith("lateral"):
-                lateral, coarser = layer(maps[f"C{level}"]), maps.get(f"M{int(level) + 1}")
-                maps[f"M{level}"] = lateral if coarser is None else lateral + _enlarged(coarser, lateral)
-            elif name.startswith("output"):
-                maps[f"P{level}"] = layer(maps[f"M{level}"])
-            else:
-                stride = last_stride if name == _LAST_STRIDED else layer.stride
-                maps["x"] = layer(maps["x"], stride)
-                if name != "stem":
-                    maps[f"C{int(name.removeprefix('layer').split('_')[0]) + 1}"] = maps["x"]
-        return maps
+def run_layers(layers: Mapping[str, nn.Module], maps: Mapping[str, Tensor], last_stride: int = 2) -> dict[str, Tensor]:
+    """Runs layers of a network with a pyramid, whose names say what they read and make.
+
+    Args:
+        layers: ``stem``; units, as ``layer3_0``, which make ``"C4"`` of ``"x"``; laterals, as ``lateral4``, which make
+            ``"M4"`` of ``"C4"`` and ``"M5"``; outputs, as ``output4``, which make ``"P4"`` of ``"M4"``.
+        maps: ``"x"``, the last map of the stages; by level, ``"C2"`` to ``"C5"``, the stages' maps, ``"M2"`` to
+            ``"M5"``, the sums of the top-down path, and ``"P2"`` to ``"P5"``, the pyramid's: as many as there are by
+            then.
+        last_stride: of conv5, 2 or 1.
+
+    Returns:
+        The maps, with those that these layers make.
+    """
+    maps = dict(maps)
+    for name, layer in layers.items():
+        level = name[-1]
+        if name.startswith("lateral"):
+            lateral, coarser = layer(maps[f"C{level}"]), maps.get(f"M{int(level) + 1}")
+            maps[f"M{level}"] = lateral if coarser is None else lateral + _enlarged(coarser, lateral)
+        elif name.startswith("output"):
+            maps[f"P{level}"] = layer(maps[f"M{level}"])
+        else:
+            assert isinstance(layer, Stem | Bottleneck)
+            maps["x"] = layer(maps["x"], last_stride if name == _LAST_STRIDED else layer.stride)
+            if name != "stem":
+                maps[f"C{int(name.removeprefix('layer').split('_')[0]) + 1}"] = maps["x"]
+    return maps
 
 
 class PyramidResNet(Backbone):
@@ -122,9 +130,9 @@ class PyramidResNet(Backbone):
         def make(name: str) -> nn.Module:
             if name.startswith("lateral"):
                 stage = int(name[-1])
-                return _fpn_conv(width * EXPANSION * 2 ** (stage - 2), channels, 1, norm)
+                return fpn_conv(width * EXPANSION * 2 ** (stage - 2), channels, 1, norm)
             if name.startswith("output"):
-                return _fpn_conv(channels, channels, 3, norm)
+                return fpn_conv(channels, channels, 3, norm)
             return residual_unit(name, width, stride_in, conv)
 
         self.frozen = build(0, ends[frozen]).requires_grad_(False)
@@ -150,16 +158,16 @@ class PyramidResNet(Backbone):
         maps = {name: to_memory_format(map_, form) for name, map_ in maps.items()}
         maps = self.trunk(maps, self.last_strides["cls"])
         if self.cls is None or self.loc is None:
-            pyramid = _pyramid(maps)
+            pyramid = pyramid_of(maps)
             return {"cls": pyramid, "loc": pyramid}
         return {
-            "cls": _pyramid(self.cls(maps, self.last_strides["cls"])),
-            "loc": _pyramid(self.loc(maps, self.last_strides["loc"])),
+            "cls": pyramid_of(self.cls(maps, self.last_strides["cls"])),
+            "loc": pyramid_of(self.loc(maps, self.last_strides["loc"])),
         }
 
 
-def _pyramid(maps: Mapping[str, Tensor]) -> Maps:
-    """Returns P2 to P5, and P6, which is P5 subsampled."""
+def pyramid_of(maps: Mapping[str, Tensor]) -> Maps:
+    """Picks the pyramid out of maps of :func:`run_layers`: P2 to P5, and P6, which is P5 subsampled."""
     pyramid = [maps[f"P{level}"] for level in _LEVELS]
     return (*pyramid, pyramid[-1][:, :, ::2, ::2])
 
@@ -171,7 +179,8 @@ def _enlarged(coarser: Tensor, to: Tensor) -> Tensor:
     return F.interpolate(coarser, size=to.shape[-2:], mode="nearest")
 
 
-def _fpn_conv(in_channels: int, channels: int, kernel: int, norm: str) -> nn.Module:
+def fpn_conv(in_channels: int, channels: int, kernel: int, norm: str) -> nn.Module:
+    """Builds a lateral or an output: a convolution with a bias, or with a frozen norm behind it."""
     if norm == "frozen":
         return FrozenNormConv(in_channels, channels, kernel)
     return nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2)

@@ -6,6 +6,8 @@ key names (``features.N.weight``, ``layer3.5.conv2.weight``). They differ in wha
 with ImageNet's mean and deviation or BGR in 0-255 minus the channel means, and in where a ResNet is strided: in the
 second convolution of a unit (torchvision) or in the first (MSRA's release for Caffe).
 
+A file of a network of timm's is ``timm:FILE``, under timm's own keys (``stages.0.blocks.0.conv_dw.weight``).
+
 A file of one of torchvision's detectors on a ResNet's pyramid (``backbone.body.layer3.5.conv2.weight``) is one of all
 its parts for a model with a pyramid (:mod:`grcn.models.detector_weights`), and of its trunk for others.
 """
@@ -37,6 +39,7 @@ from grcn.models.detector_weights import TRUNK
 from grcn.models.features import Backbone
 from grcn.models.layer_names import layer_name
 from grcn.models.pyramid import PyramidResNet
+from grcn.models.timm_backbone import TimmPyramid, timm_key
 from grcn.models.transform import Normalisation
 from grcn.models.vgg import SplitVGG
 
@@ -75,13 +78,17 @@ _REMEDIES = {
     "roi_heads.": "match head.dim",
     "": "use weights of this network",
 }
+_TIMM = "timm:"
 _COUNTER = ".num_batches_tracked"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def normalisation_of(entry: str | None) -> Normalisation:
-    """Returns what the weights of ``entry`` expect of their input; no weights: torchvision's. Reads no file."""
-    if entry is None:
+    """Returns what the weights of ``entry`` expect of their input; no weights: torchvision's. Reads no file.
+
+    What a network of timm expects is its backbone's ``normalisation``.
+    """
+    if entry is None or entry.startswith(_TIMM):  # a network of timm has its own
         return TORCHVISION
     if entry in NAMED_WEIGHTS:
         return _EXPECTED[NAMED_WEIGHTS[entry]]
@@ -151,6 +158,8 @@ def load_weights(
     """
     normalisation = normalisation_of(entry)
     backbone = model if isinstance(model, Backbone) else model.backbone
+    if isinstance(backbone, TimmPyramid) and entry.startswith(_TIMM):
+        return _load_timm(model, backbone, entry)
     network = _network(backbone)
     state, source, digest = _read(entry, f"{network}_fpn" if isinstance(backbone, PyramidResNet) else network)
     # Weights behind another normalisation or stride would fit, and be worth nothing.
@@ -190,6 +199,28 @@ def load_weights(
     ignored = [key for key in state if key not in wanted or _layer(names[key]) not in used]
     ignored = [key for key in ignored if not key.endswith(_COUNTER) and not key.startswith(tuple(left))]
     return LoadReport(source, loaded, new, sorted(ignored), left, tuple(remarks))
+
+
+def _load_timm(model: Detector | Backbone, backbone: TimmPyramid, entry: str) -> LoadReport:
+    """Loads a file of timm's into its network, and into the tasks' copies of its last stages."""
+    path = Path(os.path.expanduser(entry.removeprefix(_TIMM)))
+    state = read_tensors(path, read_file(path, "give model.weights=timm:FILE an existing file"))
+    keys = {name: key for name in backbone.state_dict() if (key := timm_key(name, state)) is not None}
+    if missing := sorted(key for key in keys.values() if key not in state):
+        raise CheckpointError(f"{path}: {few(missing)} missing; this is not timm's {backbone.name}")
+    if fault := unusable({key: state[key] for key in keys.values()}):
+        raise CheckpointError(f"{path}: {fault}; use other weights")
+    for name, tensor in backbone.state_dict().items():
+        if name in keys:
+            value = state[keys[name]]
+            if value.shape != tensor.shape:
+                shapes = f"{list(value.shape)}, the model's {name} is {list(tensor.shape)}"
+                raise CheckpointError(f"{path}: {keys[name]} is {shapes}; use weights of timm's {backbone.name}")
+            tensor.copy_(value)
+    prefix = "backbone." if isinstance(model, Detector) else ""
+    loaded = [prefix + name for name in keys]
+    ignored = sorted(key for key in state.keys() - set(keys.values()) if not key.endswith(_COUNTER))
+    return LoadReport(str(path), loaded, [name for name in model.state_dict() if name not in loaded], ignored, [])
 
 
 def _layer(name: str) -> str:

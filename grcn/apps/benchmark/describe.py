@@ -123,7 +123,7 @@ def _backbone_parts(backbone: Backbone, image: torch.Tensor) -> tuple[list[Part]
     counts = {name: sum(of.values()) / 2e9 for name, of in counter.get_flop_counts().items()}
     kind = type(backbone).__name__
     groups = {
-        "trunk": ("frozen", "trunk", "cls") if backbone.shared else ("frozen", "trunk"),
+        "trunk": ("frozen", "body", "trunk") + (("cls",) if backbone.shared else ()),
         "shared, both strides": ("fork", "twice"),
         "cls branch": () if backbone.shared else ("cls",),
         "loc branch": ("loc",),

@@ -1,0 +1,244 @@
+"""Feature pyramids on networks of timm, with the same splits as on a ResNet.
+
+Any network of timm that gives maps of strides 4, 8, 16 and 32. Its layers, initial values and expected pixels are
+timm's; laterals, outputs and the split are those of :mod:`grcn.models.pyramid`. Needs the extra ``timm``.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Container, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from grcn.errors import ConfigError, EnvironmentFault
+from grcn.fileio import cause
+from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
+from grcn.models.memory_format import to_memory_format
+from grcn.models.pyramid import Layers, fpn_conv, pyramid_of, run_layers
+from grcn.models.transform import Normalisation
+
+_STRIDES = (4, 8, 16, 32)
+# The first map, by its place among those of _STRIDES, that each task makes for itself.
+_OWN_FROM = {"conv4": 2, "conv5": 3}
+
+
+class Stages(nn.Module):
+    """Consecutive layers of a network, which give one or more of its maps.
+
+    Args:
+        layers: in the order in which they run.
+        ends: names of the layers that end with a map.
+        nhwc: whether channels come last.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], ends: tuple[str, ...], nhwc: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(dict(layers))
+        self.ends, self.nhwc = ends, nhwc
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns what the last layer gives, as the next one reads it, and the maps ``[N, C, H, W]``."""
+        maps = []
+        for name, layer in self.layers.items():
+            x = layer(x)
+            if name in self.ends:
+                maps.append(x.permute(0, 3, 1, 2) if self.nhwc else x)
+        return x, maps
+
+
+class Whole(nn.Module):
+    """A network of timm that is run as it is, of whose maps those of strides 4 to 32 are returned."""
+
+    def __init__(self, network: nn.Module, places: tuple[int, ...], nhwc: bool) -> None:
+        super().__init__()
+        self.network, self.places, self.nhwc = network, places, nhwc
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the last map and all four, ``[N, C, H, W]``."""
+        found = self.network(x)
+        maps = [found[place].permute(0, 3, 1, 2) if self.nhwc else found[place] for place in self.places]
+        return maps[-1], maps
+
+
+class TimmPyramid(Backbone):
+    """A network of timm with a pyramid of feature maps per task.
+
+    Args:
+        name: as in ``timm.list_models()``, with a tag of weights if any.
+        split: ``"none"``, ``"output"``, ``"fpn"``, ``"conv5"`` or ``"conv4"``, as of
+            :class:`grcn.models.pyramid.PyramidResNet`; conv5 makes the map of stride 32, conv4 that of stride 16. The
+            last two need a network whose stages stand in a row.
+        channels: of the pyramid's maps.
+        frozen_stages: how many leading stages are not trained: those up to the map of stride 4 count as 2 (conv1 and
+            conv2), each further map one more.
+        norm: ``"frozen"``: batch norms keep their statistics, weights and biases; ``"trained"``: they learn, from
+            the statistics of each micro-batch. Other norms are trained.
+        drop_path: largest rate at which residual units are left out in training, where the network has that.
+
+    Attributes:
+        normalisation: what the network expects of its input, by timm's configuration.
+        own_values: beginnings of the names of parameters whose initial values are timm's.
+
+    Raises:
+        EnvironmentFault: timm is not installed.
+        ConfigError: timm has no such network, or it has no pyramid, no such split or stages, or no ``drop_path``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "none",
+        channels: int = 256,
+        frozen_stages: int = 0,
+        norm: str = "frozen",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        network = create(name, drop_path)
+        places, widths = _maps_of(name, network)
+        config: Mapping[str, Any] = getattr(network, "default_cfg", None) or network.pretrained_cfg  # type: ignore[assignment]
+        self.normalisation = Normalisation(tuple(config["mean"]), tuple(config["std"]))
+        self.name, self.own_values = name, ("backbone.body.", "backbone.cls.tail.", "backbone.loc.tail.")
+        if frozen_stages:
+            _freeze(name, network, places, frozen_stages)
+        if norm == "frozen":
+            from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+
+            network = freeze_batch_norm_2d(network)
+
+        nhwc = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
+        self.body: Stages | Whole
+        self.shared = split == "none"
+        self.frozen = nn.Sequential()
+        if split in _OWN_FROM:
+            self.body, tail = _cut(name, network, places, nhwc, _OWN_FROM[split])
+            tails = {"cls": tail, "loc": copy.deepcopy(tail)}
+        else:
+            self.body, tails = Whole(network, places, nhwc), {}
+        laterals = {f"lateral{level}": fpn_conv(widths[level - 2], channels, 1, "none") for level in (5, 4, 3, 2)}
+        outputs = {f"output{level}": fpn_conv(channels, channels, 3, "none") for level in (2, 3, 4, 5)}
+        shared = {"none": laterals | outputs, "output": laterals}.get(split, {})
+        own = {key: layer for key, layer in (laterals | outputs).items() if key not in shared}
+        self.trunk = Layers(shared)
+        self.cls = None if self.shared else Branch(tails.get("cls"), Layers(own))
+        self.loc = None if self.shared else Branch(tails.get("loc"), Layers(copy.deepcopy(own)))
+        self.feature_specs = {task: FeatureSpec(channels, (*_STRIDES, 64), pooled=4) for task in TASKS}
+
+    def forward(self, x: Tensor) -> dict[str, Maps]:
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each five maps ``[N, channels, ceil(H / stride), ceil(W /
+        stride)]``; ``H`` and ``W`` are multiples of 32."""
+        last, found = self.body(to_memory_format(x, "train_units" if self.training else "eval"))
+        maps = {"x": last} | {f"C{level}": map_ for level, map_ in enumerate(found, start=2)}
+        maps = self.trunk(maps)
+        if self.cls is None or self.loc is None:
+            pyramid = pyramid_of(maps)
+            return {"cls": pyramid, "loc": pyramid}
+        return {"cls": pyramid_of(self.cls(maps)), "loc": pyramid_of(self.loc(maps))}
+
+
+class Branch(nn.Module):
+    """What a task has to itself: the last stages, or none, and layers of the pyramid."""
+
+    def __init__(self, tail: Stages | None, layers: Layers) -> None:
+        super().__init__()
+        self.tail = tail
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._names = tuple(layers)
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Runs them on maps of :func:`grcn.models.pyramid.run_layers`."""
+        if self.tail is not None:
+            _, found = self.tail(maps["x"])
+            maps = maps | {f"C{level}": map_ for level, map_ in enumerate(found, start=6 - len(found))}
+        return run_layers({name: getattr(self, name) for name in self._names}, maps)
+
+
+def create(name: str, drop_path: float = 0.0) -> nn.Module:
+    """Builds a network of timm that returns its maps, with random weights; reads neither disk nor network.
+
+    Raises:
+        EnvironmentFault, ConfigError: as :class:`TimmPyramid`.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise EnvironmentFault(f"timm:{name} needs timm, which is not installed; pip install 'grcn[timm]'") from error
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        try:
+            # Networks that attend within windows are built for one size of images otherwise.
+            return timm.create_model(name, features_only=True, strict_img_size=False, **options)
+        except TypeError:
+            return timm.create_model(name, features_only=True, **options)
+    except Exception as error:  # whatever timm raises about a name or an argument
+        raise ConfigError(f"model.backbone: timm cannot build {name!r} ({cause(error)}); choose another") from error
+
+
+def timm_key(name: str, keys: Container[str]) -> str | None:
+    """Returns timm's key of a weight of :class:`TimmPyramid`; None for one that is not of its network.
+
+    Args:
+        name: in its ``state_dict``.
+        keys: of timm's weights. A network that is run stage by stage calls ``stages.0`` ``stages_0``.
+    """
+    found = re.match(r"(body\.(network|layers)|(cls|loc)\.tail\.layers)\.(.*)", name)
+    if found is None:
+        return None
+    key = found[4]
+    first, dot, rest = key.partition(".")
+    nested = ".".join(first.rsplit("_", 1)) + dot + rest
+    return nested if key not in keys and nested in keys else key
+
+
+def _maps_of(name: str, network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns which of the network's maps have strides 4, 8, 16 and 32, and their channels."""
+    info: Any = network.feature_info
+    strides, widths = info.reduction(), info.channels()
+    if not set(_STRIDES) <= set(strides):
+        raise ConfigError(
+            f"model.backbone: {name} has maps of strides {', '.join(map(str, strides))}, and a pyramid needs 4, 8, 16 "
+            "and 32, which plain transformers do not have; choose a network of stages, as resnet50, convnext_tiny, "
+            "efficientnet_b0 or swin_tiny_patch4_window7_224"
+        )
+    places = tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in _STRIDES)
+    return places, tuple(widths[place] for place in places)
+
+
+def _freeze(name: str, network: nn.Module, places: tuple[int, ...], stages: int) -> None:
+    """Freezes the parameters up to a map, in the order in which the network has them."""
+    if not 2 <= stages <= 5:
+        raise ConfigError(f"model.freeze: {name} can freeze 0 or 2 to 5 stages (got {stages}); choose one of these")
+    info: Any = network.feature_info
+    module = info.module_name()[places[stages - 2]]
+    named = list(network.named_parameters())
+    if isinstance(network, nn.ModuleDict):  # of the stages in a row
+        order = list(network)
+        leading = set(order[: order.index(module.replace(".", "_")) + 1])
+        frozen = [parameter for key, parameter in named if key.partition(".")[0] in leading]
+    else:
+        inside = [index for index, (key, _) in enumerate(named) if key.startswith(f"{module}.")]
+        frozen = [parameter for _, parameter in named[: max(inside, default=-1) + 1]]
+    if not frozen:
+        raise ConfigError(f"model.freeze: nobody knows where the stages of {name} end (got {stages}); set 0")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def _cut(name: str, network: nn.Module, places: tuple[int, ...], nhwc: bool, first: int) -> tuple[Stages, Stages]:
+    """Cuts a network in front of a map: what makes the maps before it, and what makes it and the others."""
+    returned = getattr(network, "return_layers", None)
+    if not returned or not isinstance(network, nn.ModuleDict):
+        raise ConfigError(f"model.split: the stages of {name} do not stand in a row; set none, output or fpn")
+    layers, ends = dict(network.items()), list(returned)
+    wanted = [ends[place] for place in places]
+    order = list(layers)
+    at = order.index(wanted[first - 1]) + 1
+    head = Stages({key: layers[key] for key in order[:at]}, tuple(wanted[:first]), nhwc)
+    tail = Stages({key: layers[key] for key in order[at : order.index(wanted[-1]) + 1]}, tuple(wanted[first:]), nhwc)
+    if not any(True for _ in tail.parameters()):
+        raise ConfigError(f"model.split: the last stage of {name} has no weights; set none, output or fpn")
+    return head, tail
