@@ -7,6 +7,7 @@ from grcn.config.files import load_config as load_config
 from grcn.models.context import ContextAttention as ContextAttention
 from grcn.models.detector import Detector as Detector
 from grcn.models.features import FeatureSpec as FeatureSpec
+from grcn.models.pyramid import PyramidResNet as PyramidResNet
 from grcn.models.resnet import SplitResNet as SplitResNet
 from grcn.models.roi_heads import RoIHeads as RoIHeads
 from grcn.models.rpn import RegionProposalNetwork as RegionProposalNetwork

@@ -31,9 +31,9 @@ from grcn.models import box_heads
 from grcn.models.detector import Detector
 from grcn.models.detector_weights import names_of
 from grcn.models.features import Backbone
-from grcn.models.layer_names import layer_name
+from grcn.models.layer_names import layer_name, torchvision_names
 from grcn.models.resnet import EXPANSION
-from grcn.models.weights import normalisation_of, torchvision_names
+from grcn.models.weights import normalisation_of
 
 logger = logging.getLogger("grcn")
 
@@ -244,7 +244,7 @@ def _copy_by_name(plain: Detector, network: nn.Module, names: Mapping[str, str])
     Args:
         plain: the model.
         network: of torchvision's layers.
-        names: layer names by its keys, as of :func:`grcn.models.weights.torchvision_names`.
+        names: layer names by its keys, as of :func:`grcn.models.layer_names.torchvision_names`.
     """
     ours = {layer_name(name): value for name, value in plain.state_dict().items()}
     theirs = network.state_dict()

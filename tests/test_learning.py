@@ -49,3 +49,17 @@ def test_the_built_in_images_are_learnt(row, tmp_path):
     cfg = load_config(ROOT / f"configs/shapes/{row}_tiny.yaml", [*settings, "run.device=cpu", "run.threads=1"])
     metrics = run.train(cfg, tmp_path / "run")
     assert metrics["voc_area_ap50"] > 0.75
+
+
+@pytest.mark.slow
+def test_a_detector_of_other_classes_is_a_better_start(tmp_path):
+    """A pyramid learns half of the built-in classes; the other half is then learnt faster than from scratch."""
+    settings = ["eval.protocols=[coco]", "eval.pictures=0", "run.device=cpu", "run.threads=1", "run.workers=0"]
+    path = ROOT / "configs/shapes/faster_rcnn_tiny_resnet_fpn.yaml"
+    first = load_config(path, [*settings, "data.classes=[sun, moon, lark, owl]", "train.steps=500"])
+    other = load_config(path, [*settings, "data.classes=[boat, cart, beetle, crate]", "train.steps=150"])
+    run.train(first, tmp_path / "first")
+    (saved,) = (tmp_path / "first/checkpoints").glob("step_00000500*")
+    scratch = run.train(other, tmp_path / "scratch")
+    transferred = run.train(other, tmp_path / "transferred", init=saved, new_classes="by-name")
+    assert transferred["coco_ap50"] > scratch["coco_ap50"] + 0.05

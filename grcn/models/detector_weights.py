@@ -36,7 +36,7 @@ def has_pyramid(state: Mapping[str, Tensor]) -> bool:
 
 def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str, str]:
     """Maps the keys of a detector's file to layer names of ours; the four tensors of a batch norm as those of
-    :func:`grcn.models.weights.torchvision_names`.
+    :func:`grcn.models.layer_names.torchvision_names`.
 
     Args:
         state: the file's tensors.

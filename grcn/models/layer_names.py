@@ -1,4 +1,5 @@
-"""Names of weights without their place, so that models that split or freeze at different places can share values."""
+"""Names of weights without their place, so that models that split or freeze at different places share values; and what
+torchvision calls them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+
+from grcn.catalog import RESNET_UNITS, VGG16_BLOCKS
+
+# The tensors of a batch norm.
+NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def layer_name(parameter: str) -> str:
@@ -35,3 +41,38 @@ def under_names_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
         return name if name in names else next((other for other in moved if other in names), name)
 
     return {own(name): tensor for name, tensor in weights.items()}
+
+
+def torchvision_names(network: str) -> dict[str, str]:
+    """Maps torchvision's keys of ``vgg16``, ``resnet50`` or ``resnet101`` to layer names (:func:`layer_name`).
+
+    ``features.0.weight`` is ``conv1_1.weight``, and ``layer3.5.conv2.weight`` is ``layer3_5.conv2.weight``; the four
+    tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.norm_running_var``.
+    """
+    return _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
+
+
+def _vgg16_names() -> dict[str, str]:
+    names, index = {}, 0
+    for block, widths in enumerate(VGG16_BLOCKS, start=1):
+        for number in range(1, len(widths) + 1):
+            names[f"features.{index}"] = f"conv{block}_{number}"
+            index += 2  # its ReLU
+        index += 1  # the block's pooling
+    names.update({"classifier.0": "fc6", "classifier.3": "fc7"})
+    return {f"{key}.{kind}": f"{name}.{kind}" for key, name in names.items() for kind in ("weight", "bias")}
+
+
+def _resnet_names(units: tuple[int, ...]) -> dict[str, str]:
+    pairs = {("conv1", "bn1"): "stem.conv1"}
+    for stage, count in enumerate(units, start=1):
+        for number in range(count):
+            place, own = f"layer{stage}.{number}", f"layer{stage}_{number}"
+            for k in (1, 2, 3):
+                pairs[f"{place}.conv{k}", f"{place}.bn{k}"] = f"{own}.conv{k}"
+            if number == 0:
+                pairs[f"{place}.downsample.0", f"{place}.downsample.1"] = f"{own}.downsample"
+    names = {f"{conv}.weight": f"{name}.weight" for (conv, _), name in pairs.items()}
+    for (_, norm), name in pairs.items():
+        names |= {f"{norm}.{kind}": f"{name}.norm_{kind}" for kind in NORM}
+    return names

@@ -30,14 +30,14 @@ from torchvision.models.detection import (
     RetinaNet_ResNet50_FPN_Weights,
 )
 
-from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, VGG16_BLOCKS, WEIGHT_LAYOUTS
+from grcn.catalog import NAMED_WEIGHTS, RELEASES, RESNET_UNITS, WEIGHT_LAYOUTS
 from grcn.errors import CheckpointError
 from grcn.fileio import fetch, few, read_file, read_tensors, unusable
 from grcn.models import detector_weights
 from grcn.models.detector import Detector
 from grcn.models.detector_weights import TRUNK
 from grcn.models.features import Backbone
-from grcn.models.layer_names import layer_name
+from grcn.models.layer_names import NORM, layer_name, torchvision_names
 from grcn.models.pyramid import PyramidResNet
 from grcn.models.timm_backbone import TimmPyramid, timm_key
 from grcn.models.transform import Normalisation
@@ -80,7 +80,6 @@ _REMEDIES = {
 }
 _TIMM = "timm:"
 _COUNTER = ".num_batches_tracked"
-_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def normalisation_of(entry: str | None) -> Normalisation:
@@ -252,41 +251,6 @@ def _is_classifier(key: str, network: str) -> bool:
     return key.startswith(classifier) or key.endswith(_COUNTER)
 
 
-def torchvision_names(network: str) -> dict[str, str]:
-    """Maps torchvision's keys of ``vgg16``, ``resnet50`` or ``resnet101`` to layer names (:func:`layer_name`).
-
-    ``features.0.weight`` is ``conv1_1.weight``, and ``layer3.5.conv2.weight`` is ``layer3_5.conv2.weight``; the four
-    tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.norm_running_var``.
-    """
-    return _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
-
-
-def _vgg16_names() -> dict[str, str]:
-    names, index = {}, 0
-    for block, widths in enumerate(VGG16_BLOCKS, start=1):
-        for number in range(1, len(widths) + 1):
-            names[f"features.{index}"] = f"conv{block}_{number}"
-            index += 2  # its ReLU
-        index += 1  # the block's pooling
-    names.update({"classifier.0": "fc6", "classifier.3": "fc7"})
-    return {f"{key}.{kind}": f"{name}.{kind}" for key, name in names.items() for kind in ("weight", "bias")}
-
-
-def _resnet_names(units: tuple[int, ...]) -> dict[str, str]:
-    pairs = {("conv1", "bn1"): "stem.conv1"}
-    for stage, count in enumerate(units, start=1):
-        for number in range(count):
-            place, own = f"layer{stage}.{number}", f"layer{stage}_{number}"
-            for k in (1, 2, 3):
-                pairs[f"{place}.conv{k}", f"{place}.bn{k}"] = f"{own}.conv{k}"
-            if number == 0:
-                pairs[f"{place}.downsample.0", f"{place}.downsample.1"] = f"{own}.downsample"
-    names = {f"{conv}.weight": f"{name}.weight" for (conv, _), name in pairs.items()}
-    for (_, norm), name in pairs.items():
-        names |= {f"{norm}.{kind}": f"{name}.norm_{kind}" for kind in _NORM}
-    return names
-
-
 def _network(backbone: Backbone) -> str:
     """Returns torchvision's name of the network that a backbone is made from."""
     if isinstance(backbone, SplitVGG):
@@ -312,7 +276,7 @@ def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str,
     """Replaces the four tensors of each batch norm by the scale and shift that they amount to."""
     folded = {name: value for name, value in values.items() if ".norm_" not in name}
     for layer in (name.removesuffix(".norm_weight") for name in values if name.endswith(".norm_weight")):
-        norm = [values[f"{layer}.norm_{kind}"].double() for kind in _NORM]
+        norm = [values[f"{layer}.norm_{kind}"].double() for kind in NORM]
         channels = values[f"{layer}.weight"].shape[:1]
         if any(tensor.shape != channels for tensor in norm) or not (norm[3] >= 0).all():
             raise CheckpointError(
