@@ -82,6 +82,7 @@ def test_a_walk_on_a_pyramid_follows_the_roi_to_its_map():
             walked.strides[task] == spec.strides[place] and walked.features[task].shape[1:] == shapes[task][place][1:]
         )
     text = as_text(walked, NAMES)
+    assert walked.tensor.shape == (3, 128, 204) and "then normalised and padded to [128, 224]" in text
     assert "5 maps for cls, strides 4/8/16/32/64." in text and "5 maps for loc, strides 4/8/16/16/32." in text
     assert f"stride {walked.strides['loc']}: a cell" in text and "The RPN reads these maps" in text
     assert draw(walked, NAMES).size[0] >= 3 * WIDTH

@@ -26,7 +26,8 @@ class Walk:
     Attributes:
         model: the detector, in evaluation mode.
         picture: as given, ``[3, h, w]``.
-        tensor: the network's input, ``[3, H, W]``.
+        tensor: the network's input without its padding, ``[3, H, W]``.
+        canvas: height and width of the input with it.
         features: by task, the map ``[C, h, w]`` that the RoI is pooled from; the same for both where they share one.
         strides: by task, the stride of that map.
         proposals: ``[R, 4]``.
@@ -40,6 +41,7 @@ class Walk:
     model: Detector
     picture: Tensor
     tensor: Tensor
+    canvas: tuple[int, int]
     features: dict[str, Tensor]
     strides: dict[str, int]
     proposals: Tensor
@@ -95,7 +97,8 @@ def walk(model: Detector, picture: Tensor) -> Walk:
     box = boxes.decode(deltas[best, label], rois[0, best], heads.box_weights)
     place = {task: int(pool.level_of(rois[0, best])) for task, pool in heads.pools.items()}
     return Walk(
-        model, picture, batch.tensors[0],
+        model, picture, batch.tensors[0, :, : batch.image_sizes[0][0], : batch.image_sizes[0][1]],
+        canvas=(batch.tensors.shape[2], batch.tensors.shape[3]),
         features={task: maps[place[task]][0] for task, maps in features.items()},
         strides={task: spec.strides[place[task]] for task, spec in model.backbone.feature_specs.items()},
         proposals=rois[0],
@@ -129,11 +132,11 @@ def as_text(walked: Walk, classes: Sequence[str]) -> str:
 def _input(walked: Walk) -> str:
     height, width = walked.picture.shape[1:]
     transform = walked.model.transform
+    padded = f" and padded to {list(walked.canvas)}" if walked.canvas != walked.tensor.shape[1:] else ""
     return (
         f"Input (Sec. 4). {width} x {height} pixels, times {walked.tensor.shape[2] / width:.3g}, become "
         f"{list(walked.tensor.shape)}: the short side {max(transform.shorts)}, the long one at most "
-        f"{transform.max_size}; "
-        "then normalised. Pixels of all other steps but the last are of this input."
+        f"{transform.max_size}; then normalised{padded}. Pixels of all other steps but the last are of this input."
     )
 
 
