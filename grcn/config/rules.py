@@ -62,11 +62,11 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         )
     yield from _wrong_weights(model)
     if model.freeze is not None and model.freeze > (most := _most_frozen(model)):
+        strides = "" if model.has_pyramid else f" and strides {model.cls.stride} and {model.loc.stride}"
         yield (
             "freeze",
-            f"{model.backbone} with split: {model.split} and strides {model.cls.stride} and {model.loc.stride} has "
-            f"{most} stages that can be frozen, those in front of what a task has to itself (got {model.freeze}); "
-            "lower it",
+            f"{model.backbone} with split: {model.split}{strides} has {most} stages that can be frozen, those in front "
+            f"of what a task has to itself (got {model.freeze}); lower it",
         )
 
 

@@ -18,13 +18,11 @@ from grcn.fileio import few
 from grcn.models.class_rows import ClassRows, place_rows
 from grcn.models.detector import Detector
 from grcn.models.features import Backbone
-from grcn.models.layer_names import layer_name
+from grcn.models.layer_names import NORM, layer_name
 
 TRUNK = "backbone.body."
 PREDICTORS = ("roi_heads.heads.cls_score", "roi_heads.heads.bbox_pred")
 _PYRAMID, _RPN, _HEAD = "backbone.fpn.", "rpn.head.", "roi_heads.box_head."
-# What a backbone alone has no place for, by layer name.
-_BEHIND = ("rpn.", "fc", "convs.", "roi_heads.")
 # Parts of other tasks than boxes.
 _OTHERS = ("roi_heads.mask_", "roi_heads.keypoint_")
 
@@ -35,39 +33,68 @@ def has_pyramid(state: Mapping[str, Tensor]) -> bool:
 
 
 def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str, str]:
-    """Maps the keys of a detector's file to layer names of ours; the four tensors of a batch norm as those of
-    :func:`grcn.models.layer_names.torchvision_names`.
+    """Maps the keys that a detector's file must have to layer names of ours; the four tensors of a batch norm as those
+    of :func:`grcn.models.layer_names.torchvision_names`.
 
     Args:
-        state: the file's tensors.
+        state: the file's tensors, which say of which release and age it is.
         trunk: the classifier's keys, without those of the detector.
     """
-    layers: dict[str, str] = {}
+    successor = any(key.startswith(f"{_PYRAMID}inner_blocks.0.1.") for key in state)
+    old = f"{_PYRAMID}inner_blocks.0.weight" in state
+    names = {TRUNK + key: name for key, name in trunk.items()}
+
+    def layer(place: str, ours: str, norm: str | None = None) -> None:
+        names[f"{place}.weight"] = f"{ours}.weight"
+        if norm is None:
+            names[f"{place}.bias"] = f"{ours}.bias"
+        else:
+            names.update({f"{norm}.{kind}": f"{ours}.norm_{kind}" for kind in NORM})
+
     for index in range(4):
         for kind, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
             place = f"{_PYRAMID}{kind}.{index}"
-            # The convolution and its norm; or, in old files, the convolution itself.
-            layers |= {f"{place}.0": f"{ours}{index + 2}", f"{place}.1": f"{ours}{index + 2}.norm"}
-            layers[place] = f"{ours}{index + 2}"
-    for index in range(2):
-        layers[f"{_RPN}conv.{index}.0"] = "rpn.conv" if index == 0 else f"rpn.further.{index - 1}"
-    layers |= {f"{_RPN}conv": "rpn.conv", f"{_RPN}cls_logits": "rpn.cls_logits", f"{_RPN}bbox_pred": "rpn.bbox_pred"}
-    for index in range(4):
-        layers |= {f"{_HEAD}{index}.0": f"convs.{index}", f"{_HEAD}{index}.1": f"convs.{index}.norm"}
-    layers |= {f"{_HEAD}fc6": "fc6", f"{_HEAD}fc7": "fc7", f"{_HEAD}5": "fc6"}
-    layers |= {"roi_heads.box_predictor.cls_score": PREDICTORS[0], "roi_heads.box_predictor.bbox_pred": PREDICTORS[1]}
-    names = {TRUNK + key: name for key, name in trunk.items()}
-    for key in state:
-        place, _, kind = key.rpartition(".")
-        if place in layers and kind != "num_batches_tracked":
-            ours = layers[place]
-            names[key] = f"{ours}_{kind}" if ours.endswith(".norm") else f"{ours}.{kind}"
+            layer(place if old else f"{place}.0", f"{ours}{index + 2}", f"{place}.1" if successor else None)
+    layer(f"{_RPN}conv" if f"{_RPN}conv.weight" in state else f"{_RPN}conv.0.0", "rpn.conv")
+    if successor:
+        layer(f"{_RPN}conv.1.0", "rpn.further.0")
+    layer(f"{_RPN}cls_logits", "rpn.cls_logits")
+    layer(f"{_RPN}bbox_pred", "rpn.bbox_pred")
+    if successor:
+        for index in range(4):
+            layer(f"{_HEAD}{index}.0", f"convs.{index}", f"{_HEAD}{index}.1")
+        layer(f"{_HEAD}5", "fc6")
+    else:
+        layer(f"{_HEAD}fc6", "fc6")
+        layer(f"{_HEAD}fc7", "fc7")
+    for predictor in PREDICTORS:
+        layer(f"roi_heads.box_predictor.{predictor.rpartition('.')[2]}", predictor)
     return names
 
 
-def of_other_tasks(state: Mapping[str, Tensor]) -> list[str]:
-    """Returns the parts of a detector that have nothing to do with boxes, as ``roi_heads.mask_head``."""
-    return sorted({".".join(key.split(".")[:2]) for key in state if key.startswith(_OTHERS)})
+def parts_of(
+    state: Mapping[str, Tensor], trunk: Mapping[str, str], alone: bool
+) -> tuple[dict[str, str], dict[str, Tensor], list[str]]:
+    """Takes a detector's file apart.
+
+    Args:
+        state, trunk: as of :func:`names_of`.
+        alone: take the backbone alone.
+
+    Returns:
+        The keys to find with their layer names; the tensors to load, but for those of no use to any detector here; and
+        the parts that have no place in the model, as ``roi_heads.mask_head``.
+    """
+    names = names_of(state, trunk)
+    if alone:
+        names = {key: name for key, name in names.items() if key.startswith("backbone.")}
+        left = {key.partition(".")[0] for key in state} - {"backbone"}
+    else:
+        left = {".".join(key.split(".")[:2]) for key in state if key.startswith(_OTHERS)}
+    others = tuple(f"{part}." for part in left)
+    counter = ".num_batches_tracked"
+    wanted = {key: value for key, value in state.items() if not key.startswith(others) and not key.endswith(counter)}
+    return names, wanted, sorted(left)
 
 
 def fitted(
@@ -96,21 +123,21 @@ def fitted(
     needed = {layer_name(name) for name in own_backbone.state_dict()}
     remarks: list[str] = []
     settings = _settings_of(values)
-    if isinstance(model, Backbone):
-        kept = {name: value for name, value in values.items() if not name.startswith(_BEHIND)}
-        remarks.append("of a detector its backbone alone")
-    else:
+    kept = dict(values)
+    if isinstance(model, Detector):
         needed |= {name for name in own if name.startswith("rpn.")}
-        kept, of_head = dict(values), ("fc", "convs.", "roi_heads.")
-        if not _head_fits(values, own, model.roi_heads.heads.tasks):
-            kept = {name: value for name, value in values.items() if not name.startswith(of_head)}
-            remarks.append(f"its box head is another, the model's is new (for its own set {settings})")
-        else:
-            theirs, ours = (len(tensors[f"{PREDICTORS[0]}.weight"]) for tensors in (values, own))
-            rows = _rows(theirs, ours, source, classes, same_as)
+        if _head_fits(values, own, model.roi_heads.heads.tasks):
+            rows = _rows(values, own, source, classes, same_as)
             for name in (f"{predictor}.{kind}" for predictor in PREDICTORS for kind in ("weight", "bias")):
-                kept[name] = values[name] if rows is None else rows.placed(values[name], own[name])
+                # One of another width is refused where it is copied.
+                if rows is not None and values[name].shape[1:] == own[name].shape[1:]:
+                    kept[name] = rows.placed(values[name], own[name])
             remarks.append("rows of all classes kept, in their order" if rows is None else str(rows))
+        else:
+            kept = {
+                name: value for name, value in values.items() if not name.startswith(("fc", "convs.", "roi_heads."))
+            }
+            remarks.append(f"its box head is another, the model's is new (for its own set {settings})")
         if not _anchors_are_torchvisions(model):
             remarks.append("its RPN was trained with other anchors; for its own see configs/_base/coco_fpn.yaml")
     missing, surplus = sorted(needed - kept.keys()), sorted(kept.keys() - own.keys())
@@ -137,14 +164,23 @@ def _head_fits(values: Mapping[str, Tensor], own: Mapping[str, Tensor], tasks: s
 
 
 def _rows(
-    theirs: int, ours: int, source: str, classes: Sequence[str] | None, same_as: Mapping[str, str] | None
+    values: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    source: str,
+    classes: Sequence[str] | None,
+    same_as: Mapping[str, str] | None,
 ) -> ClassRows | None:
-    """Finds which rows to keep; None for all as they are. Counts include the background."""
+    """Finds which rows to keep; None for all as they are."""
+    theirs, ours = (len(tensors[f"{PREDICTORS[0]}.weight"]) for tensors in (values, own))
+    counts = [len(values[f"{predictor}.{kind}"]) for predictor in PREDICTORS for kind in ("weight", "bias")]
+    if counts != [theirs, theirs, 4 * theirs, 4 * theirs]:
+        raise CheckpointError(f"{source}: its predictors are of different classes ({counts} rows); use other weights")
     names = _classes_of(theirs)
     if theirs == ours and (classes is None or names is None):
         return None
     if classes is None:
-        raise CheckpointError(f"{source}: of {theirs - 1} classes (the model has {ours - 1}); pass the model's names")
+        counted = f"of {theirs} classes with the background (the model has {ours})"
+        raise CheckpointError(f"{source}: {counted}; pass the names of the model's")
     return place_rows(names or (), classes, same_as)
 
 

@@ -112,6 +112,8 @@ class PyramidResNet(Backbone):
             raise ValueError(f"unknown split {split!r}; choose none, {', '.join(PYRAMID_SPLITS)}")
         if split not in ("conv5", "conv4") and self.last_strides["cls"] != self.last_strides["loc"]:
             raise ValueError(f"conv5 cannot have two strides with split {split!r}; split conv5 or conv4")
+        if stride_in not in ("conv3x3", "conv1x1"):
+            raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
         if norm not in ("none", "frozen"):
             raise ValueError(f"unknown norm {norm!r}; choose none or frozen")
         conv = LayerNormConv if from_scratch else FrozenNormConv

@@ -154,7 +154,12 @@ def load_weights(
             the entry's coverage (every convolution and norm, and VGG16's fc6 and fc7 where the file has them) is
             missing; the model has no pretrained weights or was built for another normalisation or stride layout; a
             detector's file is of another pyramid or RPN.
+        ValueError: not as many ``classes`` as the model has.
     """
+    if isinstance(model, Detector) and classes is not None:
+        count = model.roi_heads.heads.cls_score.out_features - 1
+        if len(classes) != count:
+            raise ValueError(f"classes must name the {count} classes of the model (got {len(classes)} names)")
     normalisation = normalisation_of(entry)
     backbone = model if isinstance(model, Backbone) else model.backbone
     if isinstance(backbone, TimmPyramid) and entry.startswith(_TIMM):
@@ -166,12 +171,12 @@ def load_weights(
     if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
         raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
     whole = isinstance(backbone, PyramidResNet) and detector_weights.has_pyramid(state)
-    names, remarks = torchvision_names(network), []
+    names, remarks, need = torchvision_names(network), [], network
     if whole:
-        names = detector_weights.names_of(state, names)
-        left = detector_weights.of_other_tasks(state)
-        wanted = {key: value for key, value in state.items() if not key.startswith(tuple(f"{part}." for part in left))}
-        wanted = {key: value for key, value in wanted.items() if not key.endswith(_COUNTER)}
+        _check_layout(source, entry)
+        need = f"a Faster R-CNN on a pyramid of {network}"
+        names, wanted, left = detector_weights.parts_of(state, names, alone=model is backbone)
+        remarks += ["of a detector its backbone alone"] * (model is backbone)
     else:
         state, left = _trunk(state, source, entry)
         remarks += ["a detector, of which only the trunk is taken"] * bool(left)
@@ -179,15 +184,13 @@ def load_weights(
     if entry == "IMAGENET1K_FEATURES":  # this release fills its classifier with NaN
         wanted = {key: value for key, value in wanted.items() if key.startswith("features.")}
     if unexpected := sorted(set(wanted) - set(names)):
-        raise CheckpointError(
-            f"{source}: unexpected keys ({few(unexpected)}); need {network} under torchvision's names"
-        )
+        raise CheckpointError(f"{source}: unexpected keys ({few(unexpected)}); need {need} under torchvision's names")
     if fault := unusable(wanted):
         raise CheckpointError(f"{source}: {fault}; use other weights, or drop this key from the file")
-    optional = () if "classifier.0.weight" in wanted else ("fc6.", "fc7.")
+    optional = () if whole or "classifier.0.weight" in wanted else ("fc6.", "fc7.")
     missing = [key for key, name in names.items() if key not in wanted and not name.startswith(optional or "-")]
     if missing:
-        raise CheckpointError(f"{source}: {few(missing)} missing; this is not {network}, or the file is incomplete")
+        raise CheckpointError(f"{source}: {few(missing)} missing; this is not {need}, or the file is incomplete")
     eps = 0.0 if digest.startswith(_WITHOUT_EPS) else _EPS
     covered = _fold_norms({names[key]: value.float() for key, value in wanted.items()}, source, eps)
     if whole:
@@ -266,10 +269,15 @@ def _trunk(state: dict[str, Tensor], source: str, entry: str) -> tuple[dict[str,
     trunk = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     if not trunk:
         return state, []
-    if normalisation_of(entry) is not TORCHVISION:
-        raise CheckpointError(f"{source}: a detector of torchvision's; set model.weights=torchvision:FILE")
+    _check_layout(source, entry)
     others = (key.split(".") for key in state if not key.startswith(TRUNK))
     return trunk, sorted({".".join(part[: 2 if part[0] == "backbone" else 1]) for part in others})
+
+
+def _check_layout(source: str, entry: str) -> None:
+    """Refuses a detector of torchvision's as weights of another layout."""
+    if normalisation_of(entry) is not TORCHVISION:
+        raise CheckpointError(f"{source}: a detector of torchvision's; set model.weights=torchvision:FILE")
 
 
 def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str, Tensor]:

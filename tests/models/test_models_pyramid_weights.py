@@ -28,6 +28,7 @@ V2 = "pyramid.norm=frozen rpn.convs=2 head.kind=conv_fc"
 FOR_V1 = "set model.pyramid.norm=none model.rpn.convs=1 model.head.kind=fc"
 FOR_V2 = "set model.pyramid.norm=frozen model.rpn.convs=2 model.head.kind=conv_fc"
 BODY, FPN, PREDICTOR, COUNTER = "backbone.body.", "backbone.fpn.", "roi_heads.box_predictor.", "num_batches_tracked"
+HEAD, NOT_ONE = "roi_heads.box_head.", "this is not a Faster R-CNN on a pyramid of resnet50, or the file is incomplete"
 MASK = ("roi_heads.mask_head", "roi_heads.mask_predictor")
 TO_COCO = {
     "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
@@ -206,13 +207,24 @@ def test_norms_of_the_first_releases_have_no_epsilon(v1, entry, plain, monkeypat
             "v1",
             {"rpn.head.conv.1.0.bias": 0},
             "",
-            "has rpn.further.0.bias, which the model has not; set .* model.rpn.convs=",
+            r"unexpected keys \(rpn.head.conv.1.0.bias\); need a Faster R-CNN on",
         ),
-        ("v1", {f"{BODY}bn1.bias": None}, "", f"{BODY}bn1.bias missing; this is not resnet50, or the file is incompl"),
-        ("v1", {f"{FPN}layer_blocks.1.0.weight": None}, "", "has no output3.weight; set "),
+        ("v1", {f"{BODY}bn1.bias": None}, "", f"{BODY}bn1.bias missing; {NOT_ONE}"),
+        ("v1", {f"{FPN}layer_blocks.1.0.weight": None}, "", f"{FPN}layer_blocks.1.0.weight missing; {NOT_ONE}"),
+        ("v1", {"rpn.head.bbox_pred.bias": None}, "", f"rpn.head.bbox_pred.bias missing; {NOT_ONE}"),
+        ("v1", {f"{HEAD}fc7.weight": None}, "", f"{HEAD}fc7.weight missing; {NOT_ONE}"),
+        ("v1", {f"{PREDICTOR}cls_score.weight": None}, "", f"{PREDICTOR}cls_score.weight missing; {NOT_ONE}"),
+        (
+            "v2",
+            {f"{FPN}inner_blocks.0.1.running_var": None},
+            V2,
+            f"{FPN}inner_blocks.0.1.running_var missing; {NOT_ONE}",
+        ),
+        ("v2", {f"{HEAD}0.1.running_mean": None}, V2, f"{HEAD}0.1.running_mean missing; {NOT_ONE}"),
+        ("v2", {f"{FPN}inner_blocks.0.0.weight": None}, V2, f"{FPN}inner_blocks.0.0.weight missing; {NOT_ONE}"),
         ("v1", {f"{FPN}extra_blocks.p6.bias": 0}, "", rf"unexpected keys \({FPN}extra_blocks.p6.bias\); need "),
-        ("v1", {f"{BODY}layer3.6.bn1.bias": 0}, "", rf"unexpected keys \({BODY}layer3.6.bn1.bias\); need resnet50 "),
-        ("v1", {}, "backbone=resnet101_fpn", f"{BODY}layer3.6.conv1.weight, .* missing; this is not resnet101, or"),
+        ("v1", {f"{BODY}layer3.6.bn1.bias": 0}, "", rf"unexpected keys \({BODY}layer3.6.bn1.bias\); need a Faster"),
+        ("v1", {}, "backbone=resnet101_fpn", f"{BODY}layer3.6.conv1.weight, .* missing; .* a pyramid of resnet101, or"),
         ("v1", {f"{FPN}inner_blocks.0.0.bias": torch.nan}, "", f"{FPN}inner_blocks.0.0.bias is not finite; use other"),
         ("v2", {f"{FPN}inner_blocks.0.1.running_var": -1}, V2, "the batch norm behind lateral2 is not .* 256 channels"),
         ("v1", {}, "pyramid.channels=128", r"lateral5.weight is \[256, 2048, .* match pyramid.channels"),
@@ -235,8 +247,27 @@ def test_a_detector_that_does_not_fit_is_refused_in_a_line(request, tmp_path, re
 def test_other_classes_need_names(entry):
     with torch.device("meta"):
         model = build(entry, classes=20)
-    with pytest.raises(CheckpointError, match=r"w.pth: of 90 classes \(the model has 20\); pass the model's names$"):
+    with pytest.raises(CheckpointError, match="of 91 classes with the background .the model has 21.; pass the names"):
         load_weights(model, entry)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ("head.dim=8", r"fc6.weight is \[16, .* match head.dim"),
+    ("weights=caffe:FILE", "a detector of torchvision\'s; set "),
+])  # fmt: skip
+def test_names_of_classes_change_no_refusal(entry, changes, message):
+    file = entry.partition(":")[2]
+    with torch.device("meta"):
+        model = build(entry, changes.replace("FILE", file), classes=20)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, f"caffe:{file}" if "caffe" in changes else entry, classes=VOC_CLASSES)
+
+
+def test_names_of_classes_are_as_many_as_the_models(entry):
+    with torch.device("meta"):
+        model = build(entry, classes=20)
+    with pytest.raises(ValueError, match=r"classes must name the 20 classes of the model \(got 2 names\)"):
+        load_weights(model, entry, classes=VOC_CLASSES[:2])
 
 
 def test_a_classifier_is_the_trunk_of_a_pyramid(v1, plain, tmp_path):
@@ -277,8 +308,8 @@ def test_other_anchors_are_remarked_on(entry, changes):
 def test_a_backbone_alone_takes_trunk_and_pyramid(v1, entry):
     backbone = PyramidResNet(RESNET_UNITS["resnet50"], "output").eval()
     report = load_weights(backbone, entry)
-    assert report.loaded == list(backbone.state_dict()) and not report.new and not report.left
-    assert report.ignored == sorted(key for key in v1[1] if not key.startswith("backbone."))
+    assert report.loaded == list(backbone.state_dict()) and not report.new and not report.ignored
+    assert report.left == ["roi_heads", "rpn"]
     assert report.remarks == ("of a detector its backbone alone",)
     image = torch.rand(1, 3, 64, 96)
     for maps in backbone(image).values():

@@ -49,7 +49,7 @@ def test_the_trunk_of_a_detector_is_ours(trained, monkeypatch, request):
     ours = detector("coco/grcn_resnet50", f"torchvision:{path}")
     report = load_weights(ours, f"torchvision:{path}")
     assert report.left == ["backbone.fpn", "roi_heads", "rpn"] and not report.ignored
-    assert str(report).endswith("a detector, of which only the trunk is taken: backbone.fpn, roi_heads, rpn left")
+    assert str(report).endswith("a detector, of which only the trunk is taken; left: backbone.fpn, roi_heads, rpn")
     assert "\n" not in str(report) and "rpn.conv.weight" in report.new
     image = torch.rand(3, 64, 96)
     batch, _ = ours.transform([image])
