@@ -24,6 +24,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from grcn.apps.check_data.check import as_text, check_data
+from grcn.apps.check_data.html import settings
 from grcn.apps.check_data.pictures import _surroundings
 from grcn.config.files import load_config
 from grcn.data import coco, voc
@@ -614,26 +615,30 @@ def test_the_start_of_training_reads_few_of_many_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("straddling", [True, False])
-def test_the_best_anchor_is_that_of_all_positions(straddling):
-    sizes, ratios, stride = (16.0, 40.0, 90.0), (0.5, 1.0, 2.0), 16
-    generator = AnchorGenerator([sizes], ratios, [stride])
+@pytest.mark.parametrize(
+    ("sizes", "strides"), [(((16.0, 40.0, 90.0),), (16,)), (((12.0, 16.0), (30.0, 40.0), (70.0, 90.0)), (4, 8, 16))]
+)
+def test_the_best_anchor_is_that_of_all_positions(straddling, sizes, strides):
+    ratios = (0.5, 1.0, 2.0)
+    generator = AnchorGenerator(sizes, ratios, strides)
     random = np.random.default_rng(0)
     images = [(96, 128), (65, 50), (40, 200), (33, 33)]
     boxes, of, best = [], [], []
     for height, width in images:
         corners = random.uniform(0, 1, (60, 2, 2)) * (width, height)
         chosen = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], axis=1))
-        cells = math.ceil(height / stride), math.ceil(width / stride)
-        grid = generator((torch.zeros(1, 1, *cells),), (height, width)).double()
+        cells = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
+        grid = generator(tuple(torch.zeros(1, 1, *of_map) for of_map in cells), (height, width)).double()
         if not straddling:
             grid = grid[(grid[:, :2] >= 0).all(1) & (grid[:, 2] <= width) & (grid[:, 3] <= height)]
         best.append(box_iou(chosen, grid).amax(1) if len(grid) else torch.zeros(60))
         boxes.append(chosen.numpy())
         of += [(height, width)] * 60
     objects = Objects(np.concatenate(boxes), np.array(of))
-    found = AnchorSet((sizes,), ratios, (stride,), straddling).best_iou(objects)
+    found = AnchorSet(sizes, ratios, strides, straddling).best_iou(objects)
     assert np.allclose(found, torch.cat(best), atol=1e-5) and 0 < found.mean() < 1
-    figures = fit(objects, AnchorSet((sizes,), ratios, (stride,), straddling))
+    figures = fit(objects, AnchorSet(sizes, ratios, strides, straddling))
+    assert figures["sizes"] == (list(sizes[0]) if len(sizes) == 1 else [list(of_map) for of_map in sizes])
     assert figures["recall50"] == (torch.cat(best) >= 0.5).double().mean()
     counts = [one["count"] for one in figures["buckets"]]
     assert sum(counts) == 240 and sum(one["count"] for one in figures["aspects"]) == 240
@@ -710,6 +715,20 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     source = (tmp_path / "out/check.html").read_text()
     assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
     assert "<pre>&#39;model.anchors.sizes=[" in source and "</span> train <span" in source
+
+
+def test_anchors_of_a_pyramid_are_suggested_for_each_map():
+    """Objects of two sizes, neither of which any anchor of a config has, on images that hold them."""
+    side = np.tile([20.0, 90.0], 50)[:, None]
+    corner = np.random.default_rng(0).uniform(0, 100, (100, 2))
+    objects = Objects(np.concatenate([corner, corner + side], axis=1), np.full((100, 2), 256))
+    fitted = fit(objects, AnchorSet(((8.0,), (300.0,)), (1.0,), (4, 16)))
+    fine, coarse = fitted["suggestion"]["sizes"][:2]
+    assert len(fitted["suggestion"]["sizes"]) == 2 and len(fine) == len(coarse) in (1, 2)
+    assert all(2 <= size / 4 <= 16 or size == 8 for size in fine)
+    assert all(2 <= size / 16 <= 16 or size == 300 for size in coarse)
+    assert fitted["suggestion"]["recall50"] > 0.9 > fitted["recall50"] and fitted["strides"] == [4, 16]
+    assert settings(fitted["suggestion"]).startswith("'model.anchors.sizes=[[")
 
 
 def test_objects_are_seen_at_the_networks_scale():
