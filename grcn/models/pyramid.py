@@ -8,7 +8,7 @@ RoI may be pooled from a finer map (``level`` of :class:`grcn.models.roi_pool.Ro
 without its stride, is there as well.
 
 torchvision's maps are P2 to P6, the last of which is P5 subsampled: so are these, ``fasterrcnn_resnet50_fpn`` and its
-successor ``_v2`` to the last digit.
+successor ``_v2`` to 1e-9 in float64.
 """
 
 from __future__ import annotations
