@@ -5,6 +5,7 @@ A model with separate tasks has no counterpart there: what is built is the Faste
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from grcn.models.detector_weights import names_of
 from grcn.models.features import Backbone
 from grcn.models.layer_names import layer_name, torchvision_names
 from grcn.models.resnet import EXPANSION
+from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.weights import normalisation_of
 
 logger = logging.getLogger("grcn")
@@ -141,7 +143,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         image_mean=plain.transform.normalisation.mean,
         image_std=plain.transform.normalisation.std,
         rpn_anchor_generator=AnchorGenerator(anchors.sizes, (anchors.ratios,) * len(anchors.sizes)),
-        rpn_head=RPNHead(plain.rpn.conv.in_channels, anchors.per_cell, cfg.rpn.convs),
+        rpn_head=_rpn_head(plain.rpn),
         rpn_pre_nms_top_n_train=cfg.rpn.pre_nms_train,
         rpn_post_nms_top_n_train=cfg.rpn.post_nms_train,
         rpn_pre_nms_top_n_test=cfg.rpn.pre_nms_test,
@@ -169,7 +171,11 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         bbox_reg_weights=cfg.roi.box_weights,
         size_divisible=cfg.image.multiple or 32,
     )
-    _copy_by_name(plain, detector, names_of(detector.state_dict(), {}))
+    theirs = detector.state_dict()
+    names = {key: name for key, name in names_of(theirs, {}).items() if key in theirs}
+    parts = ("backbone.fpn.", "rpn.head.", "roi_heads.box_predictor.")
+    assert all(key in names for key in theirs if key.startswith(parts)), "every weight of these parts is ours"
+    _copy_by_name(plain, detector, names)
     if cfg.roi.op == "pool":
         detector.roi_heads.box_roi_pool = _RoIPool(spec.strides[0], cfg.roi.size)
     return detector.eval()
@@ -195,6 +201,15 @@ class _Conv5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer4(x).mean((2, 3))
+
+
+def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
+    """Makes torchvision's head of convolutions as wide as ours, with their weights."""
+    head = RPNHead(rpn.conv.in_channels, rpn.anchors.per_cell, 1 + len(rpn.further))
+    for block, conv in zip(head.conv, (rpn.conv, *rpn.further), strict=True):
+        block[0] = copy.deepcopy(conv)
+    head.cls_logits, head.bbox_pred = copy.deepcopy(rpn.cls_logits), copy.deepcopy(rpn.bbox_pred)
+    return head
 
 
 def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
@@ -254,9 +269,9 @@ def _copy_by_name(plain: Detector, network: nn.Module, names: Mapping[str, str])
             theirs[key].zero_()
         elif norm == "running_var":
             theirs[key].fill_(1 - _EPS)
-        elif norm:
+        elif norm and f"{layer}.scale" in ours:  # conv5 is not, where the head is another
             theirs[key].copy_(ours[f"{layer}.{'scale' if norm == 'weight' else 'shift'}"])
-        elif name in ours and ours[name].shape == theirs[key].shape:
+        elif not norm and name in ours and ours[name].shape == theirs[key].shape:
             theirs[key].copy_(ours[name])
     frozen = {layer_name(name) for name, weight in plain.named_parameters() if not weight.requires_grad}
     for key, weight in network.named_parameters():

@@ -125,6 +125,7 @@ def settings(command: str) -> list[str]:
     """Returns the settings that make a command short."""
     networks = [setting for name, setting in NETWORKS.items() if f"_{name}" in command]
     pyramid = PYRAMID if "_fpn" in command else ()
+    pyramid += ("data.train=[train2014]", "data.test=[val2014]") if "coco" in command and pyramid else ()
     return [*SETTINGS[data_of(command)], *(networks and [*networks, *pyramid, "model.width=4"])]
 
 

@@ -59,7 +59,7 @@ def facts(cfg: ModelConfig) -> dict[str, str]:
 
 
 def test_every_setting_is_passed_on_refused_or_known_to_differ() -> None:
-    elsewhere = ("cls.", "loc.", "context.", "pyramid.")  # pyramids are compared whole, in test_models_pyramid.py
+    elsewhere = ("cls.", "loc.", "context.", "pyramid.", "timm.")  # compared whole, with pyramids and networks of timm
     others = {key for key in leaves(ModelConfig()) if key.startswith(elsewhere)} | OF_SEPARATE_TASKS
     assert leaves(ModelConfig()).keys() == PASSED_ON.keys() | REFUSED.keys() | ITS_OWN.keys() | others
 
@@ -121,3 +121,19 @@ def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:
     cfg = model_of(**{"split": "conv5", "context.on": "cls", "head.tasks": "separate", "loc.last_pool": "none"})
     assert baseline_of(cfg) == model_of()
     assert facts(cfg) == facts(model_of())
+
+
+@pytest.mark.parametrize("changes", [
+    {"backbone": "tiny_resnet_fpn"}, {"backbone": "tiny_resnet_fpn", "pyramid.norm": "frozen"}, {"rpn.convs": 3},
+    {"backbone": "tiny_resnet_fpn", "head.kind": "conv_fc", "rpn.convs": 2}, {"head.kind": "conv_fc"},
+    {"backbone": "resnet50_fpn", "pyramid.norm": "frozen", "width": 24},
+    {"backbone": "resnet50", "rpn.convs": 2, "width": 24},
+])  # fmt: skip
+def test_every_weight_is_the_models(changes: dict[str, Any]) -> None:
+    sizes = [[16], [32], [32], [64], [64]] if "fpn" in changes.get("backbone", "") else [16, 32]
+    cfg = model_of(**{"anchors.sizes": sizes, "roi.op": "align"}, **changes)
+    model = build_model(cfg, 4)
+    for parameter in model.parameters():  # nothing is the default of any layer
+        nn.init.uniform_(parameter, 2.0, 3.0)
+    twin = torchvision_detector(cfg, model)
+    assert all(parameter.min() >= 2 for name, parameter in twin.named_parameters() if "body.fc" not in name)

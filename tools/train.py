@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from grcn import errors
@@ -15,6 +16,8 @@ from grcn.engine.signals import StopSignals
 from grcn.progress import start_logging
 
 logger = logging.getLogger("grcn")
+
+NEW_CLASSES = ("by-name", "fresh")
 
 
 def main() -> None:
@@ -30,7 +33,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights of this checkpoint to start from at step 0")
     parser.add_argument(
         "--new-classes",
-        choices=("by-name", "fresh"),
+        choices=NEW_CLASSES,
+        metavar="=fresh",
         help="with --init: the data have other classes. Those of the same name keep their rows, with =fresh none does "
         "(default where it stands alone: by-name)",
     )
@@ -45,8 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    # Alone it would take the setting behind it for its value.
-    args = parser.parse_intermixed_args([arg + "=by-name" * (arg == "--new-classes") for arg in sys.argv[1:]])
+    args = parser.parse_intermixed_args(list(_joined(sys.argv[1:])))
     start_logging()
     if args.resume_from and args.init:
         parser.error("argument --init: not allowed with argument --resume-from")
@@ -85,6 +88,16 @@ def main() -> None:
         )
     if is_main():
         print(json.dumps(metrics))
+
+
+def _joined(words: list[str]) -> Iterator[str]:
+    """Gives --new-classes its value: the word behind it if that is one, or by-name; argparse would take a setting."""
+    for place, word in enumerate(words):
+        if word == "--new-classes":
+            following = words[place + 1 : place + 2]
+            yield f"{word}={following[0] if following and following[0] in NEW_CLASSES else NEW_CLASSES[0]}"
+        elif word not in NEW_CLASSES or words[max(place - 1, 0)] != "--new-classes":
+            yield word
 
 
 if __name__ == "__main__":

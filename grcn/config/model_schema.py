@@ -301,8 +301,9 @@ class ModelConfig(Section):
     timm:convnext_tiny (pip install 'grcn[timm]'); miniatures, which train from scratch on a CPU. [S; T: the pyramid]"""
     weights: str | None = None
     """Initial weights: null; torchvision's IMAGENET1K_V1 (VGG16: with fc6 and fc7), IMAGENET1K_V2
-    (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); or a file as
-    torchvision:FILE (also of a torchvision detector on a ResNet, whose trunk is taken) or
+    (ResNets) or IMAGENET1K_FEATURES (VGG16's convolutions, of the Caffe release); of resnet50_fpn also the
+    whole detectors COCO_V1 and COCO_V2; or a file as torchvision:FILE (also of a torchvision detector on a
+    ResNet: a pyramid takes all of it, others its trunk) or
     caffe:FILE, relative to the current directory, or to your home after ~/; of a network of timm, a file of its
     release as timm:FILE. With caffe, ResNets are strided in the first convolution of a unit, else in the second.
     [O; the paper starts from ImageNet weights, and so do configs/_base/voc.yaml and coco.yaml]"""

@@ -19,16 +19,19 @@ class ClassRows:
     Attributes:
         names: classes of the model, background first.
         source: for each, the row among the other model's classes, background first; None for a new one.
+        unknown: names that were asked for, and that the other model does not have.
     """
 
     names: tuple[str, ...]
     source: tuple[int | None, ...]
+    unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kept = [name for name, row in zip(self.names, self.source, strict=True) if row is not None]
         new = [name for name, row in zip(self.names, self.source, strict=True) if row is None]
         fresh = f", {len(new)} new ({few(new)})" if new else ""
-        return f"rows of {len(kept)} of {len(self.names)} classes kept by name ({few(kept)}){fresh}"
+        missing = f"; data.same_as: none of the weights' classes is {few(self.unknown)}" if self.unknown else ""
+        return f"rows of {len(kept)} of {len(self.names)} classes kept by name ({few(kept)}){fresh}{missing}"
 
     def placed(self, theirs: Tensor, ours: Tensor) -> Tensor:
         """Returns ``ours`` with the rows of ``theirs`` where one is kept.
@@ -45,12 +48,14 @@ class ClassRows:
 
 
 def place_rows(theirs: Sequence[str], ours: Sequence[str], same_as: Mapping[str, str] | None = None) -> ClassRows:
-    """Finds the row of each of our classes among those of others: that of its name.
+    """Finds the row of each of our classes among those of others: that of its other name, or else of its own.
 
     Args:
         theirs, ours: names of the labels 1..C.
         same_as: for some of our classes, what the others call them.
     """
     rows = {name: row for row, name in reversed(list(enumerate(theirs, start=1)))}
-    names = [(same_as or {}).get(name, name) for name in ours]
-    return ClassRows((BACKGROUND, *ours), (0, *(rows.get(name) for name in names)))
+    others = {name: other for name, other in (same_as or {}).items() if name in ours}
+    unknown = tuple(other for name, other in others.items() if theirs and other not in rows and name not in rows)
+    source = [rows.get(others.get(name, name), rows.get(name)) for name in ours]
+    return ClassRows((BACKGROUND, *ours), (0, *source), unknown)

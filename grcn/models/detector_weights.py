@@ -7,6 +7,7 @@ which torchvision renames when it loads them: both are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -40,8 +41,9 @@ def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str,
         state: the file's tensors, which say of which release and age it is.
         trunk: the classifier's keys, without those of the detector.
     """
-    successor = any(key.startswith(f"{_PYRAMID}inner_blocks.0.1.") for key in state)
+    norms = any(key.startswith(f"{_PYRAMID}inner_blocks.0.1.") for key in state)
     old = f"{_PYRAMID}inner_blocks.0.weight" in state
+    convs = len({key.split(".")[3] for key in state if re.match(rf"{_RPN}conv\.\d+\.0\.", key)})
     names = {TRUNK + key: name for key, name in trunk.items()}
 
     def layer(place: str, ours: str, norm: str | None = None) -> None:
@@ -54,13 +56,13 @@ def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str,
     for index in range(4):
         for kind, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
             place = f"{_PYRAMID}{kind}.{index}"
-            layer(place if old else f"{place}.0", f"{ours}{index + 2}", f"{place}.1" if successor else None)
+            layer(place if old else f"{place}.0", f"{ours}{index + 2}", f"{place}.1" if norms else None)
     layer(f"{_RPN}conv" if f"{_RPN}conv.weight" in state else f"{_RPN}conv.0.0", "rpn.conv")
-    if successor:
-        layer(f"{_RPN}conv.1.0", "rpn.further.0")
+    for index in range(1, convs):
+        layer(f"{_RPN}conv.{index}.0", f"rpn.further.{index - 1}")
     layer(f"{_RPN}cls_logits", "rpn.cls_logits")
     layer(f"{_RPN}bbox_pred", "rpn.bbox_pred")
-    if successor:
+    if any(key.startswith(f"{_HEAD}0.") for key in state):
         for index in range(4):
             layer(f"{_HEAD}{index}.0", f"convs.{index}", f"{_HEAD}{index}.1")
         layer(f"{_HEAD}5", "fc6")
@@ -181,7 +183,9 @@ def _rows(
     if classes is None:
         counted = f"of {theirs} classes with the background (the model has {ours})"
         raise CheckpointError(f"{source}: {counted}; pass the names of the model's")
-    return place_rows(names or (), classes, same_as)
+    rows = place_rows(names or (), classes, same_as)
+    # As many classes as COCO has, and none of its: the file is of the data's own.
+    return None if theirs == ours and not any(rows.source[1:]) else rows
 
 
 def _classes_of(rows: int) -> tuple[str, ...] | None:

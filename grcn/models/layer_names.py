@@ -20,7 +20,7 @@ def layer_name(parameter: str) -> str:
     Copies of one layer in several branches, and one layer in models that split at different places, share it.
     """
     return re.sub(
-        r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
+        r"^(backbone\.)?(body\.(network|layers)|(cls|loc)\.tail\.layers|frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
         "",
         parameter,
     )

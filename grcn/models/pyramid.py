@@ -155,9 +155,10 @@ class PyramidResNet(Backbone):
         conv5's stride); others are accepted.
         """
         with torch.no_grad():
-            maps = self.frozen({"x": to_memory_format(x, "frozen")}, 2)
+            found = self.frozen({"x": to_memory_format(x, "frozen")}, self.last_strides["cls"])
         form = "train_units" if self.training else "eval"
-        maps = {name: to_memory_format(map_, form) for name, map_ in maps.items()}
+        last = to_memory_format(found["x"], form)
+        maps = {key: last if map_ is found["x"] else to_memory_format(map_, form) for key, map_ in found.items()}
         maps = self.trunk(maps, self.last_strides["cls"])
         if self.cls is None or self.loc is None:
             pyramid = pyramid_of(maps)

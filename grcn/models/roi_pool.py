@@ -15,7 +15,7 @@ from grcn.models.roi_align_cpu import roi_align_cpu
 
 # Of eq. 1 of Lin et al., Feature Pyramid Networks: a RoI of this side is pooled from this level.
 _CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
-# Where a RoI's samples add nothing: RoIAlign's kernels give 0 for what is more than a cell outside of the map.
+# Where a RoI costs nothing to pool: RoIAlign's kernels do not read what is more than a cell outside of the map.
 _NOWHERE = -1e4
 
 
@@ -113,11 +113,13 @@ class RoIPool(nn.Module):
             return roi_align_cpu(maps, rows, level, self.size, scales, self.sampling_ratio, self.aligned)
         if len(maps) == 1:
             return roi_align(maps[0], rows, self.size, scales[0], self.sampling_ratio, self.aligned)
-        # In fixed shapes: every map is asked for all boxes, and gives 0 for those of other maps.
-        pooled = (
-            roi_align(map_, _elsewhere(rows, level != k), self.size, scale, self.sampling_ratio, self.aligned)
-            for k, (map_, scale) in enumerate(zip(maps, scales, strict=True))
-        )
+        # In fixed shapes: every map is asked for all boxes. Those of other maps are moved out of it, and masked, since
+        # torchvision's deterministic form of RoIAlign repeats the border of a map for what lies outside.
+        pooled = []
+        for k, (map_, scale) in enumerate(zip(maps, scales, strict=True)):
+            own = level == k
+            found = roi_align(map_, _elsewhere(rows, ~own), self.size, scale, self.sampling_ratio, self.aligned)
+            pooled.append(torch.where(own[:, None, None, None], found, 0))
         return functools.reduce(torch.add, pooled)
 
 
@@ -129,5 +131,5 @@ def _rows(rois: Tensor) -> Tensor:
 
 
 def _elsewhere(rows: Tensor, moved: Tensor) -> Tensor:
-    """Moves the boxes of rows ``[R, 5]``, where ``moved`` ``[R]`` says so, to where they pool zeros."""
+    """Moves the boxes of rows ``[R, 5]`` out of every map where ``moved`` ``[R]`` says so."""
     return torch.cat([rows[:, :1], torch.where(moved[:, None], _NOWHERE, rows[:, 1:])], dim=1)

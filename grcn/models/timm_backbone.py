@@ -104,10 +104,7 @@ class TimmPyramid(Backbone):
         self.name, self.own_values = name, ("backbone.body.", "backbone.cls.tail.", "backbone.loc.tail.")
         if frozen_stages:
             _freeze(name, network, places, frozen_stages)
-        if norm == "frozen":
-            from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
-
-            network = freeze_batch_norm_2d(network)
+        _freeze_norms(network, every=norm == "frozen")
 
         nhwc = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         self.body: Stages | Whole
@@ -226,6 +223,17 @@ def _freeze(name: str, network: nn.Module, places: tuple[int, ...], stages: int)
         raise ConfigError(f"model.freeze: nobody knows where the stages of {name} end (got {stages}); set 0")
     for parameter in frozen:
         parameter.requires_grad_(False)
+
+
+def _freeze_norms(network: nn.Module, every: bool) -> None:
+    """Replaces batch norms by ones that keep their statistics, weights and biases: all, or those of frozen layers."""
+    from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            is_norm = isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)
+            if is_norm and (every or (child.weight is not None and not child.weight.requires_grad)):
+                parent._modules[name] = freeze_batch_norm_2d(child)
 
 
 def _cut(name: str, network: nn.Module, places: tuple[int, ...], nhwc: bool, first: int) -> tuple[Stages, Stages]:

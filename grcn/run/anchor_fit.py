@@ -171,9 +171,14 @@ def _sample(objects: Objects) -> Objects:
 
 
 def _suggest(objects: Objects, anchors: AnchorSet) -> dict[str, Any] | None:
-    sample, count = _sample(objects), len(anchors.sizes[0])
-    as_many, one_more = _search(sample, anchors, count), _search(sample, anchors, count + 1)
-    chosen = max((as_many, 0.0), (one_more, -SIZE_COST), key=lambda one: _score(one[0].best_iou(sample)) + one[1])[0]
+    sample, count, room = _sample(objects), len(anchors.sizes[0]), min(map(len, _candidates(anchors)))
+    if room < count:  # a size that is given twice
+        return None
+    chosen = _search(sample, anchors, count)
+    if room > count:
+        one_more = _search(sample, anchors, count + 1)
+        more = _score(one_more.best_iou(sample)) - _score(chosen.best_iou(sample))
+        chosen = one_more if more > SIZE_COST else chosen
     best = chosen.best_iou(objects)
     if _score(best) < _score(anchors.best_iou(objects)) + LEAST_GAIN:
         return None
@@ -185,14 +190,18 @@ def _as_setting(sizes: Sequence[Sequence[float]]) -> list[Any]:
     return list(sizes[0]) if len(sizes) == 1 else [list(level) for level in sizes]
 
 
+def _candidates(anchors: AnchorSet) -> list[list[float]]:
+    """Returns the sizes to choose from, for each map."""
+    several = len(anchors.sizes) > 1
+    return [
+        sorted({*own, *(size for size in SIZES if not several or CELLS[0] <= size / stride <= CELLS[1])})
+        for own, stride in zip(anchors.sizes, anchors.strides, strict=True)
+    ]
+
+
 def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
     """Chooses ``count`` sizes of each map from a grid for the ratios, then ratios for them, and both again."""
-    several = len(anchors.sizes) > 1
-    sizes = [
-        (level, size)
-        for level, (own, stride) in enumerate(zip(anchors.sizes, anchors.strides, strict=True))
-        for size in sorted({*own, *(s for s in SIZES if not several or CELLS[0] <= s / stride <= CELLS[1])})
-    ]
+    sizes = [(level, size) for level, of_map in enumerate(_candidates(anchors)) for size in of_map]
     ratios = sorted({*anchors.ratios, *RATIOS})
     ious = {
         (*size, ratio): anchors._iou(objects, size[1] / ratio**0.5, size[1] * ratio**0.5, anchors.strides[size[0]])

@@ -1,4 +1,4 @@
-"""A checkpoint, or a file of detections, scored on the test splits: what ``tools/eval.py`` calls."""
+"""A checkpoint, pretrained weights or a file of detections, scored on the test splits: what ``tools/eval.py`` calls."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from grcn.engine.evaluate import detect
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
+from grcn.fileio import few
 from grcn.models.detector import Detector
 from grcn.models.memory_format import to_device
 from grcn.run.backend import prepare
@@ -79,16 +80,15 @@ def found_detections(
         prepare(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, device, allow_changes))
-            distributed.obey(stop)
-            found = detect_all(model, cfg, test, device, stop)
         elif initial:
             test, model = _build_initial(cfg, device)
-            distributed.obey(stop)
-            found = detect_all(model, cfg, test, device, stop)
         elif detections is not None:
             test, found = distributed.together(lambda: _read_detections(cfg, detections))
         else:
-            raise ConfigError("nothing to evaluate; give --checkpoint or --detections")
+            raise ConfigError("nothing to evaluate; give --checkpoint, --detections or --initial")
+        if detections is None:
+            distributed.obey(stop)
+            found = detect_all(model, cfg, test, device, stop)
         yield build.limit_images(cfg.eval, test.table), test, found
 
 
@@ -126,7 +126,10 @@ def _build_initial(cfg: Config, device: torch.device) -> tuple[DetectionDataset,
     test = distributed.together(lambda: build.build_test_split(cfg.data, build.class_names(cfg.data)))
     classes = test.table.classes
     model = build.build_model(cfg.model, len(classes) + 1, cfg.run.seed)
-    load_initial_weights(model, cfg.model, None, classes, cfg.data.same_as)
+    new = load_initial_weights(model, cfg.model, None, classes, cfg.data.same_as)
+    if random := [name for name in new if name.startswith(("rpn.", "roi_heads.heads."))]:
+        what = f"no detector like this model, whose {few(random)} are random"
+        raise ConfigError(f"model.weights: {cfg.model.weights} is {what}; set COCO_V1, or torchvision:FILE of one")
     return test, to_device(model, device)
 
 

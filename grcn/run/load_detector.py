@@ -76,7 +76,7 @@ def load_initial_weights(
     classes: Sequence[str],
     same_as: Mapping[str, str] | None = None,
     new_classes: str | None = None,
-) -> None:
+) -> list[str]:
     """Gives a model the weights that training starts from; rank 0 downloads them before the others look.
 
     Args:
@@ -89,16 +89,19 @@ def load_initial_weights(
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another network or other classes.
-        ConfigError: the checkpoint's detector expects other images or has other anchors; ``same_as`` is of a class
-            that the data do not have.
+        ConfigError: the checkpoint's detector expects other images or has other anchors.
+
+    Returns:
+        Names of the weights that keep their initial values.
     """
     if unknown := [name for name in same_as or {} if name not in classes]:
-        raise ConfigError(f"data.same_as: {unknown[0]!r} is no class of the data; name one of theirs: {few(classes)}")
+        logger.warning("data.same_as: no class of the data: %s", few(unknown))
     arguments = (model, cfg, init, classes, same_as, new_classes)
-    level, message = distributed.on_main(lambda: _load_initial_weights(*arguments))
+    level, message, new = distributed.on_main(lambda: _load_initial_weights(*arguments))
     if not distributed.is_main():
         _load_initial_weights(*arguments)
     logger.log(level, message)
+    return new
 
 
 def _load_initial_weights(
@@ -108,8 +111,8 @@ def _load_initial_weights(
     classes: Sequence[str],
     same_as: Mapping[str, str] | None,
     new_classes: str | None,
-) -> tuple[int, str]:
-    """Loads the initial weights; returns what to log about it, and how urgent that is."""
+) -> tuple[int, str, list[str]]:
+    """Loads the initial weights; returns how urgent it is to log about it, what, and the weights that are new."""
     if init is not None:
         state = checkpoint.load(init)
         # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
@@ -123,28 +126,29 @@ def _load_initial_weights(
             raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
         if new_classes is None:
             _restore(state, model, init)
-            return logging.INFO, f"initial weights from {init}"
+            return logging.INFO, f"initial weights from {init}", []
         rows = place_rows(state["classes"] if new_classes == "by-name" else (), classes, same_as)
         if new_classes == "fresh":
             rows = replace(rows, source=(None,) * len(rows.names))
         _restore(state, model, init, rows)
-        return logging.INFO, f"initial weights from {init}; {rows}"
+        return logging.INFO, f"initial weights from {init}; {rows}", []
+    every = list(model.state_dict())
     frozen = {f"backbone.frozen.{name}" for name, _ in model.backbone.frozen.named_parameters()}
     if cfg.weights is not None:
         report = load_weights(model, cfg.weights, classes, same_as)
         if random := sorted(frozen.intersection(report.new)):
-            return logging.WARNING, f"{report}; {few(random)} frozen at random values: lower model.freeze"
-        return logging.INFO, str(report)
+            warning = f"{report}; {few(random)} frozen at random values: lower model.freeze"
+            return logging.WARNING, warning, report.new
+        return logging.INFO, str(report), report.new
     if frozen:
         remedy = (
             "use --init, or leave model.freeze out"
             if cfg.backbone.startswith("tiny")
             else ("give weights, or use a tiny backbone, which trains all of its layers")
         )
-        return logging.WARNING, (
-            f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; {remedy}"
-        )
-    return logging.DEBUG, "initial weights are random"
+        stay = f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; {remedy}"
+        return logging.WARNING, stay, every
+    return logging.DEBUG, "initial weights are random", every
 
 
 def _restore(state: Mapping[str, Any], model: Detector, path: Path, rows: ClassRows | None = None) -> None:
@@ -161,8 +165,10 @@ def _restore(state: Mapping[str, Any], model: Detector, path: Path, rows: ClassR
     weights = state.get("ema", state)["model"]
     if rows is not None:
         own = model.state_dict()
-        of_classes = [name for name in own if name.startswith(PREDICTORS)]
-        weights = weights | {name: rows.placed(weights[name], own[name]) for name in of_classes if name in weights}
+        of_classes = [name for name in own if name.startswith(PREDICTORS) and name in weights]
+        # Those of another width are refused with all other weights that do not fit.
+        of_classes = [name for name in of_classes if weights[name].shape[1:] == own[name].shape[1:]]
+        weights = weights | {name: rows.placed(weights[name], own[name]) for name in of_classes}
     checkpoint.restore({"step": state["step"], "model": under_names_of(model, weights)}, model, path=path)
 
 

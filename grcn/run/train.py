@@ -90,6 +90,10 @@ def train(
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         prepare(cfg, device)
+        if cfg.model.timm.norm == "trained" and (processes := distributed.world_size()) > 1:
+            raise ConfigError(
+                f"model.timm.norm: trained norms would differ between {processes} processes; set frozen, or use one"
+            )
         if cfg.run.tensorboard:
             distributed.on_main(check_tensorboard)
         if not dry_run:

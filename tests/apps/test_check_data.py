@@ -731,6 +731,12 @@ def test_anchors_of_a_pyramid_are_suggested_for_each_map():
     assert settings(fitted["suggestion"]).startswith("'model.anchors.sizes=[[")
 
 
+def test_a_map_with_all_sizes_or_one_twice_gets_no_more():
+    objects = Objects(np.array([[0.0, 0, 30, 30], [5, 5, 95, 99]]), np.full((2, 2), 128))
+    for fine in ((16.0, 23.0, 32.0, 45.0, 64.0), (32.0,) * 5):
+        fit(objects, AnchorSet((fine, (32.0, 45.0, 64.0, 91.0, 128.0)), (1.0,), (4, 16)))
+
+
 def test_objects_are_seen_at_the_networks_scale():
     made = pack(
         "made", ["a"], image_ids=["a", "b"], sizes=[(33, 100), (40, 40)], rows=[1, 0, 0],

@@ -297,3 +297,22 @@ def test_a_canvas_is_a_multiple_and_has_the_images_at_the_top_left():
         assert torch.equal(tensor[:, :height, :width], plain([image])[0].tensors[0])
         assert not tensor[:, height:].any() and not tensor[:, :, width:].any()
     assert DetectionTransform(96, 200, PLAIN, 32)([torch.rand(3, 48, 64)])[0].tensors.shape == (1, 3, 96, 128)
+
+
+def test_boxes_of_other_maps_add_nothing_in_the_deterministic_form(monkeypatch):
+    """torchvision's RoIAlign in Python, which a GPU runs with deterministic algorithms, reads beyond a map's border."""
+    from torchvision.ops.roi_align import _roi_align
+
+    def in_python(feature, rows, size, scale, sampling_ratio, aligned):
+        return _roi_align(feature, rows, scale, size, size, sampling_ratio, aligned)
+
+    generator = torch.Generator().manual_seed(0)
+    maps = tuple(torch.randn(1, 3, 64 // k, 64 // k, generator=generator).double() for k in (1, 2, 4, 8))
+    corner = torch.rand(1, 30, 2, generator=generator).double() * 60
+    rois = torch.cat([corner, corner + torch.rand(1, 30, 2, generator=generator).double() ** 2 * 190 + 1], -1)
+    pool = RoIPool((4, 8, 16, 32), 7, "align", finest=0)
+    expected = pool(maps, rois)
+    monkeypatch.setattr("grcn.models.roi_pool.roi_align", in_python)
+    with boxes.as_if_on_gpu():
+        assert_close(pool(maps, rois), expected, rtol=1e-6, atol=1e-6)
+    assert len(pool.level_of(rois).unique()) == 4

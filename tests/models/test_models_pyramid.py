@@ -180,6 +180,13 @@ def test_before_training_a_split_changes_nothing(split):
         assert_close(found, plain(some, score_thresh=0.0), **EXACT)
 
 
+@torch.no_grad()
+def test_a_frozen_conv5_keeps_the_stride_of_the_tasks():
+    backbone = PyramidResNet((1, 1, 1, 1), last_strides={"cls": 1, "loc": 1}, width=4, frozen_stages=5)
+    maps = backbone(torch.rand(1, 3, 64, 96))["cls"]
+    assert [map_.shape[-1] for map_ in maps] == [96 // stride for stride in backbone.feature_specs["cls"].strides]
+
+
 @pytest.mark.parametrize("changes", ["cls.level=1", "loc.level=-1", "split=conv5 loc.last_stride=1"])
 @torch.no_grad()
 def test_levels_and_strides_make_other_detections(changes):

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from grcn import build_model, load_weights
+from grcn.build import build_optimizer
 from grcn.config.files import load_config
 from grcn.config.model_schema import ModelConfig
+from grcn.config.schema import TrainConfig
 from grcn.engine import checkpoint
 from grcn.errors import CheckpointError, ConfigError
 from grcn.models.detector import Detector
 from grcn.models.layer_names import layer_name
 from grcn.run.train import train
+from grcn.torchvision_baseline import torchvision_detector
 
 timm = pytest.importorskip("timm")
 
@@ -114,6 +118,30 @@ def test_batch_norms_are_frozen_or_trained() -> None:
         model.train()([torch.rand(3, 64, 90)], TARGETS)
         assert (not torch.equal(model.state_dict()[key], before)) == moves
     assert not any("bn1" in name for name, _ in frozen.named_parameters())
+    partly = build("resnet18", timm={"norm": "trained"}, freeze=2)
+    before = {name: tensor.clone() for name, tensor in partly.state_dict().items() if "running" in name}
+    partly.train()([torch.rand(3, 64, 90)], TARGETS)
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, partly.state_dict()[name])}
+    assert moved and not any("bn1.running" in name and ".layer" not in name or "layer1" in name for name in moved)
+
+
+@pytest.mark.parametrize("split", ["none", "conv5"])
+def test_torchvisions_detector_takes_a_network_of_timm(split: str) -> None:
+    cfg = ModelConfig.model_validate({**SMALL, "backbone": "timm:resnet18", "split": split})
+    model = build_model(cfg, 3)
+    plain = build("resnet18").backbone
+    theirs = torchvision_detector(cfg, model)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, other in zip(plain.eval()(x)["cls"], theirs.backbone(x).values(), strict=True):
+            assert_close(ours, other)
+
+
+def test_every_trained_parameter_is_in_a_group() -> None:
+    model = nn.Linear(2, 2)
+    model.gain = nn.Parameter(torch.zeros(()))  # as timm's networks without norms have them
+    grouped = [one for group in build_optimizer(TrainConfig(steps=1), model).param_groups for one in group["params"]]
+    assert len(grouped) == 3
 
 
 @pytest.mark.parametrize("name", NETWORKS)

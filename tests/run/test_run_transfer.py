@@ -55,7 +55,8 @@ def predictors(model: torch.nn.Module) -> list[torch.Tensor]:
     [
         ("by-name", {}, [0, 3, None, 1]),
         ("by-name", {"boat": "moon"}, [0, 3, 2, 1]),
-        ("by-name", {"sun": "nothing"}, [0, 3, None, None]),
+        ("by-name", {"sun": "nothing"}, [0, 3, None, 1]),
+        ("by-name", {"boat": "ship"}, [0, 3, None, 1]),
         ("fresh", {}, [None] * 4),
     ],
 )
@@ -75,14 +76,18 @@ def test_rows_go_to_the_classes_of_their_names(trained, how, same_as, rows, capl
     assert f"rows of {len(names)} of 4 classes kept by name ({', '.join(names[:3]) or 'none'}" in caplog.text
 
 
-def test_a_run_starts_from_other_classes_only_when_it_is_asked_to(trained, tmp_path) -> None:
+def test_a_run_starts_from_other_classes_only_when_it_is_asked_to(trained, tmp_path, caplog) -> None:
     with pytest.raises(CheckpointError, match="of other classes .*--new-classes"):
         train(of(OURS), tmp_path / "refused", init=trained)
     metrics = train(of(OURS), tmp_path / "run", init=trained, new_classes="by-name")
     (saved,) = tmp_path.glob("run/checkpoints/*.pt")
     assert metrics["coco_ap"] is not None and checkpoint.load(saved)["classes"] == list(OURS)
-    with pytest.raises(ConfigError, match="data.same_as: 'oval' is no class of the data; name one of theirs: lark"):
-        train(of(OURS, "data.same_as={oval: sun}"), tmp_path / "typo", init=trained, new_classes="by-name")
+    train(of(OURS, "data.same_as={oval: sun}"), tmp_path / "typo", init=trained, new_classes="by-name")
+    assert "data.same_as: no class of the data: oval" in caplog.text
+    wider = of(OURS, "model.head.dim=32")
+    with pytest.raises(CheckpointError, match="fc6.weight has another shape") as caught:
+        train(wider, tmp_path / "wider", init=trained, new_classes="by-name")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_flag_stands_alone_or_with_a_word_and_needs_init(trained, tmp_path) -> None:
@@ -92,6 +97,8 @@ def test_the_flag_stands_alone_or_with_a_word_and_needs_init(trained, tmp_path) 
     assert done.code == 0 and "rows of 3 of 4 classes kept by name" in done.stderr, done.stderr
     done = programs.call(*command, "--init", trained, "--new-classes=fresh", *settings, folder=tmp_path)
     assert done.code == 0 and "rows of 0 of 4 classes kept by name (none), 4 new" in done.stderr, done.stderr
+    done = programs.call(*command, *settings, "--new-classes", "fresh", "--init", trained, folder=tmp_path)
+    assert done.code == 0 and "4 new" in done.stderr, done.stderr
     done = programs.call(*command, "--new-classes", *settings, folder=tmp_path)
     assert done.code == 2 and "argument --new-classes: only with argument --init" in done.stderr
 
@@ -99,6 +106,8 @@ def test_the_flag_stands_alone_or_with_a_word_and_needs_init(trained, tmp_path) 
 def test_two_names_may_start_from_one() -> None:
     rows = place_rows(("cat", "dog"), ("wolf", "dog"), {"wolf": "dog"})
     assert rows.source == (0, 2, 2) and "kept by name (background, wolf, dog)" in str(rows)
+    rows = place_rows(("cat", "dog"), ("wolf", "dog"), {"wolf": "dogg"})
+    assert rows.source == (0, None, 2) and str(rows).endswith("data.same_as: none of the weights' classes is dogg")
 
 
 def test_the_detector_of_a_file_is_evaluated_and_fine_tuned_on_other_data(tmp_path, monkeypatch, caplog) -> None:
@@ -136,5 +145,8 @@ run: {{workers: 0, threads: 1, device: cpu}}
     assert train(cfg, tmp_path / "run")["coco_ap"] is not None
     with pytest.raises(ConfigError, match="model.weights: null: nothing to evaluate before training"):
         evaluate(load_config(path, ["model.weights=null"]), tmp_path / "none", initial=True)
+    torch.save(theirs.backbone.body.state_dict(), tmp_path / "w.pth")  # of a classifier
+    with pytest.raises(ConfigError, match=r"w.pth is no detector like this model, whose rpn.conv.weight, .* random"):
+        evaluate(cfg, tmp_path / "classifier", initial=True)
     done = programs.call("tools/eval.py", "--config", path, "--initial", "--checkpoint", "x", folder=tmp_path)
     assert done.code == 2 and "not allowed with argument" in done.stderr

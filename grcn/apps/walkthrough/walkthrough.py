@@ -148,21 +148,21 @@ def _map(walked: Walk, task: str) -> str:
     size, several = list(walked.features[task].shape), len(spec.strides) > 1
     if several:
         side = float(boxes.areas(walked.roi)) ** 0.5
-        told = (
+        text = (
             f"{len(spec.strides)} maps for {task}, strides {strides_as_text(spec.strides)}. The RoI of the next steps, "
             f"of side {side:.0f}, is pooled from {size} (Lin et al., eq. 1), stride {stride}: a cell for {wide}."
         )
     else:
-        told = f"Map for {task}: {size}, stride {stride}: a cell for {wide}."
+        text = f"Map for {task}: {size}, stride {stride}: a cell for {wide}."
     if backbone.shared:
-        told += " No split: both tasks read the same." if task == "cls" else " The same again."
+        text += " No split: both tasks read the same." if task == "cls" else " The same again."
     elif task == "cls":
-        told += " The last layers are this task's own (Sec. 3.2)."
+        text += " The last layers are this task's own (Sec. 3.2)."
     else:
-        told += " The same image through layers of its own; localization wants a small stride (Sec. 3.4)."
+        text += " The same image through layers of its own; localization wants a small stride (Sec. 3.4)."
     if task == rpn.reads:
-        told += f" The RPN reads {'these maps' if several else 'this map'} and proposes {len(walked.proposals)} boxes."
-    return told
+        text += f" The RPN reads {'these maps' if several else 'this map'} and proposes {len(walked.proposals)} boxes."
+    return text
 
 
 def _roi(walked: Walk, task: str) -> str:
