@@ -269,7 +269,8 @@ def _problem(state: Any, name: str) -> str | None:
     """Says what is wrong with the contents of a checkpoint of this name, and the remedy."""
     found = state if isinstance(state, dict) else {}
     if wrong := [key for key, kind in _REQUIRED.items() if not isinstance(found.get(key), kind)]:
-        return f"not a checkpoint of grcn (no {', '.join(wrong)} in it); use one of grcn"
+        remedy = "use one of grcn, or load weights of others by model.weights"
+        return f"not a checkpoint of grcn (no {', '.join(wrong)} in it); {remedy}"
     if state["format"] != FORMAT:
         return f"written in another format (got {state['format']}, need {FORMAT}); update grcn"
     if (match := _NAME.fullmatch(name.removeprefix("best-"))) and int(match[1]) != state["step"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,12 +51,20 @@ class ClassRows:
 def place_rows(theirs: Sequence[str], ours: Sequence[str], same_as: Mapping[str, str] | None = None) -> ClassRows:
     """Finds the row of each of our classes among those of others: that of its other name, or else of its own.
 
+    Names that differ in case, or in how their words are joined, are the same unless there are two such.
+
     Args:
         theirs, ours: names of the labels 1..C.
         same_as: for some of our classes, what the others call them.
     """
     rows = {name: row for row, name in reversed(list(enumerate(theirs, start=1)))}
+    plain = [_plain(name) for name in theirs]
+    rows = {name: plain.index(_plain(name)) + 1 for name in ours if plain.count(_plain(name)) == 1} | rows
     others = {name: other for name, other in (same_as or {}).items() if name in ours}
     unknown = tuple(other for name, other in others.items() if theirs and other not in rows and name not in rows)
     source = [rows.get(others.get(name, name), rows.get(name)) for name in ours]
     return ClassRows((BACKGROUND, *ours), (0, *source), unknown)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -7,6 +7,7 @@ timm's; laterals, outputs and the split are those of :mod:`grcn.models.pyramid`.
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Container, Mapping
 from typing import Any
@@ -172,7 +173,11 @@ def create(name: str, drop_path: float = 0.0) -> nn.Module:
         except TypeError:
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # whatever timm raises about a name or an argument
-        raise ConfigError(f"model.backbone: timm cannot build {name!r} ({cause(error)}); choose another") from error
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        remedy = f"did you mean {close[0]}?" if close and close[0] != name.partition(".")[0] else "choose another"
+        if options:
+            remedy += " Not every network has model.timm.drop_path"
+        raise ConfigError(f"model.backbone: timm cannot build {name!r} ({cause(error)}); {remedy}") from error
 
 
 def timm_key(name: str, keys: Container[str]) -> str | None:

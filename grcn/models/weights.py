@@ -95,7 +95,9 @@ def normalisation_of(entry: str | None) -> Normalisation:
     if layout in WEIGHT_LAYOUTS and ":" in entry:
         return _EXPECTED[layout]
     names = ", ".join(NAMED_WEIGHTS)
-    raise CheckpointError(f"model.weights: unknown entry {entry!r}; use {names}, torchvision:FILE or caffe:FILE")
+    raise CheckpointError(
+        f"model.weights: unknown entry {entry!r}; use {names}, torchvision:FILE, caffe:FILE or timm:FILE"
+    )
 
 
 def stride_in_of(entry: str | None) -> str:
@@ -143,9 +145,10 @@ def load_weights(
     Of a whole detector for a model with a pyramid the rows of the predictors go to the classes of their names.
 
     Args:
-        model: a detector of ``grcn.build.build_model`` on VGG16, ResNet50 or ResNet101, built for weights of this
-            layout; or a backbone alone, whose input the caller normalises (:func:`normalisation_of`).
-        entry: see the head of this file.
+        model: a detector of ``grcn.build.build_model`` on VGG16, a ResNet, a pyramid or a network of timm, built for
+            weights of this layout; or a backbone alone, whose input the caller normalises (:func:`normalisation_of`).
+        entry: as ``model.weights``: ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``IMAGENET1K_FEATURES``, ``COCO_V1``,
+            ``COCO_V2``, ``torchvision:FILE``, ``caffe:FILE`` or ``timm:FILE``.
         classes: names of the model's labels 1..C. None: rows are loaded as they are, where there are as many.
         same_as: for some of these, what the file's classes call them, as COCO's ``airplane`` for ``aeroplane``.
 

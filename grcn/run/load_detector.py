@@ -25,10 +25,12 @@ from grcn.models.class_rows import ClassRows, place_rows
 from grcn.models.detector import Detector
 from grcn.models.detector_weights import PREDICTORS
 from grcn.models.layer_names import under_names_of
-from grcn.models.weights import load_weights, normalisation_of
+from grcn.models.weights import load_weights, normalisation_of, stride_in_of
 from grcn.run.predict import Predictor
 
 logger = logging.getLogger("grcn")
+
+_WEIGHTS = "model.weights:"
 
 
 def load_detector(
@@ -58,7 +60,10 @@ def load_detector(
     state = checkpoint.load(path)
     own = _settings(state, path, classes)
     if cfg is not None:
-        changes = _changes(own, cfg, lambda role: role.detection)
+        same = _same_input(own.model.weights, cfg.model.weights)
+        changes = [
+            line for line in _changes(own, cfg, lambda role: role.detection) if not (same and line.startswith(_WEIGHTS))
+        ]
         remedy = "use the config.yaml of its run or pass --allow-changes"
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
     model = build_model((cfg or own).model, len(state["classes"]) + 1)
@@ -234,6 +239,11 @@ def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | Non
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))
+
+
+def _same_input(one: str | None, other: str | None) -> bool:
+    """Tells whether weights expect the same input and strides: from which a detector has started is then past."""
+    return (normalisation_of(one), stride_in_of(one)) == (normalisation_of(other), stride_in_of(other))
 
 
 def _bits(cfg: Config) -> int | None:

@@ -103,6 +103,11 @@ def test_the_flag_stands_alone_or_with_a_word_and_needs_init(trained, tmp_path) 
     assert done.code == 2 and "argument --new-classes: only with argument --init" in done.stderr
 
 
+def test_names_match_however_they_are_written() -> None:
+    theirs = ("stop sign", "cat", "Cat", "dog", "big-dog")
+    assert place_rows(theirs, ("Stop_Sign", "CAT", "cat", "DOG", "big dog")).source == (0, 1, None, 2, 4, 5)
+
+
 def test_two_names_may_start_from_one() -> None:
     rows = place_rows(("cat", "dog"), ("wolf", "dog"), {"wolf": "dog"})
     assert rows.source == (0, 2, 2) and "kept by name (background, wolf, dog)" in str(rows)
