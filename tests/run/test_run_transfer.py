@@ -147,7 +147,11 @@ run: {{workers: 0, threads: 1, device: cpu}}
     assert before["coco_ap"] is not None and (tmp_path / "initial/detections.json").exists()
     kept = "rows of 2 of 3 classes kept by name (background, square), 1 new (disc)"
     assert kept in caplog.text and "at random values" not in caplog.text
-    assert train(cfg, tmp_path / "run")["coco_ap"] is not None
+    metrics = train(cfg, tmp_path / "run")
+    (saved,) = tmp_path.glob("run/checkpoints/*.pt")
+    # What a detector started from is past, as long as the weights expect the same images.
+    again = evaluate(load_config(path, ["model.weights=COCO_V1"]), tmp_path / "again", weights=saved)
+    assert again["coco_ap"] == metrics["coco_ap"] is not None
     with pytest.raises(ConfigError, match="model.weights: null: nothing to evaluate before training"):
         evaluate(load_config(path, ["model.weights=null"]), tmp_path / "none", initial=True)
     torch.save(theirs.backbone.body.state_dict(), tmp_path / "w.pth")  # of a classifier
