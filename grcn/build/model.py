@@ -85,13 +85,10 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         beta=cfg.roi.smooth_l1_beta,
     )
     multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
-    own_values: tuple[str, ...] = ()
-    normalisation = normalisation_of(cfg.weights)
-    if isinstance(backbone, TimmPyramid):
-        own_values, normalisation = backbone.own_values, backbone.normalisation
+    normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
     model = Detector(transform, backbone, rpn, roi_heads)
-    initialise(model, seed, cfg.context.init, keep=own_values)
+    initialise(model, seed, cfg.context.init)
     return model
 
 

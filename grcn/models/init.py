@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grcn import rng
-from grcn.models.layer_names import layer_name
+from grcn.models.layer_names import FOREIGN, layer_name
 
 # Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3;
 # Girshick's code).
@@ -31,8 +31,8 @@ _RESIDUAL = 0.25
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, context: str = "gaussian", keep: tuple[str, ...] = ()) -> None:
-    """Sets every parameter of a detector in place; one on the meta device is left alone.
+def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
+    """Sets every parameter of a detector in place, but for those of a network of others and on the meta device.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
     fc7 as torchvision's linear layers (larger ones drown the classifier on the unnormalised features of a pretrained
@@ -42,10 +42,9 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian", keep: tup
     Args:
         context: values of the projections of the context attention: ``"gaussian"``, as of all new layers;
             ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
-        keep: beginnings of the names of parameters that have values already.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or name.startswith(keep):
+        if parameter.is_meta or layer_name(name).startswith(FOREIGN):
             continue
         if name.endswith("bias"):
             parameter.zero_()

@@ -12,15 +12,20 @@ from grcn.catalog import RESNET_UNITS, VGG16_BLOCKS
 
 # The tensors of a batch norm.
 NORM = ("weight", "bias", "running_mean", "running_var")
+COUNTER = ".num_batches_tracked"
+# Before the names of layers of a network of others, whose names may be those of our heads.
+FOREIGN = "body."
 
 
 def layer_name(parameter: str) -> str:
     """Returns a parameter's name without its place: ``conv5_1.weight`` for ``backbone.loc.conv5_1.weight``.
 
-    Copies of one layer in several branches, and one layer in models that split at different places, share it.
+    Copies of one layer in several branches, and one layer in models that split at different places, share it. A layer
+    of a network of timm is ``body.stages_0…`` wherever it stands.
     """
+    parameter = re.sub(r"^(backbone\.)?(body\.(network|layers)|(cls|loc)\.tail\.layers)\.", FOREIGN, parameter)
     return re.sub(
-        r"^(backbone\.)?(body\.(network|layers)|(cls|loc)\.tail\.layers|frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
+        r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
         "",
         parameter,
     )

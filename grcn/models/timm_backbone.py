@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -81,7 +80,6 @@ class TimmPyramid(Backbone):
 
     Attributes:
         normalisation: what the network expects of its input, by timm's configuration.
-        own_values: beginnings of the names of parameters whose initial values are timm's.
 
     Raises:
         EnvironmentFault: timm is not installed.
@@ -102,7 +100,7 @@ class TimmPyramid(Backbone):
         places, widths = _maps_of(name, network)
         config: Mapping[str, Any] = getattr(network, "default_cfg", None) or network.pretrained_cfg  # type: ignore[assignment]
         self.normalisation = Normalisation(tuple(config["mean"]), tuple(config["std"]))
-        self.name, self.own_values = name, ("backbone.body.", "backbone.cls.tail.", "backbone.loc.tail.")
+        self.name = name
         if frozen_stages:
             _freeze(name, network, places, frozen_stages)
         _freeze_norms(network, every=norm == "frozen")
@@ -180,20 +178,16 @@ def create(name: str, drop_path: float = 0.0) -> nn.Module:
         raise ConfigError(f"model.backbone: timm cannot build {name!r} ({cause(error)}); {remedy}") from error
 
 
-def timm_key(name: str, keys: Container[str]) -> str | None:
-    """Returns timm's key of a weight of :class:`TimmPyramid`; None for one that is not of its network.
+def timm_key(layer: str, keys: Container[str]) -> str:
+    """Returns timm's key of a weight of its network.
 
     Args:
-        name: in its ``state_dict``.
+        layer: its layer name, without the beginning that all of the network have.
         keys: of timm's weights. A network that is run stage by stage calls ``stages.0`` ``stages_0``.
     """
-    found = re.match(r"(body\.(network|layers)|(cls|loc)\.tail\.layers)\.(.*)", name)
-    if found is None:
-        return None
-    key = found[4]
-    first, dot, rest = key.partition(".")
+    first, dot, rest = layer.partition(".")
     nested = ".".join(first.rsplit("_", 1)) + dot + rest
-    return nested if key not in keys and nested in keys else key
+    return nested if layer not in keys and nested in keys else layer
 
 
 def _maps_of(name: str, network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

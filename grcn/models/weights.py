@@ -37,7 +37,7 @@ from grcn.models import detector_weights
 from grcn.models.detector import Detector
 from grcn.models.detector_weights import TRUNK
 from grcn.models.features import Backbone
-from grcn.models.layer_names import NORM, layer_name, torchvision_names
+from grcn.models.layer_names import COUNTER, FOREIGN, NORM, layer_name, torchvision_names
 from grcn.models.pyramid import PyramidResNet
 from grcn.models.timm_backbone import TimmPyramid, timm_key
 from grcn.models.transform import Normalisation
@@ -79,7 +79,6 @@ _REMEDIES = {
     "": "use weights of this network",
 }
 _TIMM = "timm:"
-_COUNTER = ".num_batches_tracked"
 
 
 def normalisation_of(entry: str | None) -> Normalisation:
@@ -200,9 +199,9 @@ def load_weights(
         covered, more = detector_weights.fitted(covered, model, source, classes, same_as)
         remarks += more
     loaded, new = _copy(model, covered, source)
-    used = {layer_name(name).rsplit(".", 1)[0] for name in loaded}
+    used = {_layer(layer_name(name)) for name in loaded}
     ignored = [key for key in state if key not in wanted or _layer(names[key]) not in used]
-    ignored = [key for key in ignored if not key.endswith(_COUNTER) and not key.startswith(tuple(left))]
+    ignored = [key for key in ignored if not key.endswith(COUNTER) and not key.startswith(tuple(left))]
     return LoadReport(source, loaded, new, sorted(ignored), left, tuple(remarks))
 
 
@@ -210,22 +209,15 @@ def _load_timm(model: Detector | Backbone, backbone: TimmPyramid, entry: str) ->
     """Loads a file of timm's into its network, and into the tasks' copies of its last stages."""
     path = Path(os.path.expanduser(entry.removeprefix(_TIMM)))
     state = read_tensors(path, read_file(path, "give model.weights=timm:FILE an existing file"))
-    keys = {name: key for name in backbone.state_dict() if (key := timm_key(name, state)) is not None}
+    layers = {layer_name(name) for name in backbone.state_dict()}
+    keys = {layer: timm_key(layer.removeprefix(FOREIGN), state) for layer in layers if layer.startswith(FOREIGN)}
     if missing := sorted(key for key in keys.values() if key not in state):
         raise CheckpointError(f"{path}: {few(missing)} missing; this is not timm's {backbone.name}")
     if fault := unusable({key: state[key] for key in keys.values()}):
         raise CheckpointError(f"{path}: {fault}; use other weights")
-    for name, tensor in backbone.state_dict().items():
-        if name in keys:
-            value = state[keys[name]]
-            if value.shape != tensor.shape:
-                shapes = f"{list(value.shape)}, the model's {name} is {list(tensor.shape)}"
-                raise CheckpointError(f"{path}: {keys[name]} is {shapes}; use weights of timm's {backbone.name}")
-            tensor.copy_(value)
-    prefix = "backbone." if isinstance(model, Detector) else ""
-    loaded = [prefix + name for name in keys]
-    ignored = sorted(key for key in state.keys() - set(keys.values()) if not key.endswith(_COUNTER))
-    return LoadReport(str(path), loaded, [name for name in model.state_dict() if name not in loaded], ignored, [])
+    loaded, new = _copy(model, {layer: state[key] for layer, key in keys.items()}, str(path))
+    ignored = sorted(key for key in state.keys() - set(keys.values()) if not key.endswith(COUNTER))
+    return LoadReport(str(path), loaded, new, ignored, [])
 
 
 def _layer(name: str) -> str:
@@ -254,7 +246,7 @@ def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -
 def _is_classifier(key: str, network: str) -> bool:
     """Tells ImageNet's classifier, and the counters of its batch norms, from what a detector has a use for."""
     classifier = "classifier.6." if network == "vgg16" else "fc."
-    return key.startswith(classifier) or key.endswith(_COUNTER)
+    return key.startswith(classifier) or key.endswith(COUNTER)
 
 
 def _network(backbone: Backbone) -> str:

@@ -125,12 +125,12 @@ def test_batch_norms_are_frozen_or_trained() -> None:
     assert moved and not any("bn1.running" in name and ".layer" not in name or "layer1" in name for name in moved)
 
 
-@pytest.mark.parametrize("split", ["none", "conv5"])
-def test_torchvisions_detector_takes_a_network_of_timm(split: str) -> None:
-    cfg = ModelConfig.model_validate({**SMALL, "backbone": "timm:resnet18", "split": split})
-    model = build_model(cfg, 3)
+@pytest.mark.parametrize("model", [{}, {"split": "conv5"}, {"head": {"kind": "conv", "dim": 8}}], ids=str)
+def test_torchvisions_detector_takes_a_network_of_timm(model: dict[str, Any]) -> None:
+    """Whatever the head: both have a ``conv1``."""
+    cfg = ModelConfig.model_validate({**SMALL, "backbone": "timm:resnet18", **model})
     plain = build("resnet18").backbone
-    theirs = torchvision_detector(cfg, model)
+    theirs = torchvision_detector(cfg, build_model(cfg, 3))
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         for ours, other in zip(plain.eval()(x)["cls"], theirs.backbone(x).values(), strict=True):
