@@ -11,6 +11,8 @@ from torch import Tensor
 from grcn.fileio import few
 
 BACKGROUND = "background"
+# The layers that have rows of classes, by their names in a detector.
+PREDICTORS = ("roi_heads.heads.cls_score", "roi_heads.heads.bbox_pred")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,21 @@ class ClassRows:
         missing = f"; data.same_as: none of the weights' classes is {few(self.unknown)}" if self.unknown else ""
         return f"rows of {len(kept)} of {len(self.names)} classes kept by name ({few(kept)}){fresh}{missing}"
 
-    def placed(self, theirs: Tensor, ours: Tensor) -> Tensor:
-        """Returns ``ours`` with the rows of ``theirs`` where one is kept.
+    def placed(self, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns another detector's weights with the predictors of ours, whose rows are theirs where one is kept.
+
+        Predictors of another width stay as they are: they are refused with all other weights that do not fit.
 
         Args:
-            theirs, ours: of one classifier or box regressor each: as many rows for every class, background first.
+            theirs, ours: weights by name; layer names will do.
         """
+        found = dict(theirs)
+        for name, tensor in ours.items():
+            if name.startswith(PREDICTORS) and name in theirs and theirs[name].shape[1:] == tensor.shape[1:]:
+                found[name] = self._placed(theirs[name], tensor)
+        return found
+
+    def _placed(self, theirs: Tensor, ours: Tensor) -> Tensor:
         placed, per_class = ours.clone(), len(ours) // len(self.names)
         for row, source in enumerate(self.source):
             if source is not None:

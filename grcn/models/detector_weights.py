@@ -16,13 +16,12 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from grcn.catalog import COCO_CLASSES
 from grcn.errors import CheckpointError
 from grcn.fileio import few
-from grcn.models.class_rows import ClassRows, place_rows
+from grcn.models.class_rows import PREDICTORS, ClassRows, place_rows
 from grcn.models.detector import Detector
 from grcn.models.features import Backbone
-from grcn.models.layer_names import NORM, layer_name
+from grcn.models.layer_names import COUNTER, NORM, layer_name
 
 TRUNK = "backbone.body."
-PREDICTORS = ("roi_heads.heads.cls_score", "roi_heads.heads.bbox_pred")
 _PYRAMID, _RPN, _HEAD = "backbone.fpn.", "rpn.head.", "roi_heads.box_head."
 # Parts of other tasks than boxes.
 _OTHERS = ("roi_heads.mask_", "roi_heads.keypoint_")
@@ -94,8 +93,7 @@ def parts_of(
     else:
         left = {".".join(key.split(".")[:2]) for key in state if key.startswith(_OTHERS)}
     others = tuple(f"{part}." for part in left)
-    counter = ".num_batches_tracked"
-    wanted = {key: value for key, value in state.items() if not key.startswith(others) and not key.endswith(counter)}
+    wanted = {key: value for key, value in state.items() if not key.startswith(others) and not key.endswith(COUNTER)}
     return names, wanted, sorted(left)
 
 
@@ -130,10 +128,7 @@ def fitted(
         needed |= {name for name in own if name.startswith("rpn.")}
         if _head_fits(values, own, model.roi_heads.heads.tasks):
             rows = _rows(values, own, source, classes, same_as)
-            for name in (f"{predictor}.{kind}" for predictor in PREDICTORS for kind in ("weight", "bias")):
-                # One of another width is refused where it is copied.
-                if rows is not None and values[name].shape[1:] == own[name].shape[1:]:
-                    kept[name] = rows.placed(values[name], own[name])
+            kept = kept if rows is None else rows.placed(values, own)
             remarks.append("rows of all classes kept, in their order" if rows is None else str(rows))
         else:
             kept = {

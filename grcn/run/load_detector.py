@@ -23,14 +23,11 @@ from grcn.errors import CheckpointError, ConfigError, named
 from grcn.fileio import few
 from grcn.models.class_rows import ClassRows, place_rows
 from grcn.models.detector import Detector
-from grcn.models.detector_weights import PREDICTORS
 from grcn.models.layer_names import under_names_of
-from grcn.models.weights import load_weights, normalisation_of, stride_in_of
+from grcn.models.weights import load_weights, normalisation_of
 from grcn.run.predict import Predictor
 
 logger = logging.getLogger("grcn")
-
-_WEIGHTS = "model.weights:"
 
 
 def load_detector(
@@ -60,10 +57,9 @@ def load_detector(
     state = checkpoint.load(path)
     own = _settings(state, path, classes)
     if cfg is not None:
-        same = _same_input(own.model.weights, cfg.model.weights)
-        changes = [
-            line for line in _changes(own, cfg, lambda role: role.detection) if not (same and line.startswith(_WEIGHTS))
-        ]
+        # Which weights it has started from is past, where they expect the same images.
+        same = normalisation_of(own.model.weights) == normalisation_of(cfg.model.weights)
+        changes = _changes(own, cfg, lambda role: role.detection, but=("model.weights",) if same else ())
         remedy = "use the config.yaml of its run or pass --allow-changes"
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
     model = build_model((cfg or own).model, len(state["classes"]) + 1)
@@ -169,11 +165,7 @@ def _restore(state: Mapping[str, Any], model: Detector, path: Path, rows: ClassR
     """
     weights = state.get("ema", state)["model"]
     if rows is not None:
-        own = model.state_dict()
-        of_classes = [name for name in own if name.startswith(PREDICTORS) and name in weights]
-        # Those of another width are refused with all other weights that do not fit.
-        of_classes = [name for name in of_classes if weights[name].shape[1:] == own[name].shape[1:]]
-        weights = weights | {name: rows.placed(weights[name], own[name]) for name in of_classes}
+        weights = rows.placed(weights, model.state_dict())
     checkpoint.restore({"step": state["step"], "model": under_names_of(model, weights)}, model, path=path)
 
 
@@ -241,19 +233,19 @@ def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | Non
     return parse_config(state["config"], str(path))
 
 
-def _same_input(one: str | None, other: str | None) -> bool:
-    """Tells whether weights expect the same input and strides: from which a detector has started is then past."""
-    return (normalisation_of(one), stride_in_of(one)) == (normalisation_of(other), stride_in_of(other))
-
-
 def _bits(cfg: Config) -> int | None:
     return None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.bits
 
 
-def _changes(before: Config, after: Config, matters: Callable[[Role], bool]) -> list[str]:
-    """Lists the settings of roles that matter in which two configs differ, as ``key: before -> after``."""
+def _changes(before: Config, after: Config, matters: Callable[[Role], bool], but: Sequence[str] = ()) -> list[str]:
+    """Lists the settings of roles that matter in which two configs differ, as ``key: before -> after``.
+
+    Args:
+        but: settings that may differ all the same.
+    """
     known = roles()
-    return [line for key, line in difference(before, after).items() if matters(known[key])]
+    changed = difference(before, after)
+    return [line for key, line in changed.items() if matters(known[key]) and key not in but]
 
 
 def _refuse(changes: list[str], message: str, allow_changes: bool) -> None:
