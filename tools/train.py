@@ -7,7 +7,6 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from grcn import errors
@@ -49,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--print-config", action="store_true", help="print every setting and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    args = parser.parse_intermixed_args(list(_joined(sys.argv[1:])))
+    args = parser.parse_intermixed_args(_joined(sys.argv[1:]))
     start_logging()
     if args.resume_from and args.init:
         parser.error("argument --init: not allowed with argument --resume-from")
@@ -90,14 +89,16 @@ def main() -> None:
         print(json.dumps(metrics))
 
 
-def _joined(words: list[str]) -> Iterator[str]:
+def _joined(words: list[str]) -> list[str]:
     """Gives --new-classes its value: the word behind it if that is one, or by-name; argparse would take a setting."""
-    for place, word in enumerate(words):
-        if word == "--new-classes":
-            following = words[place + 1 : place + 2]
-            yield f"{word}={following[0] if following and following[0] in NEW_CLASSES else NEW_CLASSES[0]}"
-        elif word not in NEW_CLASSES or words[max(place - 1, 0)] != "--new-classes":
-            yield word
+    flag = "--new-classes"
+    joined: list[str] = []
+    for word in words:
+        if word in NEW_CLASSES and joined[-1:] == [flag]:
+            joined[-1] = f"{flag}={word}"
+        else:
+            joined.append(word)
+    return [f"{flag}={NEW_CLASSES[0]}" if word == flag else word for word in joined]
 
 
 if __name__ == "__main__":

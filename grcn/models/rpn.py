@@ -142,20 +142,20 @@ class RegionProposalNetwork(nn.Module):
             them.
         """
         maps = features[self.reads]
-        logits, deltas = zip(*(self.layers(map_) for map_ in maps), strict=True)
+        of_maps = [self.layers(map_) for map_ in maps]
         anchors = self.anchors(maps, (images.tensors.shape[-2], images.tensors.shape[-1]))
-        flat = joined([of_map.permute(0, 2, 3, 1).flatten(1) for of_map in logits], 1).to(anchors.dtype)
-        boxes_of = [of_map.permute(0, 2, 3, 1).reshape(len(flat), -1, 4) for of_map in deltas]
-        refined = joined(boxes_of, 1).to(anchors.dtype)
+        logits = joined([of_map.permute(0, 2, 3, 1).flatten(1) for of_map, _ in of_maps], 1).to(anchors.dtype)
+        cells = [of_map.permute(0, 2, 3, 1).reshape(len(logits), -1, 4) for _, of_map in of_maps]
+        deltas = joined(cells, 1).to(anchors.dtype)
         sizes = as_tensor(images.image_sizes, anchors)
         scales = as_tensor(getattr(images, "scales", None) or [1.0] * len(sizes), anchors)
         counts = self.anchors.counts(maps)
-        found = self._candidates(flat.detach(), refined.detach(), anchors, counts, sizes, scales)
+        found = self._candidates(logits.detach(), deltas.detach(), anchors, counts, sizes, scales)
         if not self.training:
             return *found, {}
         if targets is None:
             raise ValueError("targets are needed in training mode")
-        return *found, self._losses(flat, refined, anchors, sizes, targets)
+        return *found, self._losses(logits, deltas, anchors, sizes, targets)
 
     @torch.no_grad()
     def _candidates(

@@ -94,6 +94,10 @@ class DetectionTransform(nn.Module):
         # Rounded down, as torchvision; the small term keeps a side that is whole in exact arithmetic whole.
         return max(1, int(size[0] * scale + 1e-6)), max(1, int(size[1] * scale + 1e-6))
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the sides of the batch that holds images of ``(height, width)``, in pixels."""
+        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
     def forward(
         self, images: Sequence[Tensor], targets: list[dict] | None = None
     ) -> tuple[ImageBatch, list[dict] | None]:
@@ -123,7 +127,7 @@ class DetectionTransform(nn.Module):
                 {**target, "boxes": _rescale(target["boxes"].to(self.mean.dtype), old, new)}
                 for target, old, new in zip(targets, sizes, resized, strict=True)
             ]
-        height, width = (-(-max(sides) // self.multiple) * self.multiple for sides in zip(*canvas, strict=True))
+        height, width = self.padded(*map(max, zip(*canvas, strict=True)))
         padded = [F.pad(t, (0, width - t.shape[2], 0, height - t.shape[1])) for t in tensors]
         scales = [min(new[0] / old[0], new[1] / old[1]) for old, new in zip(sizes, resized, strict=True)]
         return ImageBatch(torch.stack(padded), resized, scales), targets

@@ -82,11 +82,12 @@ class AnchorSet:
         for sizes, stride in zip(self.sizes, self.strides, strict=True):
             for size in sizes:
                 for ratio in self.ratios:
-                    best = np.maximum(best, self._iou(objects, size / ratio**0.5, size * ratio**0.5, stride))
+                    best = np.maximum(best, self._iou(objects, size, ratio, stride))
         return best
 
-    def _iou(self, objects: Objects, width: float, height: float, stride: int) -> np.ndarray:
+    def _iou(self, objects: Objects, size: float, ratio: float, stride: int) -> np.ndarray:
         """Returns the IoU of each object with the nearest anchor of one shape, [M]."""
+        width, height = size / ratio**0.5, size * ratio**0.5
         x = self._overlap(objects.boxes[:, 0::2], objects.images[:, 1], width, stride)
         y = self._overlap(objects.boxes[:, 1::2], objects.images[:, 0], height, stride)
         return x * y / (objects.sides().prod(axis=1) + width * height - x * y)
@@ -204,8 +205,8 @@ def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
     sizes = [(level, size) for level, of_map in enumerate(_candidates(anchors)) for size in of_map]
     ratios = sorted({*anchors.ratios, *RATIOS})
     ious = {
-        (*size, ratio): anchors._iou(objects, size[1] / ratio**0.5, size[1] * ratio**0.5, anchors.strides[size[0]])
-        for size in sizes
+        (level, size, ratio): anchors._iou(objects, size, ratio, anchors.strides[level])
+        for level, size in sizes
         for ratio in ratios
     }
     chosen_ratios = [(0, ratio) for ratio in anchors.ratios]

@@ -733,8 +733,10 @@ def test_anchors_of_a_pyramid_are_suggested_for_each_map():
 
 def test_a_map_with_all_sizes_or_one_twice_gets_no_more():
     objects = Objects(np.array([[0.0, 0, 30, 30], [5, 5, 95, 99]]), np.full((2, 2), 128))
-    for fine in ((16.0, 23.0, 32.0, 45.0, 64.0), (32.0,) * 5):
-        fit(objects, AnchorSet((fine, (32.0, 45.0, 64.0, 91.0, 128.0)), (1.0,), (4, 16)))
+    coarse = (32.0, 45.0, 64.0, 91.0, 128.0)
+    all_sizes = fit(objects, AnchorSet(((16.0, 23.0, 32.0, 45.0, 64.0), coarse), (1.0,), (4, 16)))
+    twice = fit(objects, AnchorSet(((32.0,) * 5, coarse), (1.0,), (4, 16)))
+    assert all_sizes["suggestion"] is None and twice["suggestion"] is None
 
 
 def test_objects_are_seen_at_the_networks_scale():

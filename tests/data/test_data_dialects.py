@@ -67,12 +67,16 @@ def coco_document(pictures: list[Picture], names: Callable[[Picture], str]) -> d
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write_coco(root: Path, document: dict[str, Any], pictures: list[Picture], folder: str = "train") -> Annotations:
+def write_coco(
+    root: Path, document: dict[str, Any], pictures: list[Picture], folder: str = "train", file: str = ""
+) -> Annotations:
+    """Writes pictures and annotations, where COCO has them or in ``file``, and reads both."""
     for picture in pictures:
         draw(picture, root / folder / f"{picture.stem}.jpg")
-    (root / "annotations").mkdir(exist_ok=True)
-    (root / "annotations/instances_train.json").write_text(json.dumps(document))
-    return coco.load(root, ["train"], notes=Notes())
+    target = root / (file or f"annotations/instances_{folder}.json")
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(document))
+    return coco.load(root, [f"{folder}:{file}" if file else folder], notes=Notes())
 
 
 def plain(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:
@@ -83,10 +87,7 @@ def label_studio(chance: random.Random, root: Path, pictures: list[Picture]) -> 
     """Paths of the machine that exported, with either slash; ``result.json`` beside ``images``."""
     start = chance.choice(["images\\", "/data/upload/1/", "images/", "C:\\tmp\\images\\", ""])
     document = coco_document(pictures, lambda one: f"{start}{one.stem}.jpg")
-    for picture in pictures:
-        draw(picture, root / "images" / f"{picture.stem}.jpg")
-    (root / "result.json").write_text(json.dumps(document))
-    return coco.load(root, ["images:result.json"], notes=Notes())
+    return write_coco(root, document, pictures, "images", "result.json")
 
 
 def via(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:
@@ -108,10 +109,7 @@ def roboflow(chance: random.Random, root: Path, pictures: list[Picture]) -> Anno
     for category in document["categories"]:
         category["supercategory"] = project
     document["categories"].insert(0, {"id": 0, "name": project, "supercategory": "none"})
-    for picture in pictures:
-        draw(picture, root / "train" / f"{picture.stem}.jpg")
-    (root / "train/_annotations.coco.json").write_text(json.dumps(document))
-    return coco.load(root, ["train:train/_annotations.coco.json"], notes=Notes())
+    return write_coco(root, document, pictures, file="train/_annotations.coco.json")
 
 
 def coco_annotator(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:

@@ -51,9 +51,8 @@ def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int =
 
 def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int) -> list[Part]:
     model.eval()
-    multiple = model.transform.multiple
     with torch.device("meta"):
-        image = torch.empty(1, 3, *(-(-side // multiple) * multiple for side in (height, width)))
+        image = torch.empty(1, 3, *model.transform.padded(height, width))
         cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
     heads = model.roi_heads.heads
     pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
