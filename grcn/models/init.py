@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grcn import rng
-from grcn.models.layer_names import FOREIGN, layer_name
+from grcn.models.layer_names import FOREIGN, in_first_stage, layer_name
 
 # Layers added to the pretrained network: N(0, .01), and N(0, .001) for the box regressor (Ren et al., Sec. 3.1.3;
 # Girshick's code).
@@ -43,9 +43,9 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
         context: values of the projections of the context attention: ``"gaussian"``, as of all new layers;
             ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or layer_name(name).startswith(FOREIGN):
-            continue
+    for name, parameter in ((in_first_stage(name), parameter) for name, parameter in model.named_parameters()):
+        if parameter.is_meta or layer_name(name).startswith(FOREIGN) or parameter.dim() == 0:
+            continue  # a gate or a temperature starts as it is built
         if name.endswith("bias"):
             parameter.zero_()
         elif parameter.dim() == 1:
