@@ -76,6 +76,8 @@ class RegionProposalNetwork(nn.Module):
         straddling: train on anchors that cross the image border (Ren et al. leave them out).
         beta: where smooth L1 turns from quadratic to linear.
         convs: hidden convolutions in a row; 2 in torchvision's ``fasterrcnn_resnet50_fpn_v2``.
+        auxiliary: another RPN, which reads the other task's maps; its losses are added to ours, and train those maps
+            as ours do. It proposes nothing.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class RegionProposalNetwork(nn.Module):
         straddling: bool = False,
         beta: float = 1 / 9,
         convs: int = 1,
+        auxiliary: RegionProposalNetwork | None = None,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -104,6 +107,7 @@ class RegionProposalNetwork(nn.Module):
         self.proposing = {True: train, False: test}
         self.batch, self.max_fg = batch, int(batch * fg_fraction)
         self.fg_iou, self.bg_iou, self.straddling, self.beta = fg_iou, bg_iou, straddling, beta
+        self.auxiliary = auxiliary
         self.last_stats: dict[str, Tensor] = {}
 
     def forward(
@@ -121,6 +125,9 @@ class RegionProposalNetwork(nn.Module):
             ``loss_rpn_box_reg`` (an empty dict in evaluation).
         """
         *found, losses = self._score(images, features, targets)
+        if self.auxiliary is not None and self.training:
+            *_, more = self.auxiliary._score(images, features, targets)
+            losses = {name: loss + more[name] for name, loss in losses.items()}
         return self._suppress(*found), losses
 
     def layers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
