@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from grcn.catalog import PYRAMID_SPLITS
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.memory_format import to_memory_format
-from grcn.models.resnet import EXPANSION, Bottleneck, FrozenNormConv, LayerNormConv, Stem, residual_unit
+from grcn.models.resnet import EXPANSION, Bottleneck, FrozenNormConv, Stem, conv_maker, residual_unit
 
 _LEVELS = (2, 3, 4, 5)
 # The first unit of conv5, whose stride is each task's own.
@@ -80,7 +80,8 @@ class PyramidResNet(Backbone):
         norm: behind laterals and outputs: ``"none"``, or ``"frozen"``, as in torchvision's second release.
         width: channels of conv1; 64 in the real ones.
         stride_in: see :class:`grcn.models.resnet.Bottleneck`.
-        from_scratch: norms over channels in the stages, which are trained; else batch norms, which are not.
+        from_scratch: the kind of norms in the stages, which are trained, to do without pretrained weights
+            (:func:`grcn.models.norms.trained_norm`); None: batch norms, which are not.
         frozen_stages: how many leading stages, of conv1 to conv5, are not trained; they run without a graph. None:
             conv1 and conv2, or with ``from_scratch`` none.
         finest: see :class:`grcn.models.features.FeatureSpec`.
@@ -99,7 +100,7 @@ class PyramidResNet(Backbone):
         norm: str = "none",
         width: int = 64,
         stride_in: str = "conv3x3",
-        from_scratch: bool = False,
+        from_scratch: str | None = None,
         frozen_stages: int | None = None,
         finest: int = 2,
     ) -> None:
@@ -116,7 +117,7 @@ class PyramidResNet(Backbone):
             raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
         if norm not in ("none", "frozen"):
             raise ValueError(f"unknown norm {norm!r}; choose none or frozen")
-        conv = LayerNormConv if from_scratch else FrozenNormConv
+        conv = conv_maker(from_scratch)
         stages = [f"layer{stage}_{number}" for stage, count in enumerate(units, 1) for number in range(count)]
         names = ["stem", *stages]
         names += [f"lateral{level}" for level in reversed(_LEVELS)] + [f"output{level}" for level in _LEVELS]

@@ -10,21 +10,22 @@ torchvision's names are used: ``layer3_5`` is unit 5 (from 0) of the paper's con
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.in_place import add, relu
 from grcn.models.memory_format import to_memory_format
+from grcn.models.norms import trained_norm
 
 EXPANSION = 4
-# The unit that the paper edits: the first of conv4.
-_EDITED = "layer3_0"
+# The units whose stride is a task's own: the first of conv4, which the paper edits, and of a conv5 in the backbone.
+_EDITED, _FIRST_OF_CONV5 = "layer3_0", "layer4_0"
 _SPLIT_BEFORE = {"conv3": "layer2_0", "conv4": "layer3_0", "conv5": "layer4_0"}
 
 MakeConv = Callable[[int, int, int], nn.Module]
@@ -51,17 +52,22 @@ class FrozenNormConv(nn.Module):
         return F.conv2d(x, weight, self.shift, stride, padding=weight.shape[2] // 2)
 
 
-class LayerNormConv(nn.Module):
-    """A convolution and a norm over the channels of each position, to train from scratch at any batch size."""
+class NormConv(nn.Module):
+    """A convolution and a norm that is trained, at any batch size (:func:`grcn.models.norms.trained_norm`)."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, channels: int, kernel: int, norm: str) -> None:
         super().__init__()
         self.weight = _weight(in_channels, channels, kernel)
-        self.norm = LayerNorm2d(channels)
+        self.norm = trained_norm(norm, channels)
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
         return self.norm(F.conv2d(x, self.weight, None, stride, padding=self.weight.shape[2] // 2))
+
+
+def conv_maker(from_scratch: str | None) -> MakeConv:
+    """Returns what makes a convolution with the norm ``from_scratch``; None: with a frozen batch norm."""
+    return FrozenNormConv if from_scratch is None else functools.partial(NormConv, norm=from_scratch)
 
 
 def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
@@ -123,9 +129,13 @@ class Units(nn.Sequential):
     """Units in a row, by name. The paper's edit is made here: the stride of the first unit of conv4."""
 
     def forward(self, x: Tensor, stride: int = 16) -> Tensor:
-        """Runs the units; ``stride`` is what the map has behind the first unit of conv4, 16 or 8."""
+        """Runs the units; ``stride`` is that of the backbone's map: 8 takes it from the first unit of conv4, and 32
+        gives it back to that of conv5, which has lost it in a backbone."""
         for name, unit in self.named_children():
-            x = unit(x, stride // 8 if name == _EDITED else unit.stride)
+            if name == _EDITED:
+                x = unit(x, min(stride, 16) // 8)
+            else:
+                x = unit(x, 2 if name == _FIRST_OF_CONV5 and stride == 32 else unit.stride)
         return x
 
 
@@ -136,11 +146,12 @@ class SplitResNet(Backbone):
         units: residual units of conv2, conv3, conv4 and conv5.
         split: ``"none"``; or how many of the last units of conv4 exist once per task (the paper: 6 of ResNet101's, 2 of
             ResNet50's); or, with ``det``, the block from which the tasks have weights of their own, as for VGG16.
-        strides: for each task, 16 or 8.
+        strides: for each task, 16 or 8; with ``det`` also 32, of a conv5 that keeps its stride.
         det: whether conv5 is part of the backbone, at stride 1 (ResNet-det).
         width: channels of conv1; 64 in the real ones.
         stride_in: see :class:`Bottleneck`.
-        from_scratch: norms over channels, which are trained; else batch norms, which are not.
+        from_scratch: the kind of its norms, which are trained, to do without pretrained weights
+            (:func:`grcn.models.norms.trained_norm`); None: batch norms, which are not.
         frozen_stages: how many leading stages, of conv1 to conv5, are not trained; they run without a graph. None:
             conv1 and conv2, or with ``from_scratch`` none.
 
@@ -157,23 +168,27 @@ class SplitResNet(Backbone):
         det: bool = False,
         width: int = 64,
         stride_in: str = "conv3x3",
-        from_scratch: bool = False,
+        from_scratch: str | None = None,
         frozen_stages: int | None = None,
     ) -> None:
         super().__init__()
         self.units, self.stride_in = tuple(units), stride_in
         self.strides = dict(strides or {"cls": 16, "loc": 16})
-        if sorted(self.strides) != sorted(TASKS) or not set(self.strides.values()) <= {16, 8}:
-            raise ValueError(f"strides must be 16 or 8 for each of cls and loc (got {self.strides})")
+        known = {32, 16, 8} if det else {16, 8}
+        if sorted(self.strides) != sorted(TASKS) or not set(self.strides.values()) <= known:
+            choices = " or ".join(map(str, sorted(known, reverse=True)))
+            raise ValueError(f"strides must be {choices} for each of cls and loc (got {self.strides})")
         if stride_in not in ("conv3x3", "conv1x1"):
             raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
-        conv = LayerNormConv if from_scratch else FrozenNormConv
+        conv = conv_maker(from_scratch)
         names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
         part = _first_own_unit(names, split, det)
-        fork = names.index(_EDITED) if self.strides["cls"] != self.strides["loc"] else part
+        fork = part
+        if self.strides["cls"] != self.strides["loc"]:
+            fork = min(part, names.index(_EDITED if 8 in self.strides.values() else _FIRST_OF_CONV5))
         ends = [0, *(1 + sum(units[:stage]) for stage in range(5 if det else 4))]
         stages = (0 if from_scratch else 2) if frozen_stages is None else frozen_stages
-        if not 0 <= stages < len(ends) or ends[stages] > min(fork, part):
+        if not 0 <= stages < len(ends) or ends[stages] > fork:
             raise ValueError(f"cannot freeze {stages} stages: only those that both tasks share and run once")
         frozen = ends[stages]
 
@@ -182,15 +197,15 @@ class SplitResNet(Backbone):
             return Units(OrderedDict(chosen))
 
         self.frozen = build(0, frozen).requires_grad_(False)
-        self.trunk = build(frozen, min(fork, part))
+        self.trunk = build(frozen, fork)
         self.fork = build(fork, min(fork + 1, part))
         self.twice = build(fork + 1, part)
         self.cls = build(part, len(names))
         self.shared = part == len(names) and fork == part
         self.loc = None if self.shared else build(part, len(names))
-        # Subsampling what a unit computed without its stride is the unit with its stride, where no convolution that
-        # mixes positions stands behind the strided one.
-        self.subsamples = stride_in == "conv3x3"
+        # Subsampling what a unit computed without its stride is the unit with its stride, where nothing that mixes
+        # positions, a convolution or a norm, stands behind the strided one.
+        self.subsamples = stride_in == "conv3x3" and from_scratch != "group"
         channels = width * EXPANSION * (8 if det else 4)
         self.feature_specs = {task: FeatureSpec(channels, (self.strides[task],)) for task in TASKS}
 
@@ -206,20 +221,21 @@ class SplitResNet(Backbone):
         return {"cls": cls, "loc": loc}
 
     def _at_both_strides(self, x: Tensor) -> dict[int, Tensor]:
-        """Runs the shared units of conv4 on a map of stride 8: with the first one's stride, and without."""
-        dense = self.fork(x, 8)
-        coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, 16)
-        return {16: self.twice(coarse), 8: self.twice(dense)}
+        """Runs the shared units whose stride is a task's own on the trunk's map: with it, and without."""
+        small, large = sorted(self.strides.values())
+        dense = self.fork(x, small)
+        coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, large)
+        return {large: self.twice(coarse, large), small: self.twice(dense, small)}
 
 
-def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: bool, width: int = 64) -> Units:
+def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: str | None, width: int = 64) -> Units:
     """Builds conv5 as a head: it halves the pooled grid.
 
     On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has a name of
     its own and no pretrained weights (what its 3x3 learnt is of no use behind a new 1x1); the others start from those
     of conv5.
     """
-    conv = LayerNormConv if from_scratch else FrozenNormConv
+    conv = conv_maker(from_scratch)
     planes = 8 * width
     first = "layer4_0" if in_channels == 2 * planes else "layer5_0"
     units: OrderedDict[str, nn.Module] = OrderedDict({first: Bottleneck(in_channels, planes, 2, stride_in, conv)})

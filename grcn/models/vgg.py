@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 
 from grcn.catalog import VGG_SPLITS
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
 from grcn.models.memory_format import to_memory_format
+from grcn.models.norms import trained_norm
 
 # Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
 _STRIDE_BEFORE_LAST_POOL = 8
@@ -38,8 +38,8 @@ class SplitVGG(Backbone):
             ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
         frozen_blocks: how many leading blocks are not trained; they run without a graph. All five only where both
             tasks read one map.
-        from_scratch: put a norm behind each convolution, to train without pretrained weights at any batch size. It is
-            over the channels of one position: a norm over the map would show every position the whole image.
+        from_scratch: the kind of norm to put behind each convolution, to train without pretrained weights
+            (:func:`grcn.models.norms.trained_norm`); None: no norms.
 
     Raises:
         ValueError: ``split="none"`` with two kinds of last pooling, a split inside the frozen blocks, or more of these
@@ -52,7 +52,7 @@ class SplitVGG(Backbone):
         split: str = "none",
         last_pool: Mapping[str, str] | None = None,
         frozen_blocks: int = 0,
-        from_scratch: bool = False,
+        from_scratch: str | None = None,
     ) -> None:
         super().__init__()
         last_pool = last_pool or {"cls": "max", "loc": "max"}
@@ -86,7 +86,7 @@ class SplitVGG(Backbone):
 
 
 def _chain(
-    blocks: Sequence[Sequence[int]], indices: range, from_scratch: bool, last_pool: str | None = None
+    blocks: Sequence[Sequence[int]], indices: range, from_scratch: str | None, last_pool: str | None = None
 ) -> nn.Sequential:
     """Builds the blocks of ``indices`` (from 1), each behind the pooling that precedes it; block 1 has none.
 
@@ -100,11 +100,11 @@ def _chain(
             layers[f"pool{index - 1}"] = _pool(kind, channels)
         for number, width in enumerate(blocks[index - 1], start=1):
             name = f"{index}_{number}"
-            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=not from_scratch)
-            if from_scratch:
-                layers[f"norm{name}"] = LayerNorm2d(width)
-            # Not on the view that a norm returns: see grcn.models.in_place.
-            layers[f"relu{name}"] = nn.ReLU(inplace=not from_scratch)
+            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=from_scratch is None)
+            if from_scratch is not None:
+                layers[f"norm{name}"] = trained_norm(from_scratch, width)
+            # Not on the view that this norm returns: see grcn.models.in_place.
+            layers[f"relu{name}"] = nn.ReLU(inplace=from_scratch != "layer")
             channels = width
     return nn.Sequential(layers)
 

@@ -1,0 +1,35 @@
+"""Norms to train with from scratch, at any batch size: none of them looks at another image."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torchvision.models.convnext import LayerNorm2d
+
+_MOST_GROUPS, _LEAST_CHANNELS = 32, 4
+
+
+def trained_norm(kind: str, channels: int) -> nn.Module:
+    """Makes the norm behind a convolution.
+
+    ``"layer"`` is over the channels of each position, so no position sees another, but none can have more contrast than
+    another either: flat regions come out as loud as edges. ``"group"`` is over all positions and some channels (Wu and
+    He, Group Normalization): 32 groups, or fewer where one would have fewer than 4 channels. It keeps the contrast
+    within an image, as a batch norm does, and shows every position a summary of the image.
+
+    Args:
+        kind: ``"layer"`` or ``"group"``.
+        channels: of the map.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "layer":
+        return LayerNorm2d(channels)
+    if kind != "group":
+        raise ValueError(f"unknown norm {kind!r}; choose layer or group")
+    groups = math.gcd(_MOST_GROUPS, channels)
+    while groups > 1 and channels // groups < _LEAST_CHANNELS:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
