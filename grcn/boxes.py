@@ -87,6 +87,13 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.nan_to_num(nan=0.0).clamp(min=0), limit)
 
 
+def scaled(boxes: Tensor, factor: float) -> Tensor:
+    """Makes boxes ``[..., 4]`` ``factor`` times as wide and as high about their centres."""
+    start, end = boxes.split(2, dim=-1)
+    grown = (end - start) * ((factor - 1) / 2)
+    return torch.cat([start - grown, end + grown], dim=-1)
+
+
 def match(
     overlaps: Tensor,
     valid: Tensor,

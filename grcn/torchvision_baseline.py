@@ -57,11 +57,21 @@ _ITS_OWN: dict[str, bool | float | str] = {
 
 
 def baseline_of(cfg: ModelConfig) -> ModelConfig:
-    """Returns the Faster R-CNN that a model extends: no split, no context, one head, the network's own strides."""
-    plain = cfg.model_copy(
-        update={"split": "none", "cls": BranchConfig(), "loc": BranchConfig(), "context": ContextConfig()}
-    )
-    return plain.model_copy(update={"head": cfg.head.model_copy(update={"tasks": "shared"})})
+    """Returns the Faster R-CNN that a model extends: no split, no context, one stage with the head that classifies, the
+    network's own strides, one RPN and no weights of losses."""
+    one_head = {"kind": cfg.head.kinds["cls"], "cls": None, "loc": None, "tasks": "shared", "class_agnostic": False}
+    one_stage = {} if isinstance(cfg.cascade, str) else {"fg_iou": cfg.cascade[0]}
+    update = {
+        "split": "none",
+        "cls": BranchConfig(),
+        "loc": BranchConfig(),
+        "context": ContextConfig(),
+        "rpn": cfg.rpn.model_copy(update={"reads": "cls"} if cfg.rpn.reads == "both" else {}),
+        "head": cfg.head.model_copy(update=one_head),
+        "roi": cfg.roi.model_copy(update=one_stage | {"loss_weights": (1.0, 1.0)}),
+        "cascade": "none",
+    }
+    return cfg.model_copy(update=update)
 
 
 def torchvision_lacks(cfg: ModelConfig) -> list[str]:
@@ -123,15 +133,20 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         ConfigError: as :func:`check_torchvision` raises.
     """
     check_torchvision(cfg)
+    cfg = baseline_of(cfg)
     if unlike := _differences(cfg):
         told = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
         logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
     num_classes = model.roi_heads.heads.cls_score.out_features
-    plain = build_model(baseline_of(cfg), num_classes)
+    plain = build_model(cfg, num_classes)
     named = {layer_name(name): value for name, value in model.state_dict().items()}
     with torch.no_grad():
         for name, value in plain.state_dict().items():
-            value.copy_(named[layer_name(name)].reshape(value.shape))
+            theirs = named[layer_name(name)]
+            if (
+                theirs.numel() == value.numel()
+            ):  # a box regressor of all classes, or of another head, has no counterpart
+                value.copy_(theirs.reshape(value.shape))
     trunk, head = _layers(cfg, plain)
     spec = plain.backbone.feature_specs["cls"]
     trunk.out_channels = spec.channels  # type: ignore[assignment]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
@@ -28,6 +30,18 @@ PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 # Corners of these anchors are whole pixels, so torchvision's rounding of them changes nothing.
 SIZES, RATIOS = (16, 32), (0.25, 1, 4)
 
+# The ``model`` section of a detector of this size, and what makes it G-RCN.
+SMALL: dict[str, Any] = {
+    "backbone": "tiny",
+    "width": 4,
+    "image": {"short": 64, "max": 128},
+    "anchors": {"sizes": [16, 32]},
+    "rpn": {"channels": 16, "pre_nms_train": 80, "post_nms_train": 40, "pre_nms_test": 60, "post_nms_test": 20},
+    "roi": {"op": "align", "size": 4, "batch": 24, "score_thresh": 0.15, "nms": 0.5},
+    "head": {"dim": 32, "dropout": 0.0},
+}
+GRCN = {"split": "conv5", "loc": {"last_pool": "none"}, "context": {"on": "cls", "size": 6}}
+
 
 def small_detector(
     split: str | int = "none",
@@ -52,11 +66,11 @@ def small_detector(
     one whose proposals overlap several objects of :func:`small_batch`, so that sampled RoIs are of both kinds.
     """
     if resnet:
-        backbone = SplitResNet((1, 1, 3, 1), split, {"cls": 16, "loc": loc_stride}, width=4, from_scratch=True)
-        heads = TaskHeads(lambda: Conv5Head(conv5_units(1, 64, "conv3x3", True, 4), 128), CLASSES, tasks)
+        backbone = SplitResNet((1, 1, 3, 1), split, {"cls": 16, "loc": loc_stride}, width=4, from_scratch="layer")
+        heads = TaskHeads(lambda _: Conv5Head(conv5_units(1, 64, "conv3x3", "layer", 4), 128), CLASSES, tasks)
     else:
-        backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, from_scratch=True)
-        heads = TaskHeads(lambda: TwoMLPHead(16 * 16, 32, dropout), CLASSES, tasks)
+        backbone = SplitVGG(BLOCKS, split, {"cls": "max", "loc": loc_pool}, from_scratch="layer")
+        heads = TaskHeads(lambda _: TwoMLPHead(16 * 16, 32, dropout), CLASSES, tasks)
     specs = backbone.feature_specs
     channels = specs["cls"].channels
     rpn = RegionProposalNetwork(

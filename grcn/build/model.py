@@ -9,9 +9,11 @@ from grcn.catalog import RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS
 from grcn.config.model_schema import ModelConfig
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.box_heads import Conv5Head, ConvFCHead, ConvHead, Hidden, TaskHeads, TwoMLPHead
+from grcn.models.cascade import box_weights_of
 from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
-from grcn.models.features import TASKS
+from grcn.models.double_head import ResidualHead
+from grcn.models.features import TASKS, Backbone, FeatureSpec
 from grcn.models.init import initialise
 from grcn.models.pyramid import PyramidResNet
 from grcn.models.resnet import SplitResNet, conv5_units
@@ -44,15 +46,35 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     if num_classes is None:
         raise TypeError(f"{usage}; pass the number of classes, background included")
     backbone = _backbone(cfg, seed)
-    specs = backbone.feature_specs
+    reads = ("cls", "loc") if cfg.rpn.reads == "both" else (cfg.rpn.reads,)
+    rpn = None
+    for task in reversed(reads):
+        rpn = _rpn(cfg, task, backbone.feature_specs[task], auxiliary=rpn)
+    assert rpn is not None
+    roi_heads = None
+    thresholds = (cfg.roi.fg_iou,) if isinstance(cfg.cascade, str) else cfg.cascade
+    for stage in reversed(range(len(thresholds))):
+        roi_heads = _roi_heads(cfg, backbone, num_classes, thresholds[stage], stage, following=roi_heads)
+    assert roi_heads is not None
+    multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
+    normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
+    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
+    model = Detector(transform, backbone, rpn, roi_heads)
+    initialise(model, seed, cfg.context.init)
+    return model
 
-    rpn = RegionProposalNetwork(
-        specs[cfg.rpn.reads].channels,
+
+def _rpn(
+    cfg: ModelConfig, task: str, spec: FeatureSpec, auxiliary: RegionProposalNetwork | None
+) -> RegionProposalNetwork:
+    """Builds the RPN that reads the maps of a task."""
+    return RegionProposalNetwork(
+        spec.channels,
         cfg.rpn.channels,
-        AnchorGenerator(cfg.anchors.per_map, cfg.anchors.ratios, specs[cfg.rpn.reads].strides, cfg.anchors.layout),
+        AnchorGenerator(cfg.anchors.per_map, cfg.anchors.ratios, spec.strides, cfg.anchors.layout),
         train=ProposalSettings(cfg.rpn.pre_nms_train, cfg.rpn.post_nms_train, cfg.rpn.nms, cfg.rpn.min_size),
         test=ProposalSettings(cfg.rpn.pre_nms_test, cfg.rpn.post_nms_test, cfg.rpn.nms, cfg.rpn.min_size),
-        reads=cfg.rpn.reads,
+        reads=task,
         batch=cfg.rpn.batch,
         fg_fraction=cfg.rpn.fg_fraction,
         fg_iou=cfg.rpn.fg_iou,
@@ -60,36 +82,53 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         straddling=cfg.rpn.straddling,
         beta=cfg.rpn.smooth_l1_beta,
         convs=cfg.rpn.convs,
+        auxiliary=auxiliary,
     )
 
-    def pool(task: str, size: int) -> RoIPool:
+
+def _roi_heads(
+    cfg: ModelConfig, backbone: Backbone, num_classes: int, fg_iou: float, stage: int, following: RoIHeads | None
+) -> RoIHeads:
+    """Builds the RoI heads of a stage of a cascade; a model without has one."""
+    specs = backbone.feature_specs
+
+    def pool(task: str, size: int, roi_scale: float = 1.0) -> RoIPool:
         spec, level = specs[task], getattr(cfg, task).level
         strides = spec.strides[: spec.pooled]
-        return RoIPool(strides, size, cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned, level, spec.finest)
+        how = cfg.roi.op, cfg.roi.sampling_ratio, cfg.roi.aligned
+        return RoIPool(strides, size, *how, level, spec.finest, roi_scale)
 
     in_context = [task for task in TASKS if cfg.context.on in (task, "both")]
-    roi_heads = RoIHeads(
-        pools={task: pool(task, cfg.roi.size) for task in TASKS},
-        heads=TaskHeads(lambda: _hidden_layers(cfg, specs["cls"].channels), num_classes, cfg.head.tasks),
-        shared_map=backbone.shared and cfg.cls.level == cfg.loc.level,
+    kinds = cfg.head.kinds
+    return RoIHeads(
+        pools={task: pool(task, cfg.roi.size, getattr(cfg, task).roi_scale) for task in TASKS},
+        heads=TaskHeads(
+            lambda task: _hidden_layers(cfg, kinds[task], specs[task].channels),
+            num_classes,
+            cfg.head.tasks,
+            cfg.head.class_agnostic,
+        ),
+        shared_map=backbone.shared and cfg.cls.level == cfg.loc.level and cfg.cls.roi_scale == cfg.loc.roi_scale,
         context={
-            task: ContextAttention(specs[task].channels, cfg.context.dim, cfg.context.heads, cfg.context.value)
+            task: ContextAttention(
+                specs[task].channels,
+                cfg.context.dim,
+                cfg.context.heads,
+                cfg.context.value,
+                cfg.context.norm,
+                cfg.context.gate,
+                cfg.context.size**2,
+            )
             for task in in_context
         },
         context_pools={task: pool(task, cfg.context.size) for task in in_context},
-        sampling=SamplingSettings(
-            cfg.roi.batch, cfg.roi.fg_fraction, cfg.roi.fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt
-        ),
+        sampling=SamplingSettings(cfg.roi.batch, cfg.roi.fg_fraction, fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt),
         detecting=DetectionSettings(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
-        box_weights=cfg.roi.box_weights,
+        box_weights=box_weights_of(stage, cfg.roi.box_weights),
         beta=cfg.roi.smooth_l1_beta,
+        loss_weights=cfg.roi.loss_weights,
+        following=following,
     )
-    multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
-    normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
-    transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
-    model = Detector(transform, backbone, rpn, roi_heads)
-    initialise(model, seed, cfg.context.init)
-    return model
 
 
 def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidResNet | TimmPyramid:
@@ -106,6 +145,7 @@ def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidRe
                 drop_path=cfg.timm.drop_path,
             )
     frozen = cfg.freeze if cfg.freeze is not None else 0 if tiny else 2
+    norm = cfg.norm if tiny else None
     if cfg.has_pyramid:
         return PyramidResNet(
             RESNET_UNITS[name],
@@ -115,7 +155,7 @@ def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidRe
             norm=cfg.pyramid.norm,
             width=cfg.width if tiny else RESNET_WIDTH,
             stride_in=stride_in_of(cfg.weights),
-            from_scratch=tiny,
+            from_scratch=norm,
             frozen_stages=frozen,
             finest=0 if tiny else 2,  # the miniature's images are a quarter as large
         )
@@ -127,23 +167,25 @@ def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidRe
             det=name != cfg.backbone,
             width=cfg.width if tiny else RESNET_WIDTH,
             stride_in=stride_in_of(cfg.weights),
-            from_scratch=tiny,
+            from_scratch=norm,
             frozen_stages=frozen,
         )
     blocks = [[cfg.width * factor] for factor in TINY_BLOCKS] if tiny else VGG16_BLOCKS
     last_pool = {"cls": cfg.cls.last_pool, "loc": cfg.loc.last_pool}
-    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=tiny)
+    return SplitVGG(blocks, str(cfg.split), last_pool, frozen_blocks=frozen, from_scratch=norm)
 
 
-def _hidden_layers(cfg: ModelConfig, channels: int) -> Hidden:
+def _hidden_layers(cfg: ModelConfig, kind: str, channels: int) -> Hidden:
     """Builds one set of hidden layers for maps of ``channels``."""
-    if cfg.head.kind == "fc":
+    if kind == "fc":
         return TwoMLPHead(channels * cfg.roi.size**2, cfg.head.dim, cfg.head.dropout)
-    if cfg.head.kind == "conv":
+    if kind == "conv":
         return ConvHead(channels, cfg.head.dim)
-    if cfg.head.kind == "conv_fc":
+    if kind == "conv_fc":
         return ConvFCHead(channels, cfg.roi.size, cfg.head.dim)
+    if kind == "residual":
+        return ResidualHead(channels, cfg.head.dim)
     tiny = cfg.backbone.startswith("tiny")
-    count, width = RESNET_UNITS[cfg.network][3], cfg.width if tiny else RESNET_WIDTH
-    units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=tiny, width=width)
+    count, width, norm = RESNET_UNITS[cfg.network][3], cfg.width if tiny else RESNET_WIDTH, cfg.norm if tiny else None
+    units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=norm, width=width)
     return Conv5Head(units, out_features=32 * width)

@@ -46,6 +46,10 @@ Sizes = Annotated[
 ]
 
 
+Thresholds = Annotated[
+    Literal["none"] | Annotated[tuple[Share, ...], Strict(False), Field(min_length=1, max_length=9)],
+    _expects("'none', or a list of IoU thresholds such as [0.5, 0.6, 0.7]"),
+]
 AnchorSize = Annotated[Positive | Positives, _expects("a number above 0, or for a pyramid a list of some for each map")]
 AnchorSizes = Annotated[tuple[AnchorSize, ...], Strict(False), Field(min_length=1)]
 
@@ -93,15 +97,18 @@ class BranchConfig(Section):
     """What stands before conv5: the 2x2 max pooling (the map has stride 16), nothing (stride 8), a
     2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). VGG16 and
     tiny only. [S]"""
-    stride: Literal[16, 8] = 16
+    stride: Literal[32, 16, 8] = 16
     """Stride of the map; for 8 the first unit of conv4 does not halve it, and units that both tasks
-    share run once for each stride. ResNets only. [S]"""
+    share run once for each stride. 32 is of ResNet-det alone, whose conv5 then keeps its stride. ResNets only. [S]"""
     level: Literal[-1, 0, 1] = 0
     """Pyramids only: added to the level that a RoI of its size is pooled from; with -1 its map has half the stride.
     [O]"""
     last_stride: Literal[2, 1] = 2
     """Pyramids only: stride of conv5; with 1 its map has the size of conv4's. Unless it is the same for both tasks,
     split must be conv5 or conv4. [O]"""
+    roi_scale: Positive = 1.0
+    """The box from which a RoI is pooled is this many times as wide and as high as the RoI; 1.3 for localization in the
+    code of Double-Head. [O]"""
 
 
 class ContextConfig(Section):
@@ -123,6 +130,13 @@ class ContextConfig(Section):
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
     even; Xavier's, which grow with fewer channels; or zero, those of W_V zero and the others N(0, 0.01), with which the
     model starts as the one without context (needs value: true). The paper does not say. [O; R for new layers]"""
+
+    norm: Literal["none", "qk"] = "none"
+    """How sharp the attention is: none, eq. 1, as sharp as the scale of the features makes it; or qk, queries and keys
+    of length one with a learned factor, whatever that scale. [O]"""
+    gate: Literal["none", "zero"] = "none"
+    """Factor of what is added: none, eq. 1; or zero, learned from zero, with which the model starts as the one without
+    context. [O]"""
 
     def check(self) -> Iterator[tuple[str, str]]:
         if self.dim is not None and self.dim % self.heads:
@@ -163,8 +177,9 @@ class RpnConfig(Section):
 
     role = MODEL
 
-    reads: Literal["cls", "loc"] = "cls"
-    """Branch whose maps the RPN reads. [S]"""
+    reads: Literal["cls", "loc", "both"] = "cls"
+    """Branch whose maps the RPN reads. With both there is a second RPN on those of localization: its losses are added,
+    and the proposals are those of the first. [S; O: both]"""
     channels: Size = 512
     """Channels of its 3x3 convolutions. [C]"""
     convs: Annotated[int, Field(ge=1, le=4)] = 1
@@ -231,6 +246,8 @@ class RoiConfig(Section):
     """Weights of the box targets (dx, dy, dw, dh). [C]"""
     smooth_l1_beta: Annotated[Positive, TRAINING] = 1.0
     """Where the box loss turns from quadratic to linear. [C]"""
+    loss_weights: Annotated[tuple[PositiveOrZero, PositiveOrZero], TRAINING, Strict(False)] = (1, 1)
+    """Weights of the losses of classification and of boxes; 2 and 2.5 in the Double-Head paper. [S]"""
     score_thresh: Annotated[Share, DETECTION] = 0.05
     """Detections must score above it. [C]"""
     nms: Annotated[Share, DETECTION] = 0.3
@@ -246,22 +263,37 @@ class RoiConfig(Section):
             )
 
 
+HeadKind = Literal["fc", "conv5", "conv", "conv_fc", "residual"]
+
+
 class HeadConfig(Section):
     """The layers that turn pooled features into scores and boxes."""
 
     role = MODEL
 
-    kind: Literal["fc", "conv5", "conv", "conv_fc"] = "fc"
+    kind: HeadKind = "fc"
     """Two fully connected layers, fc6 and fc7; the ResNet's conv5, which halves the pooled grid, and
-    its mean; two convolutions, 3x3, and their mean; or four convolutions of the channels of the map, 3x3 with frozen
-    norms, and one fully connected layer, fc6. [S; O: size and mean of the two convolutions; T: conv_fc]"""
+    its mean; two convolutions, 3x3, and their mean; four convolutions of the channels of the map, 3x3 with frozen
+    norms, and one fully connected layer, fc6; or five residual units and their mean, which Double-Head localizes
+    with. [S; O: size and mean of the two convolutions; T: conv_fc]"""
+    cls: HeadKind | None = None
+    """Kind of the layers of classification, where it is not kind. Two kinds need tasks: separate. [O]"""
+    loc: HeadKind | None = None
+    """Kind of the layers of localization, where it is not kind. [O]"""
     dim: Size = 4096
-    """Width of each layer, of conv_fc of the fully connected one; conv5 has its own. [C]"""
+    """Width of each layer; of conv_fc of the fully connected one, of residual of its units; conv5 has its own. [C]"""
     dropout: Annotated[float, Field(ge=0, lt=1), TRAINING] = 0.5
     """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
     tasks: Literal["shared", "separate", "ensemble"] = "shared"
     """One head for both tasks (detect-F), one for each (detect-RF), or two whose fc7 are joined
     before one classifier and one regressor (detect-S). [S; O: the joining]"""
+    class_agnostic: bool = False
+    """Whether one box is regressed for all classes, as in Cascade R-CNN, instead of one for each. [O]"""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of the layers of each task."""
+        return {"cls": self.cls or self.kind, "loc": self.loc or self.kind}
 
 
 class PyramidConfig(Section):
@@ -313,6 +345,10 @@ class ModelConfig(Section):
     trained in any case. [C]"""
     width: Size = 24
     """Channels of the first layer of a tiny backbone; the others have their own. [O]"""
+    norm: Literal["layer", "group"] = "layer"
+    """The norms of a tiny backbone: layer, over the channels of each position; or group, over all positions and some of
+    the channels, which learns far faster on images with flat regions, and shows every position a summary of the
+    image. The others have their own. [O]"""
     image: ImageConfig = ImageConfig()
     split: SplitPoint = "none"
     """First block of which each task has its own copy (VGG16, tiny, ResNet-det), or the number of
@@ -328,6 +364,10 @@ class ModelConfig(Section):
     rpn: RpnConfig = RpnConfig()
     roi: RoiConfig = RoiConfig()
     head: HeadConfig = HeadConfig()
+    cascade: Thresholds = "none"
+    """Stages of a cascade of RoI heads, as the IoU from which a RoI is foreground in each: [0.5, 0.6, 0.7] in Cascade
+    R-CNN. Each stage refines the boxes of the one before, with heads of its own, and the scores are the mean of all;
+    roi.fg_iou is not read. none: one stage. [O]"""
 
     @property
     def network(self) -> str:

@@ -27,33 +27,10 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
     yield from _wrong_split(model)
     yield from _wrong_levels(model)
-    if model.head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
-        yield (
-            "head.tasks",
-            "ensemble joins the tasks, so they cannot part before it "
-            f"(got split: {model.split}, context.on: {model.context.on}); set both to none",
-        )
-    elif model.head.tasks == "ensemble" and model.cls.stride != model.loc.stride:
-        yield (
-            "head.tasks",
-            "ensemble joins the tasks, so both must read one map "
-            f"(got cls.stride: {model.cls.stride}, loc.stride: {model.loc.stride}); set both to 16 or 8",
-        )
-    elif model.head.tasks == "ensemble" and model.cls.level != model.loc.level:
-        yield (
-            "head.tasks",
-            "ensemble joins the tasks, so both must read one map "
-            f"(got cls.level: {model.cls.level}, loc.level: {model.loc.level}); set both to one level",
-        )
-    if model.head.kind == "conv5" and not _resnet(model):
-        yield "head.kind", f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
-    elif model.head.kind == "conv5" and model.has_pyramid:
-        yield "head.kind", f"conv5 of {model.backbone} is part of the pyramid (got conv5); set fc, conv or conv_fc"
-    if not _tiny(model) and model.width != type(model).model_fields["width"].default:
-        yield (
-            "width",
-            f"only the tiny backbones have one (got {model.width} with {model.backbone}); remove it",
-        )
+    yield from _wrong_heads(model)
+    for key in ("width", "norm"):
+        if not _tiny(model) and (value := getattr(model, key)) != type(model).model_fields[key].default:
+            yield key, f"only the tiny backbones have one (got {value} with {model.backbone}); remove it"
     channels = _channels(model)
     if model.context.on != "none" and channels % model.context.heads:
         yield (
@@ -68,6 +45,46 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
             f"{model.backbone} with split: {model.split}{strides} has {most} stages that can be frozen, those in front "
             f"of what a task has to itself (got {model.freeze}); lower it",
         )
+
+
+def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yields kinds of heads that the backbone does not have, or that do not go together."""
+    head, kinds = model.head, model.head.kinds
+    if head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
+        yield (
+            "head.tasks",
+            "ensemble joins the tasks, so they cannot separate before it "
+            f"(got split: {model.split}, context.on: {model.context.on}); set both to none",
+        )
+    elif head.tasks == "ensemble":
+        for key in ("stride", "level", "roi_scale"):
+            cls, loc = getattr(model.cls, key), getattr(model.loc, key)
+            if cls != loc:
+                got = f"(got cls.{key}: {cls:g}, loc.{key}: {loc:g})"
+                yield (
+                    "head.tasks",
+                    f"ensemble joins the tasks, so both must read one map {got}; set both alike",
+                )
+    if kinds["cls"] != kinds["loc"] and head.tasks != "separate":
+        yield (
+            "head.tasks",
+            f"heads of two kinds are of one task each (got {head.tasks} with {kinds['cls']} and {kinds['loc']}); set "
+            "separate",
+        )
+    for key, kind in {f"head.{task if getattr(head, task) else 'kind'}": kind for task, kind in kinds.items()}.items():
+        if kind == "conv5" and not _resnet(model):
+            yield key, f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
+        elif kind == "conv5" and model.has_pyramid:
+            yield key, f"conv5 of {model.backbone} is part of the pyramid (got conv5); set fc, conv or conv_fc"
+        elif kind == "residual" and head.dim % 4:
+            yield "head.dim", f"must be a multiple of 4 for residual units (got {head.dim}); round it"
+    if isinstance(model.cascade, str):
+        return
+    low, got = model.roi.bg_iou_low, f"(got {', '.join(f'{share:g}' for share in model.cascade)})"
+    if list(model.cascade) != sorted(model.cascade):
+        yield "cascade", f"thresholds must rise from stage to stage {got}; sort them"
+    elif model.cascade[0] < low:
+        yield "cascade", f"thresholds must not lie below roi.bg_iou_low = {low:g} {got}; raise them"
 
 
 def _wrong_levels(model: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -145,10 +162,14 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
         idle |= dict.fromkeys(keys, "context.on is none")
     if model.roi.op == "pool":
         idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
-    if model.head.kind == "conv5":
-        idle["head.dim"] = "head.kind is conv5"
-    if model.head.kind != "fc":
-        idle["head.dropout"] = f"head.kind is {model.head.kind}"
+    kinds = model.head.kinds
+    named = kinds["cls"] if kinds["cls"] == kinds["loc"] else f"{kinds['cls']} and {kinds['loc']}"
+    if set(kinds.values()) == {"conv5"}:
+        idle["head.dim"] = f"head.kind is {named}"
+    if "fc" not in kinds.values():
+        idle["head.dropout"] = f"head.kind is {named}"
+    if model.cascade != "none":
+        idle["roi.fg_iou"] = f"cascade is {list(model.cascade)}"
     return idle
 
 
@@ -174,9 +195,10 @@ def _most_frozen(model: ModelConfig) -> int:
     """Returns how many leading stages both tasks share whole and run once."""
     if model.has_pyramid:
         return {"conv5": 4, "conv4": 3}.get(str(model.split), 5)
-    if isinstance(model.split, int) or model.cls.stride != model.loc.stride:
-        conv3 = 3  # conv4 is split, or runs at two strides
-        return min(conv3, VGG_SPLITS.get(str(model.split), 5) - 1)
+    strides = {model.cls.stride, model.loc.stride}
+    if isinstance(model.split, int) or len(strides) > 1:  # conv4 or conv5 is split, or runs at two strides
+        most = 4 if strides == {32, 16} else 3
+        return min(most, VGG_SPLITS.get(str(model.split), 5) - 1)
     if model.split != "none":
         return VGG_SPLITS[model.split] - 1
     return 4 if _resnet(model) and not model.backbone.endswith("_det") else 5
@@ -216,6 +238,8 @@ def _wrong_split(model: ModelConfig) -> Iterator[tuple[str, str]]:
                 f"a pyramid has maps of several strides (got {branch.stride}); remove it, and set {task}.level: -1 or "
                 f"{task}.last_stride: 1",
             )
+        if _resnet(model) and branch.stride == 32 and not model.backbone.endswith("_det"):
+            yield f"{task}.stride", f"32 is of a conv5 in the backbone (got it with {model.backbone}); set 16 or 8"
         if not _resnet(model) and branch.stride != 16:
             yield (
                 f"{task}.stride",

@@ -17,7 +17,16 @@ from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import FrozenNormConv, Units
 
 
-class TwoMLPHead(nn.Module):
+class Hidden(nn.Module):
+    """Hidden layers of a task: maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``.
+
+    They are called with random keys of the rows too, int64 ``[R]``, which only dropout reads.
+    """
+
+    out_features: int
+
+
+class TwoMLPHead(Hidden):
     """Two fully connected layers with ReLU and dropout: VGG16's fc6 and fc7."""
 
     def __init__(self, in_features: int, dim: int, dropout: float = 0.0) -> None:
@@ -51,7 +60,7 @@ def dropout_masks(keys: Tensor, layers: int, units: int, probability: float) -> 
     return rng.hash_on(keys[None, :, None], numbers) >= int(probability * 2**63)
 
 
-class ConvHead(nn.Module):
+class ConvHead(Hidden):
     """Two convolutions with ReLU, which the paper tried on ResNet-det (Sec. 4.3); 3x3 and the mean are our choice."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
@@ -68,7 +77,7 @@ class ConvHead(nn.Module):
         return x.mean((2, 3))
 
 
-class ConvFCHead(nn.Module):
+class ConvFCHead(Hidden):
     """3x3 convolutions with frozen norms and ReLU, then one fully connected layer: the head of torchvision's
     ``fasterrcnn_resnet50_fpn_v2``, which has four (Wu and He, Group Normalization, Sec. 5.2)."""
 
@@ -86,7 +95,7 @@ class ConvFCHead(nn.Module):
         return F.relu(self.fc6(x.flatten(1)), inplace=True)
 
 
-class Conv5Head(nn.Module):
+class Conv5Head(Hidden):
     """A ResNet's conv5 on every RoI, and the mean over its grid: the usual head of a ResNet (paper, Sec. 4.2)."""
 
     def __init__(self, units: Units, out_features: int) -> None:
@@ -100,29 +109,39 @@ class Conv5Head(nn.Module):
         return self.units(to_memory_format(x, "train_units" if self.training else "eval")).mean((2, 3))
 
 
-Hidden = TwoMLPHead | ConvHead | ConvFCHead | Conv5Head
-
-
 class TaskHeads(nn.Module):
     """Hidden layers and the two predictors.
 
     Args:
-        hidden: makes the hidden layers of a task, :class:`TwoMLPHead` or one of its kind.
+        hidden: makes the hidden layers of a task, ``"cls"`` or ``"loc"``; those of the two may be of different kinds
+            where ``tasks`` is ``"separate"`` (Double-Head).
         num_classes: ``K``, background included.
         tasks: ``"shared"``: one set of hidden layers for both tasks; ``"separate"``: one each (detect-RF);
-            ``"ensemble"``: two sets whose outputs are joined for both predictors, without parting the tasks
+            ``"ensemble"``: two sets whose outputs are joined for both predictors, without separating the tasks
             (detect-S).
+        class_agnostic: regress one box for all classes, instead of one for each.
     """
 
-    def __init__(self, hidden: Callable[[], Hidden], num_classes: int, tasks: str = "shared") -> None:
+    def __init__(
+        self,
+        hidden: Callable[[str], Hidden],
+        num_classes: int,
+        tasks: str = "shared",
+        class_agnostic: bool = False,
+    ) -> None:
         super().__init__()
         self.tasks = tasks
-        self.cls = hidden()
-        self.loc = hidden() if tasks == "separate" else None
-        self.second = hidden() if tasks == "ensemble" else None
-        joined = self.cls.out_features * (2 if tasks == "ensemble" else 1)
-        self.cls_score = nn.Linear(joined, num_classes)
-        self.bbox_pred = nn.Linear(joined, num_classes * 4)
+        self.cls = hidden("cls")
+        self.loc = hidden("loc") if tasks == "separate" else None
+        self.second = hidden("cls") if tasks == "ensemble" else None
+        of_cls = self.cls.out_features * (2 if tasks == "ensemble" else 1)
+        of_loc = of_cls if self.loc is None else self.loc.out_features
+        self.cls_score = nn.Linear(of_cls, num_classes)
+        self.bbox_pred = nn.Linear(of_loc, 4 if class_agnostic else num_classes * 4)
+
+    def deltas(self, hidden: Tensor) -> Tensor:
+        """Regresses from hidden units ``[R, ...]`` of localization: ``[R, K, 4]``, or the same for all of ``K``."""
+        return self.bbox_pred(hidden).unflatten(1, (-1, 4)).expand(-1, self.cls_score.out_features, -1)
 
     def hidden(self, task: str, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Runs the hidden layers of a task on RoI features ``[R, C, s, s]``."""

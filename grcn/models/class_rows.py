@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grcn.fileio import few
+from grcn.models.layer_names import layer_name
 
 BACKGROUND = "background"
 # The layers that have rows of classes, by their names in a detector.
 PREDICTORS = ("roi_heads.heads.cls_score", "roi_heads.heads.bbox_pred")
+# Rows of a box regressor for each class, or for all together.
+BOX_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class ClassRows:
         """
         found = dict(theirs)
         for name, tensor in ours.items():
-            if name.startswith(PREDICTORS) and name in theirs and theirs[name].shape[1:] == tensor.shape[1:]:
+            layer = layer_name(name).rpartition(".")[0]
+            agnostic = layer == PREDICTORS[1] and len(tensor) == BOX_ROWS
+            if layer in PREDICTORS and not agnostic and name in theirs and theirs[name].shape[1:] == tensor.shape[1:]:
                 found[name] = self._placed(theirs[name], tensor)
         return found
 

@@ -16,7 +16,8 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from grcn.catalog import COCO_CLASSES
 from grcn.errors import CheckpointError
 from grcn.fileio import few
-from grcn.models.class_rows import PREDICTORS, ClassRows, place_rows
+from grcn.models.box_heads import TaskHeads
+from grcn.models.class_rows import BOX_ROWS, PREDICTORS, ClassRows, place_rows
 from grcn.models.detector import Detector
 from grcn.models.features import Backbone
 from grcn.models.layer_names import COUNTER, NORM, layer_name
@@ -126,9 +127,12 @@ def fitted(
     kept = dict(values)
     if isinstance(model, Detector):
         needed |= {name for name in own if name.startswith("rpn.")}
-        if _head_fits(values, own, model.roi_heads.heads.tasks):
+        if _head_fits(values, model.roi_heads.heads):
             rows = _rows(values, own, source, classes, same_as)
             kept = kept if rows is None else rows.placed(values, own)
+            if not _box_regressor_fits(model.roi_heads.heads):
+                kept = {name: value for name, value in kept.items() if not name.startswith(PREDICTORS[1])}
+                remarks.append("its box regressor is another, the model's is new")
             remarks.append("rows of all classes kept, in their order" if rows is None else str(rows))
         else:
             kept = {
@@ -152,12 +156,15 @@ def _settings_of(values: Mapping[str, Tensor]) -> str:
     return f"model.pyramid.norm={norm} model.rpn.convs={convs} model.head.kind={head}"
 
 
-def _head_fits(values: Mapping[str, Tensor], own: Mapping[str, Tensor], tasks: str) -> bool:
-    """Tells whether the hidden layers of a file are those of a model, and are all that its predictors read."""
-    theirs, ours = (
-        {name for name in names if name.startswith(("fc", "convs."))} for names in (values.keys(), own.keys())
-    )
-    return theirs == ours and tasks != "ensemble"
+def _head_fits(values: Mapping[str, Tensor], heads: TaskHeads) -> bool:
+    """Tells whether the hidden layers of a file are those of a model, and are all that its classifier reads."""
+    theirs = {name for name in values if name.startswith(("fc", "convs."))}
+    return theirs == heads.cls.state_dict().keys() and heads.tasks != "ensemble"
+
+
+def _box_regressor_fits(heads: TaskHeads) -> bool:
+    """Tells whether boxes are regressed for each class, and from hidden layers of the classifier's kind."""
+    return (heads.loc is None or type(heads.loc) is type(heads.cls)) and heads.bbox_pred.out_features > BOX_ROWS
 
 
 def _rows(

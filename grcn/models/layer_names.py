@@ -20,15 +20,22 @@ FOREIGN = "body."
 def layer_name(parameter: str) -> str:
     """Returns a parameter's name without its place: ``conv5_1.weight`` for ``backbone.loc.conv5_1.weight``.
 
-    Copies of one layer in several branches, and one layer in models that split at different places, share it. A layer
-    of a network of timm is ``body.stages_0…`` wherever it stands.
+    Copies of one layer in several branches or stages, and one layer in models that split at different places, share
+    it. A layer of a network of timm is ``body.stages_0…`` wherever it stands.
     """
+    parameter = in_first_stage(parameter)
     parameter = re.sub(r"^(backbone\.)?(body\.(network|layers)|(cls|loc)\.tail\.layers)\.", FOREIGN, parameter)
     return re.sub(
         r"^(backbone\.)?(frozen|trunk|fork|twice|cls|loc)\.|^roi_heads\.heads\.(cls|loc|second)\.(units\.)?",
         "",
         parameter,
     )
+
+
+def in_first_stage(parameter: str) -> str:
+    """Returns the name that a parameter of a cascade's stage, or of a second RPN, has in the first; others keep
+    theirs."""
+    return re.sub(r"^(roi_heads\.)(following\.)+|^(rpn\.)auxiliary\.", r"\1\3", parameter)
 
 
 def under_names_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

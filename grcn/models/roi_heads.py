@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from grcn import boxes, rng
 from grcn.models.box_heads import TaskHeads
 from grcn.models.candidates import candidates_above, image_groups, rois_above
+from grcn.models.cascade import FOLLOWING_WEIGHT, refine
 from grcn.models.context import ContextAttention
 from grcn.models.features import Maps
 from grcn.models.roi_pool import RoIPool
@@ -88,6 +89,9 @@ class RoIHeads(nn.Module):
         sampling, detecting: choice of RoIs and of detections.
         box_weights: normalisation of the regression targets.
         beta: where smooth L1 turns from quadratic to linear.
+        loss_weights: of the losses of classification and of localization.
+        following: the next stage of a cascade (Cai and Vasconcelos, Cascade R-CNN, Sec. 4), which classifies and
+            refines the boxes that this stage has refined, with half the weight of its losses; None for the last.
     """
 
     def __init__(
@@ -101,6 +105,8 @@ class RoIHeads(nn.Module):
         detecting: DetectionSettings | None = None,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         beta: float = 1.0,
+        loss_weights: tuple[float, float] = (1.0, 1.0),
+        following: RoIHeads | None = None,
     ) -> None:
         super().__init__()
         self.pools: Mapping[str, RoIPool] = nn.ModuleDict(pools)  # type: ignore[assignment]
@@ -110,7 +116,8 @@ class RoIHeads(nn.Module):
         self.shared_map = shared_map
         self.sampling = sampling or SamplingSettings()
         self.detecting = detecting or DetectionSettings()
-        self.box_weights, self.beta = box_weights, beta
+        self.box_weights, self.beta, self.loss_weights = box_weights, beta, loss_weights
+        self.following = following
         self.last_stats: dict[str, Tensor] = {}
 
     @property
@@ -142,7 +149,7 @@ class RoIHeads(nn.Module):
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
-            return [], self._losses(features, proposals, image_sizes, targets)
+            return [], self.losses(features, proposals, image_sizes, targets)
         score_thresh = self.detecting.score_thresh if score_thresh is None else score_thresh
         detections = []
         for group in image_groups(proposals):
@@ -151,13 +158,27 @@ class RoIHeads(nn.Module):
             detections += self._suppress(*shortlist)
         return detections, {}
 
-    def _losses(
-        self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
+    def losses(
+        self,
+        features: Features,
+        proposals: Tensor,
+        image_sizes: list[tuple[int, int]],
+        targets: list[dict],
+        stage: int = 0,
     ) -> dict[str, Tensor]:
-        states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
+        """Samples RoIs and computes the losses of this stage and of those that follow.
+
+        Args:
+            features, proposals, image_sizes, targets: as of :meth:`forward`.
+            stage: its number, which the random draws depend on.
+        """
+        words = (rng.ROIS, stage) if stage else (rng.ROIS,)
+        masks = (rng.DROPOUT, 2 * stage), (rng.DROPOUT, 2 * stage + 1)
+        states = rng.image_states(targets, proposals.device, words, *masks)
         rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, targets, states[0])
-        loc = slice(0, self.sampling.max_fg)
         images, count = rois.shape[:2]
+        # A stage that follows refines all RoIs; the loss reads those that can be foreground.
+        loc = slice(0, self.sampling.max_fg if self.following is None else count)
         cls_in = raw = self._pool("cls", features, rois)
         cls_in = self._add_context("cls", cls_in, features, image_sizes)
         if self.parted:
@@ -171,18 +192,24 @@ class RoIHeads(nn.Module):
             cls_hidden = self.heads.hidden("cls", cls_in, _row_keys(states[1], count))
             loc_hidden = cls_hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
-        deltas = self.heads.bbox_pred(loc_hidden).to(rois.dtype).view(images, -1, logits.shape[1], 4)
+        deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
         classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
         # The deltas of a RoI's own class.
-        deltas = deltas.gather(2, labels[:, loc, None, None].expand(-1, -1, -1, 4))[:, :, 0]
-        regression = F.smooth_l1_loss(deltas, regression_targets[:, loc], beta=self.beta, reduction="none")
+        own = deltas.gather(2, labels[:, loc, None, None].expand(-1, -1, -1, 4))[:, :, 0]
+        regression = F.smooth_l1_loss(own, regression_targets[:, loc], beta=self.beta, reduction="none")
         slots = images * self.sampling.batch
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
-        return {
-            "loss_classifier": torch.where(valid, classification, 0).sum() / slots,
-            "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots,
+        losses = {
+            "loss_classifier": torch.where(valid, classification, 0).sum() / slots * self.loss_weights[0],
+            "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots * self.loss_weights[1],
         }
+        if self.following is None:
+            return losses
+        rois = torch.where(valid[..., None], rois, 0)
+        refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, as_tensor(image_sizes, rois))
+        further = self.following.losses(features, refined, image_sizes, targets, stage + 1)
+        return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, targets: list[dict], states: Tensor) -> RoISample:
@@ -213,12 +240,18 @@ class RoIHeads(nn.Module):
         return RoISample(rois, labels, regression_targets, valid, foreground, matched_gt)
 
     def _shortlist(
-        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], score_thresh: float
+        self,
+        features: Features,
+        rois: Tensor,
+        image_sizes: list[tuple[int, int]],
+        score_thresh: float,
+        earlier: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Does all of detection before suppression.
 
         Args:
             rois: ``[N, P, 4]`` of the images of a group of :func:`grcn.models.candidates.image_groups`.
+            earlier: scores ``[N, P, K - 1]`` of the stages before; a RoI's scores are the mean over the stages.
 
         Returns:
             The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling but for boxes too small to
@@ -227,16 +260,19 @@ class RoIHeads(nn.Module):
         classes = self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
         hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
-        scores = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)[..., 1:]
-        scores = torch.where((boxes.areas(rois) > 0)[..., None], scores, 0)
+        of_classes = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)
+        scores = torch.where((boxes.areas(rois) > 0)[..., None], of_classes[..., 1:], 0)
+        if self.following is not None:
+            deltas = self._deltas(features, rois, image_sizes, raw, hidden)
+            refined = refine(rois, of_classes, deltas, self.box_weights, as_tensor(image_sizes, rois))
+            return self.following._shortlist(features, refined, image_sizes, score_thresh, (*earlier, scores))
+        if earlier:
+            scores = torch.stack([*earlier, scores]).mean(0)
 
         # A RoI without a score above the threshold gives no detection: it need not be localized.
         rows = rois_above(scores, score_thresh)
         rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
-        if self.parted:
-            loc_in = raw if self.shared_map else self._pool("loc", features, rois)
-            hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
-        deltas = self.heads.bbox_pred(hidden).to(rois.dtype).view(*rois.shape[:2], classes, 4)[:, :, 1:]
+        deltas = self._deltas(features, rois, image_sizes, raw, hidden)[:, :, 1:]
 
         best, index = candidates_above(scores, score_thresh, max(_MOST_CANDIDATES, self.detecting.detections))
         row, label = index // (classes - 1), index % (classes - 1)
@@ -245,6 +281,19 @@ class RoIHeads(nn.Module):
         found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), as_tensor(image_sizes, rois))
         counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
         return found, torch.where(counts, best, -torch.inf), label + 1
+
+    def _deltas(
+        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], raw: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Localizes RoIs ``[N, R, 4]``: deltas ``[N, R, K, 4]``.
+
+        Args:
+            raw, hidden: of classification, its pooled maps and hidden units; used where both tasks have the same.
+        """
+        if self.parted:
+            loc_in = raw if self.shared_map else self._pool("loc", features, rois)
+            hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
+        return self.heads.deltas(hidden).to(rois.dtype).unflatten(0, rois.shape[:2])
 
     def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
         """Takes what :meth:`_shortlist` returns to detections; one host-device synchronisation for each image."""

@@ -33,6 +33,8 @@ class RoIPool(nn.Module):
         level: added to the level that eq. 1 of Feature Pyramid Networks gives a RoI: -1 pools it from a map twice as
             fine.
         finest: the level of the first map in that equation.
+        roi_scale: pool from boxes this many times as wide and as high, about the same centre; the level is that of the
+            box itself.
 
     Raises:
         ValueError: an unknown operator, or RoIPool from several maps.
@@ -47,6 +49,7 @@ class RoIPool(nn.Module):
         aligned: bool = True,
         level: int = 0,
         finest: int = 2,
+        roi_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if op not in ("pool", "align"):
@@ -55,7 +58,7 @@ class RoIPool(nn.Module):
             raise ValueError(f"RoIPool reads one map (got {len(strides)}); choose align")
         self.scales, self.size, self.op = tuple(1.0 / stride for stride in strides), size, op
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
-        self.level, self.finest = level, finest
+        self.level, self.finest, self.roi_scale = level, finest, roi_scale
 
     def level_of(self, rois: Tensor) -> Tensor:
         """Returns which of the maps each box is pooled from: int64 ``[...]``, 0 for the finest.
@@ -102,7 +105,10 @@ class RoIPool(nn.Module):
         Returns:
             ``[N * R, C, size, size]``, the boxes of image 0 first.
         """
-        return self._pool(maps[: len(self.scales)], _rows(rois), self.level_of(rois).flatten(), self.scales)
+        level = self.level_of(rois).flatten()
+        if self.roi_scale != 1:
+            rois = boxes.scaled(rois, self.roi_scale)
+        return self._pool(maps[: len(self.scales)], _rows(rois), level, self.scales)
 
     def _pool(self, maps: Maps, rows: Tensor, level: Tensor, scales: Sequence[float]) -> Tensor:
         # Half precision would round coordinates to several pixels.

@@ -148,7 +148,31 @@ def test_whole_numbers_do_for_fractions() -> None:
         (
             {"model": {"backbone": "resnet50", "loc": {"stride": 8}, "head": {"tasks": "ensemble"}}},
             "head.tasks: ensemble joins the tasks, so both must read one map "
-            "(got cls.stride: 16, loc.stride: 8); set both to 16 or 8",
+            "(got cls.stride: 16, loc.stride: 8); set both alike",
+        ),
+        (
+            {"model": {"head": {"loc": "conv"}}},
+            "head.tasks: heads of two kinds are of one task each (got shared with fc and conv); set separate",
+        ),
+        (
+            {"model": {"head": {"kind": "residual", "dim": 6}}},
+            "head.dim: must be a multiple of 4 for residual units (got 6); round it",
+        ),
+        (
+            {"model": {"head": {"loc": "conv5", "tasks": "separate"}}},
+            "head.loc: vgg16 has no conv5 of residual units (got conv5); set fc or conv",
+        ),
+        (
+            {"model": {"cascade": [0.5, 0.7, 0.6]}},
+            "cascade: thresholds must rise from stage to stage (got 0.5, 0.7, 0.6); sort them",
+        ),
+        (
+            {"model": {"cascade": [0.05, 0.6], "roi": {"bg_iou_low": 0.1}}},
+            "cascade: thresholds must not lie below roi.bg_iou_low = 0.1 (got 0.05, 0.6); raise them",
+        ),
+        (
+            {"model": {"backbone": "resnet50", "cls": {"stride": 32}}},
+            "cls.stride: 32 is of a conv5 in the backbone (got it with resnet50); set 16 or 8",
         ),
         (
             {"model": {"weights": "IMAGENET1K_V2"}},
@@ -161,7 +185,7 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"split": "conv5", "head": {"tasks": "ensemble"}}},
-            "head.tasks: ensemble joins the tasks, so they cannot part before it "
+            "head.tasks: ensemble joins the tasks, so they cannot separate before it "
             "(got split: conv5, context.on: none); set both to none",
         ),
         (
@@ -252,7 +276,7 @@ def test_lr_steps_past_the_end_are_legal() -> None:
     assert TrainConfig(steps=10, lr_steps=(100,)).lr_steps == (100,)
 
 
-CONTEXT = {f"model.context.{key}" for key in ("dim", "heads", "value", "size", "init")}
+CONTEXT = {f"model.context.{key}" for key in ("dim", "heads", "value", "size", "init", "norm", "gate")}
 POOL = {"model.roi.sampling_ratio", "model.roi.aligned"}
 SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op": "align"}}
 
@@ -266,6 +290,8 @@ SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op
         ("model", {"split": "none"}, {"model.rpn.reads"}),
         ("model", {"backbone": "resnet50", "split": "none", "loc": {"stride": 8}}, set()),
         ("model", {"head": {"kind": "conv"}}, {"model.head.dropout"}),
+        ("model", {"head": {"loc": "conv", "tasks": "separate"}}, set()),
+        ("model", {"cascade": [0.5, 0.6]}, {"model.roi.fg_iou"}),
         ("model", {"backbone": "resnet50_det", "head": {"kind": "conv5"}}, {"model.head.dim", "model.head.dropout"}),
         ("train", {"schedule": "cosine"}, {"train.gamma", "train.lr_steps"}),
         ("train", {"schedule": "cosine", "lr_steps": []}, {"train.gamma"}),
@@ -297,9 +323,10 @@ def test_settings_without_effect_have_none(kind: str) -> None:
     others: dict[str, Any] = {
         "rpn.reads": "loc", "roi.sampling_ratio": 1, "roi.aligned": False, "head.dim": 8, "head.dropout": 0.25,
         "context.dim": 8, "context.heads": 2, "context.value": True, "context.size": 3, "context.init": "xavier",
+        "context.norm": "qk", "context.gate": "zero",
     }  # fmt: skip
     idle = idle_in_model(ModelConfig.model_validate(plain))
-    assert len(idle) == {"fc": 8, "conv": 9, "conv5": 10}[kind]
+    assert len(idle) == {"fc": 10, "conv": 11, "conv5": 12}[kind]
     changed = {section: dict(values) for section, values in plain.items() if isinstance(values, dict)}
     for key in idle:
         section, _, name = key.partition(".")

@@ -127,8 +127,8 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "c.yaml:2:13: model.backbone: expected 'tiny', 'tiny_resnet', 'tiny_resnet_det', 'tiny_resnet_fpn', "
         "'vgg16', 'resnet50', 'resnet101', 'resnet50_det', 'resnet101_det', 'resnet50_fpn', 'resnet101_fpn' "
         "or 'timm:NAME' (got 'vgg'); did you mean 'vgg16'?",
-        "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, freeze, width, image, "
-        "split, cls, loc, pyramid, timm, context, anchors, rpn, roi, head",
+        "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, freeze, width, norm, "
+        "image, split, cls, loc, pyramid, timm, context, anchors, rpn, roi, head, cascade",
         "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'model.anchors.sizes'?",
         "c.yaml:4:33: model.anchors.ratios[0]: expected a number (got '1'); write one, without quotes",
         "c.yaml:4:38: model.anchors.ratios[1]: expected a number above 0 (got -1); raise it",

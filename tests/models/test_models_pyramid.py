@@ -297,7 +297,7 @@ def test_backbones_refuse_what_they_cannot_be(options, message):
         ("loc.stride=8", "loc.stride: a pyramid has maps of several strides .* or loc.last_stride: 1"),
         ("freeze=5 split=conv5", r"freeze: .* has 4 stages .* \(got 5\); lower it"),
         ("freeze=4 split=conv4", r"freeze: .* has 3 stages .* \(got 4\); lower it"),
-        ("head.tasks=ensemble loc.level=-1", "head.tasks: ensemble .* set both to one level"),
+        ("head.tasks=ensemble loc.level=-1", "head.tasks: ensemble .* set both alike"),
     ],
 )
 def test_contradictions_are_named_once(changes, message):

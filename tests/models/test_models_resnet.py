@@ -111,13 +111,17 @@ def test_weights_of_the_caffe_layout_are_strided_in_the_first_convolution(resnet
     assert (ours - torchvisions).abs().max() > 100 * tolerance
 
 
+@pytest.mark.parametrize("stride", [16, 32])
 @torch.no_grad()
-def test_resnet_det_is_torchvisions_network_without_its_last_stride(resnet50_file):
+def test_resnet_det_is_torchvisions_network_with_or_without_its_last_stride(resnet50_file, stride):
     _, path = resnet50_file
     network = resnet50(weights=None)
     network.load_state_dict(torch.load(path))
-    network.eval().layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
-    model = build(backbone="resnet50_det", head={"dim": 8}, roi={"op": "align"}, split="conv5")
+    if stride == 16:
+        network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
+    network.eval()
+    branch = {"stride": stride}
+    model = build(backbone="resnet50_det", head={"dim": 8}, roi={"op": "align"}, split="conv5", cls=branch, loc=branch)
     load_weights(model, f"torchvision:{path}")
     x = torch.rand(1, 3, 70, 93)
     expected = network.layer4(to_conv4(network, x))
@@ -179,6 +183,23 @@ def test_declared_strides_are_the_measured_ones_at_any_size(split, det, stride_i
     assert (features["cls"] is features["loc"]) == net.shared == (split == "none" and cls == loc)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (57, 83), (33, 40)])
+@pytest.mark.parametrize("split", ["none", "conv5", "conv4"])
+@pytest.mark.parametrize("how", [{"stride_in": "conv3x3"}, {"stride_in": "conv1x1"}, {"from_scratch": "group"}])
+@pytest.mark.parametrize("cls, loc", [(32, 32), (32, 16), (16, 32), (32, 8), (8, 16)])
+@torch.no_grad()
+def test_the_map_of_each_task_is_that_of_a_network_in_which_both_have_its_stride(split, how, cls, loc, size):
+    """conv5 in the backbone may keep its stride, too."""
+    x, net = torch.rand(2, 3, *size).double(), small(split, cls, loc, det=True, **how)
+    features = net(x)
+    assert net.shared == (split == "none" and cls == loc)
+    for task, stride in (("cls", cls), ("loc", loc)):
+        assert net.feature_specs[task].strides == (stride,)
+        assert features[task][0].shape == (2, 128, *(-(-side // stride) for side in size))
+        alone = small("none", stride, stride, det=True, **how)
+        assert_close(features[task][0], alone(x)[task][0], **EXACT)
+
+
 @pytest.mark.parametrize("split, det", [(2, False), ("conv5", True), ("conv4", True), ("conv3", True)])
 @pytest.mark.parametrize("stride_in", ["conv3x3", "conv1x1"])
 @torch.no_grad()
@@ -191,7 +212,7 @@ def test_with_its_stride_back_the_loc_branch_is_the_baseline_bit_for_bit(split, 
     assert_close(small(split, 16, 8, det=det, stride_in=stride_in).float()(x)["cls"][0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.parametrize("from_scratch", [None, "layer"])
 def test_the_first_unit_of_conv4_runs_once_for_both_strides(from_scratch):
     """Where its 3x3 convolution is the strided one, subsampling its dense result is running it with its stride."""
     net = small(1, 16, 8, from_scratch=from_scratch)
@@ -207,6 +228,7 @@ def test_the_first_unit_of_conv4_runs_once_for_both_strides(from_scratch):
     once, twice = run(True), run(False)
     assert_close(once, twice, **EXACT)
     assert not small(1, 16, 8, stride_in="conv1x1").subsamples
+    assert not small(1, 16, 8, from_scratch="group").subsamples
 
 
 def test_shared_units_receive_the_sum_of_both_branches_gradients():
@@ -246,7 +268,7 @@ def test_stem_and_conv2_are_frozen_and_norms_are_no_parameters():
     assert {name.split("_")[0] for name, _ in net.frozen.named_children()} == {"stem", "layer1"}
     assert all(not p.requires_grad and p.grad is None for p in net.frozen.parameters())
     assert all(p.dim() == 4 for p in net.parameters())
-    scratch = SplitResNet(UNITS, from_scratch=True, width=4)
+    scratch = SplitResNet(UNITS, from_scratch="layer", width=4)
     assert all(p.requires_grad for p in scratch.parameters()) and "stem" in dict(scratch.trunk.named_children())
 
 
@@ -260,7 +282,13 @@ def test_the_head_of_two_convolutions():
 
 
 @pytest.mark.parametrize(
-    "options", [{"strides": {"cls": 12, "loc": 12}}, {"strides": {"cls": 16}}, {"stride_in": "conv1"}]
+    "options",
+    [
+        {"strides": {"cls": 12, "loc": 12}},
+        {"strides": {"cls": 16}},
+        {"strides": {"cls": 32, "loc": 16}},
+        {"stride_in": "conv1"},
+    ],
 )
 def test_impossible_strides_are_refused(options):
     with pytest.raises(ValueError, match="stride"):

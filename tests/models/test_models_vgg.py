@@ -19,7 +19,7 @@ KINDS = {"max": 16, "none": 8, "conv2x2_s2": 16, "max2x2_s1": 8}
 @pytest.mark.parametrize("size", [(64, 96), (57, 83), (33, 40)])
 def test_declared_strides_are_the_measured_ones_at_any_size(split, kind, size):
     last_pool = {"cls": kind if split == "none" else "max", "loc": kind}
-    backbone = SplitVGG(NARROW, split, last_pool, from_scratch=True)
+    backbone = SplitVGG(NARROW, split, last_pool, from_scratch="layer")
     features = backbone(torch.rand(2, 3, *size))
     assert backbone.feature_specs["loc"].strides == (KINDS[kind],)
     for task, spec in backbone.feature_specs.items():

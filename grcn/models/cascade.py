@@ -1,0 +1,49 @@
+"""What a stage of a cascade hands to the next: boxes that it has refined (Cai and Vasconcelos, Cascade R-CNN, Sec. 4).
+
+Each stage is :class:`grcn.models.roi_heads.RoIHeads` with heads of its own. It learns from boxes of a higher overlap
+than the stage before, which are also those that it gets; at test a RoI's scores are the mean over the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grcn import boxes
+
+# Weight of a stage's losses beside those of the stage before: 1, 1/2, 1/4 in the authors' code.
+FOLLOWING_WEIGHT = 0.5
+
+
+def box_weights_of(stage: int, first: Sequence[float]) -> tuple[float, float, float, float]:
+    """Returns the normalisation of a stage's regression targets, which get smaller from stage to stage.
+
+    Args:
+        stage: its number, from 0.
+        first: that of the first stage, usually 10, 10, 5, 5; the next have twice and three times as much.
+    """
+    x, y, width, height = ((stage + 1) * weight for weight in first)
+    return x, y, width, height
+
+
+@torch.no_grad()
+def refine(rois: Tensor, scores: Tensor, deltas: Tensor, box_weights: Sequence[float], sizes: Tensor) -> Tensor:
+    """Returns the RoIs of the next stage: the box that each RoI has for its best class but background.
+
+    Args:
+        rois: ``[N, R, 4]``; rows of zero area are empty.
+        scores: ``[N, R, K]`` of the classes, background first; any measure of the same order, such as logits.
+        deltas: ``[N, R, K, 4]``.
+        box_weights: of the stage that they are from.
+        sizes: ``[N, 2]`` heights and widths of the images.
+
+    Returns:
+        ``[N, R, 4]`` within the images; the row of an empty RoI is zero, and so is one whose box is not finite.
+    """
+    best = scores[..., 1:].argmax(-1) + 1
+    chosen = deltas.gather(2, best[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
+    refined = boxes.clip(boxes.decode(chosen, rois, box_weights), sizes)
+    usable = (boxes.areas(rois) > 0) & (boxes.areas(refined) > 0)
+    return torch.where(usable[..., None], refined, 0)
