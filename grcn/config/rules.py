@@ -28,6 +28,8 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from _wrong_split(model)
     yield from _wrong_levels(model)
     yield from _wrong_heads(model)
+    if model.rpn.reads == "both" and _one_map(model):
+        yield "rpn.reads", "both needs maps of each task, and with split: none there is one (got both); set cls"
     for key in ("width", "norm"):
         if not _tiny(model) and (value := getattr(model, key)) != type(model).model_fields[key].default:
             yield key, f"only the tiny backbones have one (got {value} with {model.backbone}); remove it"
@@ -155,7 +157,7 @@ def without_effect(cfg: Config) -> dict[str, str]:
 def idle_in_model(model: ModelConfig) -> dict[str, str]:
     """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
     idle = {}
-    if model.split == "none" and (model.has_pyramid or model.cls.stride == model.loc.stride):
+    if _one_map(model):
         idle["rpn.reads"] = "split is none"
     if model.context.on == "none":
         keys = (f"context.{key}" for key in type(model.context).model_fields if key != "on")
@@ -171,6 +173,11 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
     if model.cascade != "none":
         idle["roi.fg_iou"] = f"cascade is {list(model.cascade)}"
     return idle
+
+
+def _one_map(model: ModelConfig) -> bool:
+    """Tells whether both tasks read the same maps."""
+    return model.split == "none" and (model.has_pyramid or model.cls.stride == model.loc.stride)
 
 
 def _tiny(model: ModelConfig) -> bool:

@@ -125,6 +125,10 @@ class RoIHeads(nn.Module):
         """Whether localization has a pass of its own."""
         return not self.shared_map or len(self.context) > 0 or self.heads.tasks == "separate"
 
+    def stages(self) -> list[RoIHeads]:
+        """Returns this stage and those that follow."""
+        return [self, *([] if self.following is None else self.following.stages())]
+
     def forward(
         self,
         features: Features,

@@ -23,6 +23,7 @@ from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
 from grcn.fileio import few
 from grcn.models.detector import Detector
+from grcn.models.layer_names import in_first_stage
 from grcn.models.memory_format import to_device
 from grcn.run.backend import prepare
 from grcn.run.load_detector import check_classes, load_detector, load_initial_weights
@@ -127,7 +128,7 @@ def _build_initial(cfg: Config, device: torch.device) -> tuple[DetectionDataset,
     classes = test.table.classes
     model = build.build_model(cfg.model, len(classes) + 1, cfg.run.seed)
     new = load_initial_weights(model, cfg.model, None, classes, cfg.data.same_as)
-    if random := [name for name in new if name.startswith(("rpn.", "roi_heads.heads."))]:
+    if random := [name for name in new if in_first_stage(name).startswith(("rpn.", "roi_heads.heads."))]:
         what = f"no detector like this model, whose {few(random)} are random"
         raise ConfigError(f"model.weights: {cfg.model.weights} is {what}; set COCO_V1, or torchvision:FILE of one")
     return test, to_device(model, device)

@@ -163,6 +163,10 @@ def test_whole_numbers_do_for_fractions() -> None:
             "head.loc: vgg16 has no conv5 of residual units (got conv5); set fc or conv",
         ),
         (
+            {"model": {"rpn": {"reads": "both"}}},
+            "rpn.reads: both needs maps of each task, and with split: none there is one (got both); set cls",
+        ),
+        (
             {"model": {"cascade": [0.5, 0.7, 0.6]}},
             "cascade: thresholds must rise from stage to stage (got 0.5, 0.7, 0.6); sort them",
         ),

@@ -291,6 +291,31 @@ def test_a_box_head_of_another_kind_is_new(v1, plain, entry, changes):
     assert all(torch.equal(model.state_dict()[name], expected[layer_name(name)]) for name in report.loaded)
 
 
+AGNOSTIC = "head.class_agnostic=true"
+
+
+@pytest.mark.parametrize(
+    "changes", ["head.loc=residual head.tasks=separate", AGNOSTIC, f"{AGNOSTIC} cascade=[0.5,0.6]"]
+)
+def test_a_box_regressor_of_another_kind_is_new_and_the_classifier_is_kept(entry, changes):
+    with torch.device("meta"):
+        model = build(entry, changes)
+    report = load_weights(model, entry)
+    assert report.remarks[0] == "its box regressor is another, the model's is new"
+    fresh = [name for name in report.new if ".bbox_pred." not in name]
+    assert fresh == [name for name in model.state_dict() if ".heads.loc." in name]
+    stages = 2 if "cascade" in changes else 1
+    assert sum(name.endswith("bbox_pred.weight") for name in report.new) == stages
+    assert sum(name.endswith("cls_score.weight") for name in report.loaded) == stages
+
+
+def test_every_stage_starts_from_the_weights_of_the_file(entry, plain):
+    model, report = loaded(entry, "cascade=[0.5,0.6]")
+    expected = by_layer(plain)
+    assert not report.new
+    assert all(torch.equal(value, expected[layer_name(name)]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("changes", ["anchors.sizes=[[16],[32],[64],[128],[256]]", "anchors.layout=centred"])
 def test_other_anchors_are_remarked_on(entry, changes):
     with torch.device("meta"):

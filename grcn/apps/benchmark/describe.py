@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from grcn.config.model_schema import ModelConfig
 from grcn.config.schema import Config, ShapesDataConfig
 from grcn.models.detector import Detector, count_parameters
 from grcn.models.features import TASKS, Backbone, Maps, strides_as_text
+from grcn.models.roi_heads import RoIHeads
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,28 @@ def _parts(model: Detector, cfg: ModelConfig, height: int, width: int, rois: int
     with torch.device("meta"):
         image = torch.empty(1, 3, *model.transform.padded(height, width))
         cls_map = torch.empty(1, model.backbone.feature_specs["cls"].channels, 1, 1)
-    heads = model.roi_heads.heads
     pooled = cls_map.expand(rois, -1, cfg.roi.size, cfg.roi.size)
     whole = cls_map.expand(-1, -1, cfg.context.size, cfg.context.size)
 
     parts, features = _backbone_parts(model.backbone, image)
-    of_rpn = _gmac(lambda: [model.rpn.layers(map_) for map_ in features[cfg.rpn.reads]])
+    of_rpn = _gmac(lambda: [model.rpn.layers(map_) for map_ in features[model.rpn.reads]])
     parts.append(Part("RPN", count_parameters(model.rpn), of_rpn))
-    for task, context in model.roi_heads.context.items():
+    for number, stage in enumerate(stages := model.roi_heads.stages(), start=1):
+        found = _stage_parts(stage, pooled, whole)
+        parts += [replace(part, name=f"stage {number}, {part.name}") for part in found] if len(stages) > 1 else found
+    return parts
+
+
+def _stage_parts(stage: RoIHeads, pooled: torch.Tensor, whole: torch.Tensor) -> list[Part]:
+    """Describes the context and the heads of a stage, on pooled RoIs and a pooled image."""
+    heads, parts = stage.heads, []
+    for task, context in stage.context.items():
         parts.append(Part(f"context/{task}", count_parameters(context), _gmac(partial(context, pooled, whole))))
     own = count_parameters(heads.loc) if heads.loc is not None else 0
     classify = _gmac(lambda: heads.cls_score(heads.hidden("cls", pooled)))
     regress = _gmac(lambda: heads.bbox_pred(heads.hidden("loc", pooled)))
     regressor = count_parameters(heads.bbox_pred)
-    if model.roi_heads.parted:
+    if stage.parted:
         parts.append(Part("head, cls pass", count_parameters(heads) - own - regressor, classify))
         parts.append(Part("head, loc pass", own + regressor, regress))
     else:

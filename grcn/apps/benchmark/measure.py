@@ -60,7 +60,7 @@ def measure(
     """
     work = prepare(cfg, device, images, objects)
     model = work.model
-    with _rows_of(model.roi_heads.heads.bbox_pred) as localized:
+    with _rows_of(model.roi_heads.stages()[-1].heads.bbox_pred) as localized:
         work.infer()
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -25,8 +25,8 @@ def breakdown(model: Detector, step: Callable[[], object], device: torch.device)
         "RPN": [model.rpn],
         "RPN layers": [model.rpn.conv, model.rpn.cls_logits, model.rpn.bbox_pred],
         "RoI heads": [heads],
-        "RoI pooling": [*heads.pools.values()],
-        "context": [*heads.context.values()],
+        "RoI pooling": [pool for stage in heads.stages() for pool in stage.pools.values()],
+        "context": [context for stage in heads.stages() for context in stage.context.values()],
         "forward": [model],
     }
     spent = dict.fromkeys(parts, 0.0)

@@ -55,10 +55,11 @@ def spread_scores(model: Detector, images: list[Tensor]) -> None:
     Scores of random weights are about equal, and below the threshold with many classes: on a CPU nothing would be
     localized, and suppression would have nothing to do. Without background among them every RoI is.
     """
-    classifier = model.roi_heads.heads.cls_score
-    seen: list[Tensor] = []
-    hook = classifier.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model.eval()(images)
-    hook.remove()
-    classifier.weight.mul_(_SPREAD / seen[0].float().std().clamp(min=1e-6))
-    classifier.bias[0] = -1e4
+    for stage in model.roi_heads.stages():
+        classifier = stage.heads.cls_score
+        seen: list[Tensor] = []
+        hook = classifier.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+        model.eval()(images)
+        hook.remove()
+        classifier.weight.mul_(_SPREAD / seen[0].float().std().clamp(min=1e-6))
+        classifier.bias[0] = -1e4

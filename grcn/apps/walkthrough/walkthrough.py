@@ -88,7 +88,7 @@ def walk(model: Detector, picture: Tensor) -> Walk:
             pooled = context(pooled, image)
         hidden[task] = heads.heads.hidden(task, pooled)
     scores = heads.heads.cls_score(hidden["cls"]).softmax(-1)
-    deltas = heads.heads.bbox_pred(hidden["loc"]).unflatten(1, (-1, 4))
+    deltas = heads.heads.deltas(hidden["loc"])
 
     detections, _ = heads(features, proposals, batch.image_sizes)
     detections = model.transform.postprocess(detections, batch.image_sizes, [(picture.shape[1], picture.shape[2])])
@@ -169,9 +169,12 @@ def _roi(walked: Walk, task: str) -> str:
     stride, pool = walked.strides[task], walked.model.roi_heads.pools[task]
     across, down = ((walked.roi[2:] - walked.roi[:2]) / pool.size).tolist()
     chosen = f": the proposal of the best class score, {_corners(walked.roi)}" if task == "cls" else ""
+    larger = f" Pooled is a box {pool.roi_scale:g} times as wide and as high." if pool.roi_scale != 1 else ""
+    across, down = across * pool.roi_scale, down * pool.roi_scale
     return (
-        f"One RoI on the {task} map{chosen}. Each of its {pool.size} x {pool.size} bins is {across:.1f} x {down:.1f} "
-        f"pixels; a cell of the map, {stride} pixels, covers {stride / across:.1f} x {stride / down:.1f} bins."
+        f"One RoI on the {task} map{chosen}.{larger} Each of its {pool.size} x {pool.size} bins is "
+        f"{across:.1f} x {down:.1f} pixels; a cell of the map, {stride} pixels, covers "
+        f"{stride / across:.1f} x {stride / down:.1f} bins."
     )
 
 
@@ -203,7 +206,9 @@ def _box(walked: Walk) -> str:
     )
     iou = float(boxes.iou(walked.roi[None], walked.box[None])[0, 0])
     moved = f"becomes {_corners(walked.box)}, of IoU {iou:.2f} with it" if iou < 0.995 else "stays where it is"
-    return f"Box of the RoI, by the loc branch: {_corners(walked.roi)} {moved} ({how})."
+    stages = len(walked.model.roi_heads.stages())
+    more = f" That is the first stage; {stages - 1} more refine it, and the scores are the mean of all." * (stages > 1)
+    return f"Box of the RoI, by the loc branch: {_corners(walked.roi)} {moved} ({how}).{more}"
 
 
 def _detections(walked: Walk, names: Sequence[str]) -> str:
