@@ -11,7 +11,7 @@ import yaml
 from generate_config_table import catalogue
 from PIL import Image
 
-from grcn.catalog import COCO_CLASSES, RESNET_UNITS
+from grcn.catalog import COCO_CLASSES, RESNET_UNITS, VGG16_BLOCKS
 from grcn.config.files import load_config
 from grcn.run import train as run
 
@@ -76,10 +76,12 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_config_trains_and_evaluates(path, data, tmp_path, caplog, monkeypatch):
     full = load_config(path)
-    if full.model.has_pyramid:  # a thin one: its layers are the same, and there are many of these configs
-        monkeypatch.setattr("grcn.build.model.RESNET_WIDTH", 8)
+    # Thin networks: their layers are the same, and there are many of these configs.
+    monkeypatch.setattr("grcn.build.model.RESNET_WIDTH", 8)
+    monkeypatch.setattr("grcn.build.model.VGG16_BLOCKS", [[width // 16 for width in block] for block in VGG16_BLOCKS])
+    if full.model.has_pyramid:
         monkeypatch.setitem(RESNET_UNITS, full.model.network, (1, 1, 1, 1))
-    narrow = [] if full.model.head.kind == "conv5" else ["model.head.dim=8"]
+    narrow = [] if full.model.head.kind == "conv5" else ["model.head.dim=8", "model.head.residual_dim=8"]
     with_tiny = ["model.width=8"] if full.model.backbone.startswith("tiny") else []
     small_grid = [f"model.roi.size={min(4, full.model.roi.size)}", "train.accumulate=1"]
     sizes = "[[16], [32], [32], [64], [64]]" if full.model.has_pyramid else "[16, 32]"

@@ -36,6 +36,7 @@ ITS_OWN: dict[str, Any] = {
 # A twin is one of the baseline, which has one map, one head and one stage.
 OF_OTHER_METHODS = {
     "split", "rpn.reads", "head.tasks", "head.cls", "head.loc", "head.class_agnostic", "roi.loss_weights", "cascade",
+    "head.residual_dim",
 }  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def _hidden_layers(cfg: ModelConfig, kind: str, channels: int) -> Hidden:
     if kind == "conv_fc":
         return ConvFCHead(channels, cfg.roi.size, cfg.head.dim)
     if kind == "residual":
-        return ResidualHead(channels, cfg.head.dim)
+        return ResidualHead(channels, cfg.head.residual_dim)
     tiny = cfg.backbone.startswith("tiny")
     count, width, norm = RESNET_UNITS[cfg.network][3], cfg.width if tiny else RESNET_WIDTH, cfg.norm if tiny else None
     units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=norm, width=width)

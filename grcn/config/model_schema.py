@@ -247,7 +247,7 @@ class RoiConfig(Section):
     smooth_l1_beta: Annotated[Positive, TRAINING] = 1.0
     """Where the box loss turns from quadratic to linear. [C]"""
     loss_weights: Annotated[tuple[PositiveOrZero, PositiveOrZero], TRAINING, Strict(False)] = (1, 1)
-    """Weights of the losses of classification and of boxes; 2 and 2.5 in the Double-Head paper. [S]"""
+    """Weights of the losses of classification and of boxes; 2 and 2 in mmdetection's Double-Head. [S: 1 and 1]"""
     score_thresh: Annotated[Share, DETECTION] = 0.05
     """Detections must score above it. [C]"""
     nms: Annotated[Share, DETECTION] = 0.3
@@ -281,7 +281,9 @@ class HeadConfig(Section):
     loc: HeadKind | None = None
     """Kind of the layers of localization, where it is not kind. [O]"""
     dim: Size = 4096
-    """Width of each layer; of conv_fc of the fully connected one, of residual of its units; conv5 has its own. [C]"""
+    """Width of each layer, of conv_fc of the fully connected one; conv5 and residual have their own. [C]"""
+    residual_dim: Size = 1024
+    """Kind residual only: channels of its units, a multiple of 4. [O; the Double-Head paper's]"""
     dropout: Annotated[float, Field(ge=0, lt=1), TRAINING] = 0.5
     """Kind fc only: dropout after each layer, with a mask of its own for each task's pass. [C]"""
     tasks: Literal["shared", "separate", "ensemble"] = "shared"

@@ -78,8 +78,8 @@ def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
         elif kind == "conv5" and model.has_pyramid:
             yield key, f"conv5 of {model.backbone} is part of the pyramid (got conv5); set fc, conv or conv_fc"
-        elif kind == "residual" and head.dim % 4:
-            yield "head.dim", f"must be a multiple of 4 for residual units (got {head.dim}); round it"
+    if head.residual_dim % 4:
+        yield "head.residual_dim", f"must be a multiple of 4, for residual units (got {head.residual_dim}); round it"
     if isinstance(model.cascade, str):
         return
     low, got = model.roi.bg_iou_low, f"(got {', '.join(f'{share:g}' for share in model.cascade)})"
@@ -166,8 +166,10 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
         idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
     kinds = model.head.kinds
     named = kinds["cls"] if kinds["cls"] == kinds["loc"] else f"{kinds['cls']} and {kinds['loc']}"
-    if set(kinds.values()) == {"conv5"}:
+    if set(kinds.values()) <= {"conv5", "residual"}:
         idle["head.dim"] = f"head.kind is {named}"
+    if "residual" not in kinds.values():
+        idle["head.residual_dim"] = f"head.kind is {named}"
     if "fc" not in kinds.values():
         idle["head.dropout"] = f"head.kind is {named}"
     if model.cascade != "none":

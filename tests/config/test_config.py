@@ -155,8 +155,8 @@ def test_whole_numbers_do_for_fractions() -> None:
             "head.tasks: heads of two kinds are of one task each (got shared with fc and conv); set separate",
         ),
         (
-            {"model": {"head": {"kind": "residual", "dim": 6}}},
-            "head.dim: must be a multiple of 4 for residual units (got 6); round it",
+            {"model": {"head": {"kind": "residual", "residual_dim": 6}}},
+            "head.residual_dim: must be a multiple of 4, for residual units (got 6); round it",
         ),
         (
             {"model": {"head": {"loc": "conv5", "tasks": "separate"}}},
@@ -289,6 +289,8 @@ SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op
     ("section", "changes", "idle"),
     [
         ("model", {}, set()),
+        ("model", {"head": {"loc": "residual", "tasks": "separate"}}, {"-model.head.residual_dim"}),
+        ("model", {"head": {"kind": "residual"}}, {"-model.head.residual_dim", "model.head.dim", "model.head.dropout"}),
         ("model", {"context": {"on": "none"}}, CONTEXT),
         ("model", {"roi": {"op": "pool"}}, POOL),
         ("model", {"split": "none"}, {"model.rpn.reads"}),
@@ -312,7 +314,10 @@ SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op
 def test_settings_without_effect_are_known(section: str, changes: dict[str, Any], idle: set[str]) -> None:
     config = MINIMAL | {"model": SPLIT, "train": {"steps": 10, "lr_steps": [5], "warmup": 1}}
     config[section] = config.get(section, {}) | changes
-    off = {"data.augment.crop.scale", "data.augment.crop.min_kept"}  # cropping is
+    # Cropping is off, and no layer is of the kind residual unless it is said.
+    off = {"data.augment.crop.scale", "data.augment.crop.min_kept", "model.head.residual_dim"}
+    off -= {key[1:] for key in idle if key[0] == "-"}
+    idle = {key for key in idle if key[0] != "-"}
     other = off if "optimizer" in changes else off | {"train.betas"}
     assert without_effect(Config.model_validate(config)).keys() == idle | other
 
@@ -327,10 +332,10 @@ def test_settings_without_effect_have_none(kind: str) -> None:
     others: dict[str, Any] = {
         "rpn.reads": "loc", "roi.sampling_ratio": 1, "roi.aligned": False, "head.dim": 8, "head.dropout": 0.25,
         "context.dim": 8, "context.heads": 2, "context.value": True, "context.size": 3, "context.init": "xavier",
-        "context.norm": "qk", "context.gate": "zero",
+        "context.norm": "qk", "context.gate": "zero", "head.residual_dim": 16,
     }  # fmt: skip
     idle = idle_in_model(ModelConfig.model_validate(plain))
-    assert len(idle) == {"fc": 10, "conv": 11, "conv5": 12}[kind]
+    assert len(idle) == {"fc": 11, "conv": 12, "conv5": 13}[kind]
     changed = {section: dict(values) for section, values in plain.items() if isinstance(values, dict)}
     for key in idle:
         section, _, name = key.partition(".")

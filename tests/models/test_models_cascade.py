@@ -23,7 +23,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "dropout": {"head": {"dim": 32, "dropout": 0.5}},
     "agnostic": {"head": {"dim": 32, "dropout": 0.0, "class_agnostic": True}},
     "grcn": GRCN,
-    "double_head": {"head": {"loc": "residual", "tasks": "separate", "dim": 32}, "loc": {"roi_scale": 1.3}},
+    "double_head": {
+        "head": {"loc": "residual", "tasks": "separate", "residual_dim": 32, "dim": 32},
+        "loc": {"roi_scale": 1.3},
+    },
     "grcn_agnostic": {**GRCN, "head": {"dim": 32, "dropout": 0.25, "class_agnostic": True}},
     "ensemble": {"head": {"dim": 32, "dropout": 0.0, "tasks": "ensemble"}},
 }

@@ -22,7 +22,7 @@ from grcn.models.roi_pool import RoIPool
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 DOUBLE_HEAD = {
-    "head": {"loc": "residual", "tasks": "separate", "dim": 32, "dropout": 0.25},
+    "head": {"loc": "residual", "tasks": "separate", "residual_dim": 32, "dim": 32, "dropout": 0.25},
     "loc": {"roi_scale": 1.3},
 }
 
