@@ -2,6 +2,7 @@
 
 errors: where average precision is lost, to classification or to localization.
 gradients: where the losses of the two tasks disagree on the layers that they share, over training.
+context: how much the context attention adds, where it looks, and whether that differs between RoIs and images.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     add_errors(commands)
     add_gradients(commands)
+    add_context(commands)
     # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
     args, rest = parser.parse_known_args()
     start_logging()
@@ -128,6 +130,47 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
             allow_changes=args.allow_changes, stop=stop,
         )  # fmt: skip
     print(json.dumps(found) if args.json else training.as_text(found))
+
+
+def add_context(commands: Any) -> None:
+    """Adds the command ``context``."""
+    parser = commands.add_parser(
+        "context", usage="%(prog)s --config C [--checkpoint W] [options] [key=value ...]",
+        help="how much the context attention adds, and where it looks",
+        description="Measures the context attention over images of the test splits: how large what it adds is beside "
+        "the features of a RoI, how even the attention is, and how far what it adds differs between the RoIs of an "
+        "image and between images. Prints a table; writes context.json and context.png. key=value replaces a setting "
+        "of the config.",
+    )  # fmt: skip
+    parser.set_defaults(analyze=run_context, parser=parser)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file; a model with context")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: the weights that training starts from)")
+    parser.add_argument("--images", type=int, default=32, help="test images to measure on (default: 32)")
+    parser.add_argument(
+        "--output-dir", type=Path,
+        help="where results go (default: <run>/eval/<checkpoint>-context, or runs/<data>/<config>/context)",
+    )  # fmt: skip
+    parser.add_argument("--allow-changes", action="store_true", help="go on where the model's settings have changed")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+
+
+def run_context(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Does the command ``context``."""
+    if args.images < 1:
+        args.parser.error(f"--images must be at least 1 (got {args.images})")
+    cfg = load_config(args.config, overrides)
+    place = args.config.resolve()
+    folder = args.output_dir or Path("runs") / place.parent.name / place.stem / "context"
+    with StopSignals() as stop:
+        from grcn.apps.analyze.context_report import as_text, report_context
+        from grcn.run.evaluate import folder_beside  # imports torch, for seconds
+
+        if args.checkpoint and not args.output_dir:
+            folder = folder_beside(args.checkpoint, "context")
+        found = report_context(
+            cfg, folder, weights=args.checkpoint, images=args.images, allow_changes=args.allow_changes, stop=stop
+        )
+    print(json.dumps(found) if args.json else as_text(found))
 
 
 if __name__ == "__main__":

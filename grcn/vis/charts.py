@@ -146,6 +146,48 @@ def cosine_curves(
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
+def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """Plots what the context attention of each task does: four figures, a dot for each image and their mean.
+
+    Args:
+        tasks: of :func:`grcn.apps.analyze.context.measure_context`.
+        path: its suffix sets the format, ``.png`` or ``.pdf``.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    figure = new_figure(3.4, 13.0)
+    cells = max(of["cells"] for of in tasks.values())
+    panels: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("size", "what is added,\nbeside the RoI's features", {}),
+        ("largest_share", f"largest share of a cell,\ntimes the even one (most: {cells})", {"yscale": "log"}),
+        ("entropy", "entropy of the attention,\nbeside an even one", {"ylim": (-0.03, 1.03)}),
+        ("between_rois", "how far what is added differs\nbetween RoIs (line: images)", {}),
+    )
+    for axes, (name, label, options) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for place, of in enumerate(tasks.values()):
+            values = np.array([row[name] for row in of["images"]])
+            color = LINE_COLORS[1 + place]
+            axes.plot(place + np.linspace(-0.25, 0.25, len(values)), values, ".", color=color, alpha=0.6)
+            axes.hlines(of["mean"][name], place - 0.35, place + 0.35, color=color, linewidth=2)
+            if name == "between_rois" and of["between_images"] is not None:
+                axes.hlines(of["between_images"], place - 0.35, place + 0.35, color="black", linestyle="--")
+        axes.set_title(label, fontsize=9)
+        axes.set_xticks(range(len(tasks)), [f"context/{task}" for task in tasks])
+        axes.set_xlim(-0.6, len(tasks) - 0.4)
+        axes.set(**options)
+        if name in ("size", "between_rois"):
+            axes.set_ylim(bottom=0)
+        if name == "largest_share":
+            axes.set_ylim(0.9, 1.1 * cells)
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(color="#dddddd", linewidth=0.6, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, parse_math=False, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def difference_dots(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = "") -> None:
     """Plots, for each figure, how far rows lie from their baselines.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,17 +12,14 @@ import torch
 from grcn import build
 from grcn.apps.browse.sheet import Panel, draw_sheet, overlap_text
 from grcn.config.schema import Config
-from grcn.data.annotations import Annotations
 from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import usable_rows
 from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.models.detector import Detector
-from grcn.models.memory_format import to_device
-from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run.backend import prepare
-from grcn.run.load_detector import load_detector
+from grcn.run.start import start_from
 from grcn.vis.image_file import check_output, write_picture
 from grcn.vis.inputs import sample_title
 from grcn.vis.samples import Sample, inputs_of, samples_of
@@ -31,15 +27,6 @@ from grcn.vis.samples import Sample, inputs_of, samples_of
 MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
 
 logger = logging.getLogger("grcn")
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The model that proposes, how it is called on the sheet, and the updates it has had."""
-
-    model: Detector
-    told: str
-    step: int
 
 
 def browse(
@@ -76,7 +63,7 @@ def browse(
     device = distributed.local_device(cfg.run.device)
     prepare(cfg, device)
     data = build.build_train_split(cfg.data)
-    start = _start(cfg, data.table, weights, device, allow_changes, needed="rois" in panels)
+    start = start_from(cfg, data.table.classes, weights, device, allow_changes, initial="rois" in panels)
     first = start.step if step is None else step - 1
     count = min(images, len(usable_rows(data.table, cfg.data.drop_empty)))
     if count < images:
@@ -87,7 +74,7 @@ def browse(
     steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
     heading = [f"{data.table.name}, seed {cfg.run.seed}, step {steps}: {count} image{'s' * (count > 1)}"]
     if "rois" in panels:
-        heading.append(f"RoIs are sampled from the proposals of {start.told}")
+        heading.append(f"RoIs are sampled from the proposals of {start.name}")
     sheet = draw_sheet(samples, titles, data.table.classes, panels, heading)
     write_picture(sheet, path)
     model = start.model
@@ -137,25 +124,6 @@ def figures(samples: Sequence[Sample], sizes: Sequence[float], strides: Mapping[
 
 def _per_image(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f} per image ({min(counts)} to {max(counts)})"
-
-
-def _start(
-    cfg: Config, table: Annotations, weights: Path | None, device: torch.device, allow_changes: bool, needed: bool
-) -> _Start:
-    """Builds the model with the weights of a checkpoint, or else with those that training starts from.
-
-    Args:
-        needed: whether anything that is shown depends on the weights; else initial ones are not loaded.
-    """
-    if weights is not None:
-        detector = load_detector(weights, device, cfg=cfg, classes=table.classes, allow_changes=allow_changes)
-        return _Start(detector.model, f"{weights.name}, step {detector.step}", detector.step)
-    model = to_device(build.build_model(cfg.model, len(table.classes) + 1, cfg.run.seed), device)
-    if cfg.model.weights is None:
-        return _Start(model, "an untrained network, its weights random", 0)
-    if needed:
-        logger.info("%s", load_weights(model, cfg.model.weights, table.classes, cfg.data.same_as))
-    return _Start(model, f"an untrained network on the initial weights {cfg.model.weights}", 0)
 
 
 def _fed(
