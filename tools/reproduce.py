@@ -38,12 +38,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--slurm", nargs="+", default=[], metavar="NAME:VALUE", help="as timeout_min:720 gpus_per_node:1"
     )
-    parser.add_argument("--report-only", action="store_true", help="run nothing; missing cells say so")
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing; missing cells say so; --results are read"
+    )
     parser.add_argument("--draws", type=int, default=1000, help="resamples of the test images (default: 1000, 0: none)")
     parser.add_argument(
         "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
     )
-    parser.add_argument("--results", type=Path, help="folder that gets the results of finished runs, to be kept")
+    parser.add_argument("--results", type=Path, help="folder that keeps the results of finished runs, and the reports")
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
     is_override = re.compile(r"(model|data|train|eval|run|paper)[.a-z0-9_]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
@@ -76,6 +78,14 @@ def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
     return name, int(value) if value.isdecimal() else value
 
 
+def command(args: argparse.Namespace, reports: Path, name: str) -> str:
+    """Returns the command that a report is to name: with --report-only, that of the report before, which ran it."""
+    from grcn.apps.reproduce.report import read_report
+
+    facts = read_report(reports, name).get("facts") if args.report_only else None
+    return facts[0].strip("`") if facts else shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+
+
 def main() -> int:
     """Runs and reports; returns the exit code of the first run that failed, or 0."""
     args = parse(sys.argv[1:])
@@ -89,10 +99,9 @@ def main() -> int:
     if args.torchvision:
         tables = {name: table.with_torchvision() for name, table in tables.items()}
     folder = args.output_dir or Path("runs") / (data if args.scale == 1 else f"{data}-x{args.scale:g}")
-    planned = runs.plan(
-        [row for table in tables.values() for row in table.rows], args.seeds, folder, args.overrides, args.scale
-    )
-    missing = [run for run in planned if not run.is_done()]
+    rows_of_all = [row for table in tables.values() for row in table.rows]
+    planned = runs.plan(rows_of_all, args.seeds, folder, args.overrides, args.scale, args.results)
+    missing = [run for run in planned if not run.is_done() and not run.is_kept()]
     steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
     logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)
     failed = {}
@@ -105,18 +114,17 @@ def main() -> int:
     if missing and not args.report_only:
         with StopSignals() as stop:
             failed = runs.execute(missing, TRAIN, args.jobs, stop)
-    if args.results:
-        report.keep(planned, args.results)
+    report.keep(planned)
     metrics = dict.fromkeys(name for table in tables.values() for name in table.metrics)
     measured = report.measure(planned, list(metrics), args.draws)
-    facts = report.facts_of(planned, shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]))
+    reports = (args.results or folder) / "reports"
     for name, table in tables.items():
         named = name if args.name is None else args.name + f"_{name}" * (len(tables) > 1)
-        page = report.write(table, measured, folder / "reports", facts, named)
+        page = report.write(table, measured, reports, report.facts_of(planned, command(args, reports, named)), named)
         print(page, end="\n" if name != list(tables)[-1] else "")
-        logger.info("the report is %s.md, with .csv, .json and .png beside it", folder / "reports" / named)
+        logger.info("the report is %s.md, with .csv, .json and .png beside it", reports / named)
     if len(tables) > 1:
-        report.draw_together(tables.values(), measured, folder / "reports" / f"{args.name or 'tables'}.png")
+        report.draw_together(tables.values(), measured, reports / f"{args.name or 'tables'}.png")
     for place, (_, words) in failed.items():
         logger.error("%s: %s", place, words)
     code = next((code for code, _ in failed.values()), 0)

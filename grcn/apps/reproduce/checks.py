@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from grcn.config.files import difference, leaves, load_config, roles
+from grcn.config.files import difference, leaves, load_config, parse_config, roles
 from grcn.config.types import HOW, Role
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from grcn.apps.reproduce.runs import Trial
+    from grcn.config.schema import Config
 
 # Flags of tools/train.py after which a run is not what its config says.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
@@ -39,6 +40,7 @@ def check_runs(runs: Sequence[Trial]) -> None:
             check_torchvision(run.settings.model)
         _check_same_test(runs[0], run)
         _check_folder(run)
+        _check_kept(run)
 
 
 def _check_same_test(first: Trial, other: Trial) -> None:
@@ -69,14 +71,8 @@ def _check_folder(run: Trial) -> None:
             raise DataError(f"{path}: missing; restore it, or remove the run's folder")
         return
     remedy = "choose another --output-dir"
-    known = roles()
     # Where the data are says nothing of what they are, but their fingerprint is not known before a run.
-    changes = [
-        line
-        for key, line in difference(load_config(path), run.settings).items()
-        if key == "data.root" or known[key] != HOW
-    ]
-    if changes:
+    if changes := _changes(load_config(path), run.settings, "data.root"):
         told = (
             f"{run.folder}: holds a run under other settings (its -> these); {remedy}, or give the same settings, as "
             "key=value or in the YAML file, and it is the same run"
@@ -90,6 +86,24 @@ def _check_folder(run: Trial) -> None:
         raise ConfigError(f"{run.folder}: holds the other detector (wanted {whose[0]}, got {whose[1]}); {remedy}")
     if run.is_done() and not run.results.exists():
         raise DataError(f"{run.results}: missing, though the run is finished; restore it, or remove the run's folder")
+
+
+def _check_kept(run: Trial) -> None:
+    """Refuses kept results of other settings, which would be reported as those of this study."""
+    if run.kept is None or not run.kept.exists():
+        return
+    known = read_json(run.kept).get("run", {})
+    if not isinstance(known, dict) or not isinstance(known.get("config"), str):
+        raise DataError(f"{run.kept}: says not what it is a result of; remove it, or choose another --results")
+    if changes := _changes(parse_config(known["config"], str(run.kept)), run.settings):
+        told = f"{run.kept}: holds a result of other settings (its -> these); give the same, or another --results"
+        raise ConfigError("\n".join([told, *changes]))
+
+
+def _changes(theirs: Config, ours: Config, but: str | None = None) -> list[str]:
+    """Returns a line for each setting that differs and is not only how a run is carried out, and for ``but``."""
+    known = roles()
+    return [line for key, line in difference(theirs, ours).items() if key == but or known[key] != HOW]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,20 @@ _COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
     """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
 
+    Of results that are kept without their detections nothing is resampled.
+
     Args:
         metrics: the paper's names of the figures.
         draws: resamples of the test images; 0 for none.
     """
     finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
+    kept = [(run, read_json(run.kept)) for run in runs if run.kept and run.is_kept() and not run.is_done()]
     drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
     with progress_bar(desc="bootstrap", total=len(finished) * draws, unit="draw") as bar:
         resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):
-        own = [(run, results) for run, results in finished if run.name == trained]
+        own = [(run, results) for run, results in (*finished, *kept) if run.name == trained]
         values: dict[str, dict[int, float]] = {name: {} for name in metrics}
         per_class: dict[str, list[float]] = {}
         for run, results in own:
@@ -72,7 +75,8 @@ def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[s
             name: {run.seed: resampled[run.folder][name] for run, _ in own if name in resampled.get(run.folder, {})}
             for name in metrics
         }
-        found[trained] = Measured(values, per_class, drawn, {run.seed: run.folder for run, _ in own})
+        places = {run.seed: run.kept if run.kept and run.is_kept() else run.folder for run, _ in own}
+        found[trained] = Measured(values, per_class, drawn, places)
     return found
 
 
@@ -102,28 +106,36 @@ def _resample(
     return drawn
 
 
-def keep(runs: Sequence[Trial], folder: Path) -> None:
-    """Copies the results of finished runs to ``<folder>/<name>/seed<k>.json``, with what they are results of.
+def keep(runs: Sequence[Trial]) -> None:
+    """Copies the results of finished runs to where they are kept, with what they are results of.
 
     Raises:
         ConfigError: another result is kept there.
     """
     for run in runs:
-        if run.is_done():
+        if run.is_done() and run.kept is not None:
             known = read_environment(run.folder)
             own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
             source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
             source |= {key: known.get(key) for key in _FACTS}
             text = json.dumps({**read_json(run.results), "run": source}, indent=1) + "\n"
-            place = folder / run.name / f"seed{run.seed}.json"
+            place = run.kept
             if place.exists() and place.read_text(encoding="utf-8") != text:
                 raise ConfigError(f"{place}: holds another result; choose another --results, or remove it")
             place.parent.mkdir(parents=True, exist_ok=True)
             write_durably(place, text.encode())
 
 
-def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[str, Difference]]:
-    """Compares each row with its baseline: label -> figure -> difference."""
+def differences(
+    table: Table, found: Mapping[str, Measured], before: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Difference]]:
+    """Compares each row with its baseline: label -> figure -> difference.
+
+    Args:
+        before: the report of the same runs, as ``<name>.json``. Where detections are not at hand, its intervals over
+            test images are taken, if its values are these.
+    """
+    known = {row["row"]: row["difference"] for row in (before or {}).get("rows", [])}
     rows = {row.label: row for row in table.rows}
     compared: dict[str, dict[str, Difference]] = {}
     for row in table.rows:
@@ -132,9 +144,29 @@ def differences(table: Table, found: Mapping[str, Measured]) -> dict[str, dict[s
         ours, base = found[row.name], found[rows[row.baseline].name]
         for name in table.metrics:
             difference = compare(ours.values[name], base.values[name], ours.draws[name], base.draws[name])
+            if difference is not None and difference.images is None:
+                difference = _with_interval(difference, known.get(row.label, {}).get(name))
             if difference is not None:
                 compared.setdefault(row.label, {})[name] = difference
     return compared
+
+
+def _with_interval(difference: Difference, known: Mapping[str, Any] | None) -> Difference:
+    """Takes the interval over test images from a report, where it was of the same values."""
+    if not known or {int(seed): value for seed, value in known["values"].items()} != dict(difference.values):
+        return difference
+    images = known["images"]
+    return difference if images is None else replace(difference, images=(images[0], images[1]))
+
+
+def read_report(folder: Path, name: str) -> dict[str, Any]:
+    """Reads the report ``<name>.json`` that a folder holds; an empty dict for none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / f"{name}.json"
+    return read_json(path) if path.exists() else {}
 
 
 def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequence[str], name: str) -> str:
@@ -146,7 +178,7 @@ def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequ
     Returns:
         The Markdown.
     """
-    compared = differences(table, found)
+    compared = differences(table, found, read_report(folder, name))
     folder.mkdir(parents=True, exist_ok=True)
     text = page(table, found, compared, facts)
     record = json.dumps(_record(table, found, compared, facts), indent=1) + "\n"
@@ -248,8 +280,8 @@ def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
     facts = [f"`{command}`", ""]
     machines: dict[str, list[str]] = {}
     for run in runs:
-        if run.is_done():
-            known = read_environment(run.folder)
+        if run.is_done() or run.is_kept():
+            known = read_json(run.kept)["run"] if run.kept and run.is_kept() else read_environment(run.folder)
             told = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
             machines.setdefault(told, []).append(f"{run.name}/seed{run.seed}")
     if len(machines) == 1:

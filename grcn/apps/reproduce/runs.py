@@ -27,13 +27,18 @@ _POLL = 0.5  # seconds between looks at the processes
 
 @dataclass(frozen=True)
 class Trial:
-    """What a row describes, trained with one seed in a folder of its own."""
+    """What a row describes, trained with one seed in a folder of its own.
+
+    Attributes:
+        kept: where its results are kept when the folder is gone; None for nowhere.
+    """
 
     row: Row
     seed: int
     folder: Path
     overrides: tuple[str, ...]
     settings: Config
+    kept: Path | None = None
 
     @property
     def name(self) -> str:
@@ -53,15 +58,25 @@ class Trial:
         """Whether its log says that all steps are done and evaluated."""
         return is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
 
+    def is_kept(self) -> bool:
+        """Whether its results are kept."""
+        return self.kept is not None and self.kept.exists()
+
 
 def plan(
-    rows: Sequence[Row], seeds: Iterable[int], root: Path, overrides: Sequence[str] = (), scale: float = 1.0
+    rows: Sequence[Row],
+    seeds: Iterable[int],
+    root: Path,
+    overrides: Sequence[str] = (),
+    scale: float = 1.0,
+    results: Path | None = None,
 ) -> list[Trial]:
     """Lists the runs of each row with each seed, in ``root/<name>/seed<k>``, seed by seed; rows of one name share them.
 
     Args:
         overrides: ``key=value`` for all runs.
         scale: times the steps of each config, its milestones and its warm-up, as they are with the overrides.
+        results: folder in which results are kept, ``<results>/<name>/seed<k>.json``.
 
     Raises:
         UserError: a setting is wrong, or what :func:`grcn.apps.reproduce.checks.check_runs` finds.
@@ -70,7 +85,8 @@ def plan(
     for seed in dict.fromkeys(seeds):
         for name, row in {row.name: row for row in rows}.items():
             own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
-            run = Trial(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own))
+            kept = None if results is None else results / name / f"seed{seed}.json"
+            run = Trial(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own), kept)
             runs.append(run)
     check_runs(runs)
     return runs

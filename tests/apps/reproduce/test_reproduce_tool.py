@@ -72,9 +72,9 @@ def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_r
     settings.write_text("".join(line for line in settings.open() if not line.startswith("  tensorboard:")))
     kept.write_text(json.dumps(own | {"run": own["run"] | {"config": settings.read_text()}}, indent=1) + "\n")
     assert reproduce(tmp_path, *what, *more).code == 0
-    kept.write_text("{}")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"detections": -1}, indent=1) + "\n")
     programs.assert_contract(reproduce(tmp_path, *what, *more), 2, "seed0.json: holds another result")
-    assert len(list(tmp_path.glob("kept/*/*"))) == 2
+    assert len(list(tmp_path.glob("kept/*/seed*.json"))) == 2 and (tmp_path / "kept/reports/more.md").exists()
 
 
 @pytest.mark.parametrize(

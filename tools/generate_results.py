@@ -1,0 +1,132 @@
+"""Writes the tables of RESULTS.md, and the reports under results/, anew from the results of runs that are kept there.
+
+A table stands between a comment that says what it holds, as YAML, and <!-- end of table -->:
+
+  results: folder with <config>/seed<k>.json
+  seeds: those that count (all that there are, where it says none)
+  over: config that differences are to
+  rows: {config: label}
+  columns: {title: a metric and how it is shown: nothing for mean ± deviation over seeds, "each" for every seed,
+    "beside" for mean ± deviation and that of the difference, "over" for the difference and its 95 % interval over
+    seeds, "images" for that over test images, of the report named by `report`, "elsewhere" for the difference in the
+    folder named by `elsewhere`}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grcn.apps.reproduce.statistics import student_interval
+
+_TABLE = re.compile(r"(<!-- table\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+
+def with_tables(page: str, root: Path) -> str:
+    """Returns a page with its tables made anew.
+
+    Args:
+        root: what the folders of its tables lie in.
+    """
+    return _TABLE.sub(lambda match: match[1] + _table(yaml.safe_load(match[2]), root) + match[4], page)
+
+
+def _table(spec: Mapping[str, Any], root: Path) -> str:
+    columns = spec["columns"]
+    lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
+    for config, label in spec["rows"].items():
+        cells = [_cell(spec, config, shown, root) for shown in columns.values()]
+        if any(cells):  # of nothing but differences the baseline has none
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
+    metric, _, kind = shown.partition(" ")
+    seeds = spec.get("seeds")
+    values = _values(root / spec["results"] / config, metric, seeds)
+    if not values:
+        return "not run"
+    if kind == "each":
+        return " / ".join(f"{value:.1f}" for value in values.values())
+    plain = _spread(list(values.values()))
+    over = spec.get("over")
+    if not kind or (kind == "beside" and config == over):
+        return plain
+    if config == over:
+        return ""
+    if kind == "elsewhere":
+        folder = root / spec["elsewhere"]
+        ours, base = (_values(folder / name, metric) for name in (config, over))
+        return f"{statistics.fmean(_paired(ours, base)):+.1f}"
+    gaps = _paired(values, _values(root / spec["results"] / str(over), metric, seeds))
+    if kind == "images":
+        low, high = _over_images(root / spec["results"] / "reports" / f"{spec['report']}.json", config, metric)
+        return f"{statistics.fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
+    interval = student_interval(gaps)
+    mark = "**" if interval and (interval[0] > 0 or interval[1] < 0) else ""
+    if kind == "beside":
+        return f"{plain} ({mark}{statistics.fmean(gaps):+.1f} ± {statistics.stdev(gaps):.1f}{mark})"
+    ends = f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else ""
+    return f"{mark}{statistics.fmean(gaps):+.1f}{mark}{ends}"
+
+
+def _values(folder: Path, metric: str, seeds: list[int] | None = None) -> dict[int, float]:
+    """Returns a figure of each seed in percent."""
+    found = {int(path.stem.removeprefix("seed")): path for path in folder.glob("seed*.json")}
+    chosen = [seed for seed in sorted(found) if seeds is None or seed in seeds]
+    return {seed: 100 * json.loads(found[seed].read_text())["metrics"][metric] for seed in chosen}
+
+
+def _paired(ours: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+    return [ours[seed] - base[seed] for seed in ours if seed in base]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _over_images(report: Path, config: str, metric: str) -> tuple[float, float]:
+    name = {"coco_ap": "AP", "coco_ap50": "AP50", "coco_ap75": "AP75", "voc07_ap70": "AP70"}[metric]
+    rows = json.loads(report.read_text())["rows"]
+    low, high = next(row["difference"][name]["images"] for row in rows if row["row"] == config)
+    return low, high
+
+
+def commands(results: Path) -> dict[str, list[Path]]:
+    """Returns the commands that the reports under ``results`` are of, each with its reports."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(results.glob("*/reports/*.json")):
+        found.setdefault(json.loads(path.read_text())["facts"][0].strip("`"), []).append(path)
+    return found
+
+
+def regenerate(root: Path) -> None:
+    """Runs the command of each report again, which runs no training, and makes the tables of RESULTS.md anew.
+
+    Raises:
+        ValueError: a report's command would train, or would write elsewhere.
+    """
+    for command, reports in commands(root / "results").items():
+        _, tool, *words = shlex.split(command)
+        kept = f"--results {reports[0].parents[1].relative_to(root)}"
+        if "--report-only" not in words or kept not in command:
+            raise ValueError(f"{reports[0]}: its command needs --report-only and {kept} (got {command})")
+        subprocess.run([sys.executable, root / tool, *words], cwd=root, check=True, stdout=subprocess.DEVNULL)
+    page = root / "RESULTS.md"
+    page.write_text(with_tables(page.read_text(encoding="utf-8"), root), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    regenerate(Path(__file__).resolve().parents[1])
