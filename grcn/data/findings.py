@@ -77,6 +77,16 @@ KINDS = {
         "set model.rpn.straddling=true, or smaller model.anchors.sizes",
     ),
     "anchors": ("note", "objects to train on without an anchor of IoU 0.5", "try other anchors"),
+    "anchors-half": (
+        "warning",
+        "objects to train on without an anchor of IoU 0.5, over half of all: the model can hardly learn",
+        "try other anchors",
+    ),
+    "cell-half": (
+        "warning",
+        "objects to train on under half a cell of the network's map, over half of all: the model can hardly learn",
+        "raise model.image.short",
+    ),
 }
 
 
@@ -120,10 +130,12 @@ class Finding:
     examples: tuple[Example, ...] = ()
 
 
-def finding(kind: str, split: str, count: int, examples: Iterable[Example] = (), more: str = "") -> Finding:
-    """Makes a finding of a kind; ``more`` goes behind the count, in brackets."""
-    severity, what, remedy = KINDS[kind]
-    text = one_line(f"{what}: {count}{f' ({more})' * bool(more)}; {remedy}")
+def finding(
+    kind: str, split: str, count: int, examples: Iterable[Example] = (), more: str = "", remedy: str = ""
+) -> Finding:
+    """Makes a finding of a kind; ``more`` goes behind the count, in brackets, ``remedy`` in place of the usual one."""
+    severity, what, usual = KINDS[kind]
+    text = one_line(f"{what}: {count}{f' ({more})' * bool(more)}; {remedy or usual}")
     return Finding(severity, kind, split, count, text, tuple(examples)[:MOST_EXAMPLES])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,9 @@ MOST_OBJECTS = 5_000  # that they are tried on
 LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
 MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is worth a mention
 MANY_ALONE = 0.01  # share of objects without any anchor that costs accuracy
+MOST = 0.5  # share of objects that no model can do without
+# Of objects this many cells of the map wide or less a small network learnt next to nothing, see RESULTS.md.
+LEAST_CELLS = 0.5
 SIZE_COST = 0.05  # of recall, which one size more must gain
 
 Place = tuple[int, float]  # a map, and one of its sizes; NaN for one still to be chosen
@@ -120,11 +124,11 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
 
     Returns:
         ``sizes`` (of one map a list of numbers, of several a list of such lists), ``ratios``, ``strides``;
-        ``objects``, their number; ``alone``, how many of them no anchor overlaps
-        that is trained on; ``recall50`` and ``recall70``, the share that has
-        an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list of ``from``,
-        ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where nothing
-        better was found, with sizes, ratios and the recalls.
+        ``objects``, their number; ``below``, how many of them are smaller than half a cell; ``median``, the side of the
+        middle one; ``alone``, how many of them no anchor overlaps that is trained on; ``recall50`` and ``recall70``,
+        the share that has an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list
+        of ``from``, ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where
+        nothing better was found, with sizes, ratios and the recalls.
     """
     best = anchors.best_iou(objects)
     sides = objects.sides()
@@ -133,21 +137,48 @@ def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
         "ratios": list(anchors.ratios),
         "strides": list(anchors.strides),
     }
+    side = np.sqrt(sides.prod(axis=1))
+    result |= {"below": int((side < LEAST_CELLS * min(anchors.strides)).sum())}
+    result |= {"median": float(np.median(side)) if len(side) else None}
     result |= {"objects": len(best), "alone": int((best == 0).sum()), **_recalls(best)}
-    result["buckets"] = _buckets(BUCKETS, np.sqrt(sides.prod(axis=1)), best)
+    result["buckets"] = _buckets(BUCKETS, side, best)
     result["aspects"] = _buckets(ASPECTS, sides[:, 1] / np.maximum(sides[:, 0], 1e-9), best)
     result["suggestion"] = _suggest(objects, anchors) if len(best) else None
     return result
 
 
-def findings_of(fitted: Mapping[str, Any]) -> list[Finding]:
-    """Finds objects that anchors miss, in what :func:`fit` returned, whether or not others are suggested."""
-    count = fitted["objects"]
+def findings_of(fitted: Mapping[str, Any], short: int, longest: int) -> list[Finding]:
+    """Finds objects that anchors miss or that are too small, in what :func:`fit` returned, and settings to change.
+
+    Args:
+        short, longest: ``model.image.short`` and ``max``.
+    """
+    count, better = fitted["objects"], fitted["suggestion"]
     found = _alone(fitted["alone"], count)
     missed = count - round(count * (fitted["recall50"] or 0))
-    if count and missed >= MANY_MISSED * count:
+    if count and missed > MOST * count:
+        remedy = f"set {settings(better)}" if better else "try other anchors, or raise model.image.short"
+        found.append(finding("anchors-half", "train", missed, more=f"of {count}", remedy=remedy))
+    elif count and missed >= MANY_MISSED * count:
         found.append(finding("anchors", "train", missed, more=f"of {count}"))
+    if count and fitted["below"] > MOST * count:
+        cell = min(fitted["strides"])
+        larger = 32 * math.ceil(short * cell / max(fitted["median"], 1) / 32)  # the middle object gets a cell
+        limit = math.ceil(longest * larger / short)
+        more = f"of {count}; a cell has {cell} pixels, the middle object {fitted['median']:.1f}"
+        remedy = f"set model.image.short={larger} model.image.max={limit}"
+        found.append(finding("cell-half", "train", fitted["below"], more=more, remedy=remedy))
     return found
+
+
+def settings(anchors: Mapping[str, Any]) -> str:
+    """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
+    return " ".join(shlex.quote(f"model.anchors.{key}={listed(anchors[key], ',')}") for key in ("sizes", "ratios"))
+
+
+def listed(values: Sequence[Any], comma: str = ", ") -> str:
+    """Writes numbers, or lists of numbers, as a list of YAML."""
+    return f"[{comma.join(f'{one:g}' if isinstance(one, int | float) else listed(one, comma) for one in values)}]"
 
 
 def objects_alone(table: Annotations, short: int, longest: int, anchors: AnchorSet) -> list[Finding]:

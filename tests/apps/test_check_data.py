@@ -407,7 +407,7 @@ def test_images_over_the_limit(tmp_path, monkeypatch):
 
 def test_every_kind_is_tested():
     made = {case[0] for case in CASES} | {kind for _, counts, _ in COCO.values() for kind, _ in counts} | set(UNITS)
-    assert made | {"image-large", "anchors", "anchors-none"} == set(check.KINDS)
+    assert made | {"image-large", "anchors", "anchors-none", "anchors-half", "cell-half"} == set(check.KINDS)
 
 
 def test_examples_are_few_and_say_which_object(tmp_path, monkeypatch):
@@ -668,13 +668,15 @@ def test_objects_without_any_anchor_are_found(count, straddling, warned, share):
         made = strips(count, sizes=sizes)
         found = objects_alone(made, 600, 1000, anchors)
         assert len(found) == warned and all(f"({share} of 100)" in one.text for one in found)
-        assert found == [one for one in findings_of(fit(objects_of(made, 600, 1000), anchors)) if one.kind != "anchors"]
+        of_all = findings_of(fit(objects_of(made, 600, 1000), anchors), 600, 1000)
+        assert found == [one for one in of_all if one.kind == "anchors-none"]
 
 
 def test_few_objects_without_an_anchor_are_a_note_of_the_check_alone():
     made = strips(1, of=200)
     assert objects_alone(made, 600, 1000, STRIPS) == []
-    (found,) = [one for one in findings_of(fit(objects_of(made, 600, 1000), STRIPS)) if one.kind == "anchors-none"]
+    of_all = findings_of(fit(objects_of(made, 600, 1000), STRIPS), 600, 1000)
+    (found,) = [one for one in of_all if one.kind == "anchors-none"]
     assert (found.severity, found.count) == ("note", 1)
 
 
@@ -693,9 +695,37 @@ def test_objects_without_an_anchor_are_looked_for_in_a_moment():
 
 def test_anchors_that_miss_objects_are_found_though_no_others_are_suggested():
     fitted = fit(objects_of(strips(0), 600, 1000), STRIPS)
-    for missed, kinds in ((0, []), (9, []), (10, ["anchors"]), (100, ["anchors"])):
-        found = findings_of(fitted | {"recall50": 1 - missed / 100, "suggestion": None})
+    for missed, kinds in ((0, []), (9, []), (10, ["anchors"]), (50, ["anchors"]), (51, ["anchors-half"])):
+        found = findings_of(fitted | {"recall50": 1 - missed / 100, "suggestion": None}, 600, 1000)
         assert [one.kind for one in found] == kinds and all(one.count == missed for one in found)
+    better = {"sizes": [16, 32], "ratios": [1, 4]}
+    (found,) = findings_of(fitted | {"recall50": 0.4, "suggestion": better}, 600, 1000)
+    assert found.severity == "warning"
+    assert found.text.endswith("set 'model.anchors.sizes=[16,32]' 'model.anchors.ratios=[1,4]'")
+
+
+@pytest.mark.parametrize(("side", "below"), [(7, 100), (7.9, 100), (8, 0), (30, 0)])
+def test_a_set_of_objects_under_half_a_cell_is_a_warning_with_the_settings(side, below):
+    """Objects of 7 pixels in images of 100, where a cell has 16: 100 x 16 / 7 pixels give them a cell."""
+    made = table(("a",), [1] * 100, [(k % 50, 0, k % 50 + side, side) for k in range(100)], width=100)
+    anchors = AnchorSet(((8.0, 32.0),), (1.0,), (16,), straddling=True)
+    fitted = fit(objects_of(made, 100, 200), anchors)
+    assert fitted["below"] == below and fitted["median"] == pytest.approx(side)
+    found = [one for one in findings_of(fitted, 100, 200) if one.kind == "cell-half"]
+    if not below:
+        assert found == []
+        return
+    larger = {7: 256, 7.9: 224}[side]
+    assert found[0].severity == "warning" and found[0].count == 100
+    assert found[0].text.endswith(f"; set model.image.short={larger} model.image.max={2 * larger}")
+    again = objects_of(made, larger, 2 * larger)
+    assert not [one for one in findings_of(fit(again, anchors), larger, 2 * larger) if one.kind == "cell-half"]
+
+
+def test_objects_of_which_half_are_large_enough_are_no_warning():
+    made = table(("a",), [1] * 10, [(k, 0, k + (7 if k < 5 else 30), 7 if k < 5 else 30) for k in range(10)], width=100)
+    anchors = AnchorSet(((8.0, 32.0),), (1.0,), (16,), straddling=True)
+    assert "cell-half" not in [one.kind for one in findings_of(fit(objects_of(made, 100, 200), anchors), 100, 200)]
 
 
 def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeypatch):
@@ -708,12 +738,12 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     found, better = report["anchors"], report["anchors"]["suggestion"]
     assert better["recall50"] > found["recall50"] + 0.1 and len(better["ratios"]) == len(found["ratios"])
     missed = round((1 - found["recall50"]) * found["objects"])
-    assert report["by"]["anchors", "train"]["count"] == missed > 0
+    assert report["by"]["anchors-half", "train"]["count"] == missed > 0
     told = as_text(report)
     assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
     assert "\n'model.anchors.sizes=[" in told and "]' 'model.anchors.ratios=[" in told  # as a shell wants them
     source = (tmp_path / "out/check.html").read_text()
-    assert "<details" not in source and '<div class="finding note">' in source  # there is nothing to open
+    assert "<details" not in source and '<div class="finding warning">' in source  # there is nothing to open
     assert "<pre>&#39;model.anchors.sizes=[" in source and "</span> train <span" in source
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grcn import build
-from grcn.apps.check_data.html import listed, page, settings
+from grcn.apps.check_data.html import page
 from grcn.apps.check_data.images import ImageFacts, check_facts, check_headers, check_leaks, check_missing, inspect
 from grcn.apps.check_data.pictures import PictureOf, pictures_of, sheet_of
 from grcn.config.schema import Config, DataConfig, ShapesDataConfig
@@ -23,7 +23,7 @@ from grcn.data.images import read_image
 from grcn.errors import DataError, named, one_line
 from grcn.models.features import strides_as_text
 from grcn.progress import progress_bar
-from grcn.run.anchor_fit import AnchorSet, findings_of, fit, objects_of
+from grcn.run.anchor_fit import AnchorSet, findings_of, fit, listed, objects_of, settings
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -74,7 +74,7 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
     anchors = None
     if train.table is not None:
         anchors = fit(objects_of(train.table, image.largest, image.max), rpn)
-        findings += findings_of(anchors)
+        findings += findings_of(anchors, image.largest, image.max)
     findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     report = {
         "data": {"root": getattr(cfg.data, "root", "shapes"), "train": _facts(train), "test": _facts(test)},

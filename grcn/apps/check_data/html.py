@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grcn.run.anchor_fit import settings
 from grcn.vis.html import render
 
 Pictures = Mapping[tuple[str, str], Sequence[tuple[str, bytes]]]
@@ -28,13 +28,3 @@ def page(report: Mapping[str, Any], pictures: Pictures, sheets: Mapping[str, byt
         sheets=sheets,
         **report,
     )
-
-
-def settings(anchors: Mapping[str, Any]) -> str:
-    """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
-    return " ".join(shlex.quote(f"model.anchors.{key}={listed(anchors[key], ',')}") for key in ("sizes", "ratios"))
-
-
-def listed(values: Sequence[Any], comma: str = ", ") -> str:
-    """Writes numbers, or lists of numbers, as a list of YAML."""
-    return f"[{comma.join(f'{one:g}' if isinstance(one, int | float) else listed(one, comma) for one in values)}]"
