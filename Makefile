@@ -3,7 +3,7 @@
 # make slow       run the tests that take minutes, which make test leaves out
 # make faults     kill runs at random moments, many times, and compare what they leave; minutes
 # make check      ruff and mypy
-# make generated  write configs/schema.json, configs/README.md, docs/config.md and the tables of results anew
+# make generated  write configs/schema.json, configs/README.md, docs/config.md and the tables of measurements anew
 # make venv       only make .venv, which the others do first
 #
 # PYTHON is the interpreter that .venv is made from. What it can import, torch above all, is reused
@@ -52,3 +52,4 @@ generated: venv
 	$(VENV_PYTHON) tools/generate_config_reference.py
 	$(VENV_PYTHON) tools/generate_config_table.py
 	$(VENV_PYTHON) tools/generate_results.py
+	$(VENV_PYTHON) tools/generate_hours.py
