@@ -183,18 +183,7 @@ class RoIHeads(nn.Module):
         images, count = rois.shape[:2]
         # A stage that follows refines all RoIs; the loss reads those that can be foreground.
         loc = slice(0, self.sampling.max_fg if self.following is None else count)
-        cls_in = raw = self._pool("cls", features, rois)
-        cls_in = self._add_context("cls", cls_in, features, image_sizes)
-        if self.parted:
-            loc_rois = rois[:, loc]
-            same = raw.unflatten(0, (images, count))[:, loc].flatten(0, 1) if self.shared_map else None
-            loc_in = self._pool("loc", features, loc_rois) if same is None else same
-            loc_in = self._add_context("loc", loc_in, features, image_sizes)
-            row_keys = _row_keys(states[1], count), _row_keys(states[2], loc_rois.shape[1])
-            cls_hidden, loc_hidden = self.heads.hidden_both(cls_in, loc_in, *row_keys)
-        else:
-            cls_hidden = self.heads.hidden("cls", cls_in, _row_keys(states[1], count))
-            loc_hidden = cls_hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
+        cls_hidden, loc_hidden = self._hidden(features, rois, loc, image_sizes, states[1], states[2])
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
@@ -214,6 +203,33 @@ class RoIHeads(nn.Module):
         refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, as_tensor(image_sizes, rois))
         further = self.following.losses(features, refined, image_sizes, targets, stage + 1)
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
+
+    def _hidden(
+        self,
+        features: Features,
+        rois: Tensor,
+        loc: slice,
+        image_sizes: list[tuple[int, int]],
+        cls_states: Tensor,
+        loc_states: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs both passes in training: hidden units ``[N * R, ...]`` and, of the RoIs in ``loc``, ``[N * L, ...]``.
+
+        Args:
+            cls_states, loc_states: ``[N]``, of the dropout masks of each pass.
+        """
+        images, count = rois.shape[:2]
+        raw = self._pool("cls", features, rois)
+        cls_in = self._add_context("cls", raw, features, image_sizes)
+        if not self.parted:
+            hidden = self.heads.hidden("cls", cls_in, _row_keys(cls_states, count))
+            return hidden, hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
+        loc_rois = rois[:, loc]
+        same = raw.unflatten(0, (images, count))[:, loc].flatten(0, 1) if self.shared_map else None
+        loc_in = self._pool("loc", features, loc_rois) if same is None else same
+        loc_in = self._add_context("loc", loc_in, features, image_sizes)
+        keys = _row_keys(cls_states, count), _row_keys(loc_states, loc_rois.shape[1])
+        return self.heads.hidden_both(cls_in, loc_in, *keys)
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, targets: list[dict], states: Tensor) -> RoISample:
