@@ -9,13 +9,14 @@ import programs
 import pytest
 import torch
 from PIL import Image
-from support import small_batch, small_detector
+from support import CLASSES, SMALL, small_batch, small_detector
 from torch.testing import assert_close
 
 from grcn.apps.walkthrough.picture import WIDTH, Window, draw
 from grcn.apps.walkthrough.walkthrough import as_text, walk
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
+from grcn.config.model_schema import ModelConfig
 from grcn.engine import checkpoint
 from grcn.errors import DataError
 from grcn.models.context import ContextAttention
@@ -66,6 +67,26 @@ def test_a_walk_is_the_detectors_own_way(name):
     assert ("No split" in text) == ("split" not in MODELS[name])
     assert f"{list(walked.features['loc'].shape)}, stride {model.backbone.feature_specs['loc'].strides[0]}" in text
     assert draw(walked, NAMES).size[0] >= 3 * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"cascade": [0.5, 0.6, 0.7]},
+            "That is the first stage; 2 more refine it, and the scores are the mean of all.",
+        ),
+        ({"head": {"dim": 8, "dropout": 0.0, "class_agnostic": True}}, "no pass of its own"),
+        ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. Pooled is a box 1.5 times as wide and as high."),
+    ],
+)
+def test_a_walk_through_other_heads(changes, told):
+    model = build_model(ModelConfig.model_validate(SMALL | changes), CLASSES, seed=3).eval()
+    picture = small_batch()[0][0]
+    walked = walk(model, picture)
+    with torch.no_grad():
+        assert_close(walked.detections, model([picture])[0])
+    assert told in as_text(walked, NAMES) and draw(walked, NAMES).size[0] >= 3 * WIDTH
 
 
 def test_a_walk_on_a_pyramid_follows_the_roi_to_its_map():

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from grcn import boxes
 from grcn.apps.walkthrough.walkthrough import Walk
 from grcn.data.images import to_rgb_tensor
 from grcn.models.features import TASKS, strides_as_text
@@ -129,9 +130,9 @@ def _energy(feature: Tensor) -> Tensor:
 
 
 def _bins(walked: Walk, task: str, image: Tensor, whole: Window) -> Image.Image:
-    """Draws the surroundings of the RoI: the map's energy over the image, its cells white, the RoI's bins red."""
+    """Draws the surroundings of the RoI: the map's energy over the image, its cells white, the bins pooled red."""
     pool, stride = walked.model.roi_heads.pools[task], walked.strides[task]
-    roi = walked.roi.cpu()
+    roi = boxes.scaled(walked.roi.cpu(), pool.roi_scale)
     if pool.op == "pool":  # RoIPool rounds to cells, the last one included
         cells = (roi / stride).round()
         roi = torch.cat([cells[:2], cells[2:] + 1]) * stride
