@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
+from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,17 +34,17 @@ def texts(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for kind in TEXTS for path in folder.rglob(kind)}
 
 
-def reproduce(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/reproduce.py", *words]
-    return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+def report(folder: Path, *words: object) -> programs.Outcome:
+    """Reports from the results that are kept in ``folder``, of configs of the repository."""
+    paths = [ROOT / "configs/shapes" / word if str(word).endswith(".yaml") else word for word in words]
+    known = ("--report-only", "--results", "results/shapes")
+    return programs.call("tools/reproduce.py", "--config", *paths, *known, folder=folder)
 
 
 def test_the_papers_tables_come_again_byte_for_byte(clone: Path) -> None:
     before = texts(clone / "results")
-    done = reproduce(
-        clone, "--table", "1", "2", "3", "4", "5", "--seeds", "0", "1", "2", "--report-only", "--results",
-        "results/shapes",
-    )  # fmt: skip
+    words = "tools/reproduce.py --table 1 2 3 4 5 --seeds 0 1 2 --report-only --results results/shapes".split()
+    done = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "not run" not in done.stdout and done.stdout.count("# Table") == 5
     assert texts(clone / "results") == before
@@ -72,6 +74,15 @@ def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     assert spoilt != page and with_tables(spoilt, ROOT) == page
 
 
+def test_the_hours_of_each_table_are_those_of_its_configs() -> None:
+    page = (ROOT / "docs/reproducing.md").read_text()
+    assert with_hours(page, ROOT / "configs") == page, "run: make generated"
+    rows = [line.split(" | ") for line in page.splitlines() if "--data coco`" in line or "--data voc`" in line]
+    # Table 1 by hand: 320,000 steps and 40,504 images of four rows of 226, 279, 279 and 262 GMAC, 26 and 25 ms at 226.
+    total = (320_000 * 26 + 40_504 * 25) * (226 + 279 + 279 + 262) / 226 / 3.6e6
+    assert rows[0][2] == f"{total:.0f} h" and rows[0][3] == f"{3 * total:.0f} h" and len(rows) >= 5
+
+
 def test_a_table_shows_means_differences_and_what_is_missing(tmp_path: Path) -> None:
     """Worked out by hand: differences 2 and 4, mean 3, deviation 1.4, 95 % interval 3 ± 12.706."""
     for config, values in {"plain": (0.1, 0.2, 0.9), "split": (0.12, 0.24)}.items():
@@ -92,42 +103,30 @@ def test_a_table_shows_means_differences_and_what_is_missing(tmp_path: Path) -> 
 
 
 def test_an_interval_over_images_is_kept_for_the_values_that_it_is_of(clone: Path) -> None:
-    words = (
-        "--config",
-        "configs/shapes/faster_rcnn_tiny.yaml",
-        "configs/shapes/detect_f_tiny.yaml",
-        "--seeds",
-        "0",
-        "1",
-    )
-    words = (*words, "--report-only", "--results", "results/shapes", "--name", "mine")
-    first = reproduce(clone, *words)
-    assert first.returncode == 0 and first.stdout.count("; –; 2)") == 4  # there are no detections to resample
+    words = ("faster_rcnn_tiny.yaml", "detect_f_tiny.yaml", "--seeds", "0", "1", "--name", "mine")
+    first = report(clone, *words)
+    assert first.code == 0 and first.stdout.count("; –; 2)") == 4  # there are no detections to resample
     path = clone / "results/shapes/reports/mine.json"
-    report = json.loads(path.read_text())
-    report["rows"][1]["difference"]["AP"]["images"] = [1.0, 4.0]
-    path.write_text(json.dumps(report))
-    assert "; +1.0 to +4.0; 2)" in reproduce(clone, *words).stdout
-    report["rows"][1]["difference"]["AP"]["values"]["0"] += 1e-9
-    path.write_text(json.dumps(report))
-    assert "+1.0 to +4.0" not in reproduce(clone, *words).stdout
+    written = json.loads(path.read_text())
+    written["rows"][1]["difference"]["AP"]["images"] = [1.0, 4.0]
+    path.write_text(json.dumps(written))
+    assert "; +1.0 to +4.0; 2)" in report(clone, *words).stdout
+    written["rows"][1]["difference"]["AP"]["values"]["0"] += 1e-9
+    path.write_text(json.dumps(written))
+    assert "+1.0 to +4.0" not in report(clone, *words).stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "damage", "message"),
+    ("words", "damage", "code", "message"),
     [
-        (["train.lr=0.05"], None, "seed0.json: holds a result of other settings (its -> these); give the same"),
-        ([], "{}", "seed0.json: says not what it is a result of; remove it, or choose another --results"),
-        ([], "[", "seed0.json: damaged"),
+        (["train.lr=0.05"], None, 2, "seed0.json: holds a result of other settings (its -> these); give the same"),
+        ([], "{}", 3, "seed0.json: says not what it is a result of; remove it, or choose another --results"),
+        ([], "[", 3, "seed0.json: damaged"),
     ],
 )
 def test_kept_results_of_something_else_are_refused(
-    clone: Path, words: list[str], damage: str | None, message: str
+    clone: Path, words: list[str], damage: str | None, code: int, message: str
 ) -> None:
     if damage is not None:
         (clone / "results/shapes/grcn_tiny/seed0.json").write_text(damage)
-    done = reproduce(
-        clone, "--config", "configs/shapes/grcn_tiny.yaml", "--seeds", "0", "--report-only", "--results",
-        "results/shapes", *words,
-    )  # fmt: skip
-    assert done.returncode in (2, 3) and message in done.stderr and "Traceback" not in done.stderr
+    programs.assert_contract(report(clone, "grcn_tiny.yaml", "--seeds", 0, *words), code, message)
