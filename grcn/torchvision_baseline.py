@@ -139,14 +139,14 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
     num_classes = model.roi_heads.heads.cls_score.out_features
     plain = build_model(cfg, num_classes)
-    named = {layer_name(name): value for name, value in model.state_dict().items()}
+    named: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        named.setdefault(layer_name(name), value)  # of copies the first: the first stage, and the task that classifies
     with torch.no_grad():
         for name, value in plain.state_dict().items():
-            theirs = named[layer_name(name)]
-            if (
-                theirs.numel() == value.numel()
-            ):  # a box regressor of all classes, or of another head, has no counterpart
-                value.copy_(theirs.reshape(value.shape))
+            known = named[layer_name(name)]
+            if known.shape == value.shape:  # not of a box regressor of another head, or of all classes
+                value.copy_(known)
     trunk, head = _layers(cfg, plain)
     spec = plain.backbone.feature_specs["cls"]
     trunk.out_channels = spec.channels  # type: ignore[assignment]

@@ -44,13 +44,20 @@ def _table(configs: Path) -> str:
     ]
     for number, data in ((1, "coco"), (2, "coco"), (3, "coco"), (4, "voc"), (5, "coco")):
         hours = [_hours(path, gmac[data]) for path in _rows(configs, number, data)]
-        total = SEEDS * sum(hours)
-        wall = max(max(hours), total / GPUS)  # each run on a GPU of its own
+        total, wall = SEEDS * sum(hours), _wall(SEEDS * hours)
         lines.append(
             f"| {number} | {len(hours)} | {sum(hours):.0f} h | {total:.0f} h | {wall:.0f} h | {PRICE * total:.0f} $ | "
             f"`--table {number} --data {data}` |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _wall(hours: list[float]) -> float:
+    """Returns when the last run ends, each on one of the GPUs, the longest first."""
+    busy = [0.0] * GPUS
+    for run in sorted(hours, reverse=True):
+        busy[busy.index(min(busy))] += run
+    return max(busy)
 
 
 def _rows(configs: Path, number: int, data: str) -> list[Path]:

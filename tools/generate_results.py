@@ -67,16 +67,19 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
         return ""
     if kind == "elsewhere":
         folder = root / spec["elsewhere"]
-        ours, base = (_values(folder / name, metric) for name in (config, over))
-        return f"{statistics.fmean(_paired(ours, base)):+.1f}"
+        gaps = _paired(*(_values(folder / name, metric) for name in (config, str(over))))
+        return f"{statistics.fmean(gaps):+.1f}" if gaps else "not run"
     gaps = _paired(values, _values(root / spec["results"] / str(over), metric, seeds))
     if kind == "images":
         low, high = _over_images(root / spec["results"] / "reports" / f"{spec['report']}.json", config, metric)
         return f"{statistics.fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
+    if not gaps:
+        return f"{plain} (no pair)" if kind == "beside" else "no pair"
     interval = student_interval(gaps)
     mark = "**" if interval and (interval[0] > 0 or interval[1] < 0) else ""
     if kind == "beside":
-        return f"{plain} ({mark}{statistics.fmean(gaps):+.1f} ± {statistics.stdev(gaps):.1f}{mark})"
+        spread = f" ± {statistics.stdev(gaps):.1f}" if len(gaps) > 1 else ""
+        return f"{plain} ({mark}{statistics.fmean(gaps):+.1f}{spread}{mark})"
     ends = f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else ""
     return f"{mark}{statistics.fmean(gaps):+.1f}{mark}{ends}"
 
@@ -112,16 +115,17 @@ def commands(results: Path) -> dict[str, list[Path]]:
 
 
 def regenerate(root: Path) -> None:
-    """Runs the command of each report again, which runs no training, and makes the tables of RESULTS.md anew.
+    """Runs the command of each report again, without a training, and makes the tables of RESULTS.md anew.
 
     Raises:
-        ValueError: a report's command would train, or would write elsewhere.
+        ValueError: a report lies in another folder than its command says.
     """
     for command, reports in commands(root / "results").items():
         _, tool, *words = shlex.split(command)
-        kept = f"--results {reports[0].parents[1].relative_to(root)}"
-        if "--report-only" not in words or kept not in command:
-            raise ValueError(f"{reports[0]}: its command needs --report-only and {kept} (got {command})")
+        folder = str(reports[0].parents[1].relative_to(root))
+        if "--results" not in words or words[words.index("--results") + 1] != folder:
+            raise ValueError(f"{reports[0]}: its command needs --results {folder} (got {command})")
+        words += ["--report-only"] * ("--report-only" not in words)
         subprocess.run([sys.executable, root / tool, *words], cwd=root, check=True, stdout=subprocess.DEVNULL)
     page = root / "RESULTS.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8"), root), encoding="utf-8")

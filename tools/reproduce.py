@@ -45,7 +45,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
     )
-    parser.add_argument("--results", type=Path, help="folder that keeps the results of finished runs, and the reports")
+    parser.add_argument("--results", type=Path, help="folder that keeps results, which are not run again, and reports")
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
     is_override = re.compile(r"(model|data|train|eval|run|paper)[.a-z0-9_]*=").match
     args = parser.parse_args([word for word in words if not is_override(word)])
@@ -79,11 +79,24 @@ def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
 
 
 def command(args: argparse.Namespace, reports: Path, name: str) -> str:
-    """Returns the command that a report is to name: with --report-only, that of the report before, which ran it."""
+    """Returns the command that a report is to name: that of the report before, where both are of the same study."""
     from grcn.apps.reproduce.report import read_report
 
-    facts = read_report(reports, name).get("facts") if args.report_only else None
-    return facts[0].strip("`") if facts else shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+    facts = read_report(reports, name).get("facts")
+    if args.report_only and facts and _study(parse(shlex.split(facts[0].strip("`"))[2:])) == _study(args):
+        return facts[0].strip("`")
+    return shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+
+
+def _study(args: argparse.Namespace) -> tuple[object, ...]:
+    """Returns what decides the rows and runs of a report; of the settings those that are not only how it is run."""
+    from grcn.config.files import roles
+    from grcn.config.types import HOW
+
+    known = roles()
+    settings = sorted(word for word in args.overrides if known.get(word.partition("=")[0]) != HOW)
+    rows = args.table or [str(path) for path in args.config]
+    return rows, sorted(set(args.seeds)), args.data, args.scale, args.torchvision, settings
 
 
 def main() -> int:
@@ -103,7 +116,9 @@ def main() -> int:
     planned = runs.plan(rows_of_all, args.seeds, folder, args.overrides, args.scale, args.results)
     missing = [run for run in planned if not run.is_done() and not run.is_kept()]
     steps = sum(run.settings.train.steps - run.steps_done() for run in missing)
-    logger.info("%s: %d runs, %d to do, %d steps", folder, len(planned), len(missing), steps)
+    kept = sum(run.is_kept() and not run.is_done() for run in planned)
+    read = f", {kept} kept in {args.results}" if kept else ""
+    logger.info("%s: %d runs%s, %d to do, %d steps", folder, len(planned), read, len(missing), steps)
     failed = {}
     if args.submit and missing and not args.report_only:
         jobs = slurm.submit(missing, TRAIN, folder / "jobs", args.submit, args.slurm)

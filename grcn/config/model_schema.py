@@ -127,10 +127,10 @@ class ContextConfig(Section):
     size: Size = 14
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
     init: Annotated[Literal["gaussian", "xavier", "zero"], TRAINING] = "gaussian"
-    """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts as good as
-    even; Xavier's, which grow with fewer channels; or zero, those of W_V zero and the others N(0, 0.01), with which the
-    model starts as the one without context (needs value: true). The paper does not say. [O; R for new layers]"""
-
+    """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts even where the
+    features are small, as behind norms, and sharp where they are large; Xavier's, which grow with fewer channels; or
+    zero, those of W_V zero and the others N(0, 0.01), with which the model starts as the one without context (needs
+    value: true). The paper does not say. [O; R for new layers]"""
     norm: Literal["none", "qk"] = "none"
     """How sharp the attention is: none, eq. 1, as sharp as the scale of the features makes it; or qk, queries and keys
     of length one with a learned factor, whatever that scale. [O]"""
@@ -143,6 +143,11 @@ class ContextConfig(Section):
             yield "heads", f"must divide context.dim = {self.dim} (got {self.heads}); choose a divisor"
         if self.init == "zero" and not self.value:
             yield "init", "zero is of W_V, which context.value: false leaves out; set context.value: true"
+        elif self.init == "zero" and self.gate == "zero":
+            yield (
+                "gate",
+                "zero times values of zero has no gradient and never learns (got init: zero too); set one of them",
+            )
 
 
 class AnchorsConfig(Section):
@@ -254,13 +259,6 @@ class RoiConfig(Section):
     """IoU above which the lower-scored of two detections of one class is dropped. [S]"""
     detections: Annotated[Size, DETECTION] = 100
     """Most detections per image. [C]"""
-
-    def check(self) -> Iterator[tuple[str, str]]:
-        if self.bg_iou_low > self.fg_iou:
-            yield (
-                "bg_iou_low",
-                f"must not exceed roi.fg_iou = {self.fg_iou} (got {self.bg_iou_low}); lower it",
-            )
 
 
 HeadKind = Literal["fc", "conv5", "conv", "conv_fc", "residual"]

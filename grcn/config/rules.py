@@ -81,9 +81,12 @@ def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if head.residual_dim % 4:
         yield "head.residual_dim", f"must be a multiple of 4, for residual units (got {head.residual_dim}); round it"
     if isinstance(model.cascade, str):
+        if model.roi.bg_iou_low > model.roi.fg_iou:
+            got = f"(got {model.roi.bg_iou_low:g})"
+            yield "roi.bg_iou_low", f"must not exceed roi.fg_iou = {model.roi.fg_iou:g} {got}; lower it"
         return
     low, got = model.roi.bg_iou_low, f"(got {', '.join(f'{share:g}' for share in model.cascade)})"
-    if list(model.cascade) != sorted(model.cascade):
+    if list(model.cascade) != sorted(set(model.cascade)):
         yield "cascade", f"thresholds must rise from stage to stage {got}; sort them"
     elif model.cascade[0] < low:
         yield "cascade", f"thresholds must not lie below roi.bg_iou_low = {low:g} {got}; raise them"
@@ -165,13 +168,15 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
     if model.roi.op == "pool":
         idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
     kinds = model.head.kinds
+    if model.head.cls and model.head.loc:
+        idle["head.kind"] = "head.cls and head.loc are set"
     named = kinds["cls"] if kinds["cls"] == kinds["loc"] else f"{kinds['cls']} and {kinds['loc']}"
     if set(kinds.values()) <= {"conv5", "residual"}:
-        idle["head.dim"] = f"head.kind is {named}"
+        idle["head.dim"] = f"the kind of the head is {named}"
     if "residual" not in kinds.values():
-        idle["head.residual_dim"] = f"head.kind is {named}"
+        idle["head.residual_dim"] = f"the kind of the head is {named}"
     if "fc" not in kinds.values():
-        idle["head.dropout"] = f"head.kind is {named}"
+        idle["head.dropout"] = f"the kind of the head is {named}"
     if model.cascade != "none":
         idle["roi.fg_iou"] = f"cascade is {list(model.cascade)}"
     return idle

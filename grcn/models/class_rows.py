@@ -42,7 +42,8 @@ class ClassRows:
     def placed(self, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns another detector's weights with the predictors of ours, whose rows are theirs where one is kept.
 
-        Predictors of another width stay as they are: they are refused with all other weights that do not fit.
+        Predictors of another width, and boxes for all classes beside boxes for each, stay as they are: they are refused
+        with all other weights that do not fit.
 
         Args:
             theirs, ours: weights by name; layer names will do.
@@ -50,8 +51,9 @@ class ClassRows:
         found = dict(theirs)
         for name, tensor in ours.items():
             layer = layer_name(name).rpartition(".")[0]
-            agnostic = layer == PREDICTORS[1] and len(tensor) == BOX_ROWS
-            if layer in PREDICTORS and not agnostic and name in theirs and theirs[name].shape[1:] == tensor.shape[1:]:
+            if layer not in PREDICTORS or name not in theirs or theirs[name].shape[1:] != tensor.shape[1:]:
+                continue
+            if layer != PREDICTORS[1] or BOX_ROWS not in (len(tensor), len(theirs[name])):
                 found[name] = self._placed(theirs[name], tensor)
         return found
 

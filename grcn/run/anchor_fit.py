@@ -156,17 +156,18 @@ def findings_of(fitted: Mapping[str, Any], short: int, longest: int) -> list[Fin
     count, better = fitted["objects"], fitted["suggestion"]
     found = _alone(fitted["alone"], count)
     missed = count - round(count * (fitted["recall50"] or 0))
-    if count and missed > MOST * count:
+    too_small = count and fitted["below"] > MOST * count
+    if count and missed > MOST * count and not too_small:  # else other anchors are a question of the next size
         remedy = f"set {settings(better)}" if better else "try other anchors, or raise model.image.short"
         found.append(finding("anchors-half", "train", missed, more=f"of {count}", remedy=remedy))
     elif count and missed >= MANY_MISSED * count:
         found.append(finding("anchors", "train", missed, more=f"of {count}"))
-    if count and fitted["below"] > MOST * count:
+    if too_small:
         cell = min(fitted["strides"])
         larger = 32 * math.ceil(short * cell / max(fitted["median"], 1) / 32)  # the middle object gets a cell
         limit = math.ceil(longest * larger / short)
         more = f"of {count}; a cell has {cell} pixels, the middle object {fitted['median']:.1f}"
-        remedy = f"set model.image.short={larger} model.image.max={limit}"
+        remedy = f"set model.image.short={larger} model.image.max={limit}, and check again"
         found.append(finding("cell-half", "train", fitted["below"], more=more, remedy=remedy))
     return found
 

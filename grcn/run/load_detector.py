@@ -123,6 +123,8 @@ def _load_initial_weights(
         if normalisation_of(theirs.weights) != normalisation_of(cfg.weights):
             needed = f"model.weights={theirs.weights}"
             raise ConfigError(f"{init}: its images are normalised for weights {theirs.weights}; set {needed}")
+        if theirs.norm != cfg.norm:
+            raise ConfigError(f"{init}: trained with other norms; set model.norm={theirs.norm}")
         if theirs.anchors != cfg.anchors:
             raise ConfigError(f"{init}: trained with other anchors; set model.anchors as in the config.yaml of its run")
         if new_classes is None:

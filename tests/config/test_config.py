@@ -167,6 +167,14 @@ def test_whole_numbers_do_for_fractions() -> None:
             "rpn.reads: both needs maps of each task, and with split: none there is one (got both); set cls",
         ),
         (
+            {"model": {"context": {"on": "cls", "value": True, "init": "zero", "gate": "zero"}}},
+            "gate: zero times values of zero has no gradient and never learns (got init: zero too); set one of them",
+        ),
+        (
+            {"model": {"cascade": [0.5, 0.5]}},
+            "cascade: thresholds must rise from stage to stage (got 0.5, 0.5); sort them",
+        ),
+        (
             {"model": {"cascade": [0.5, 0.7, 0.6]}},
             "cascade: thresholds must rise from stage to stage (got 0.5, 0.7, 0.6); sort them",
         ),
@@ -224,7 +232,7 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"roi": {"bg_iou_low": 0.6}}},
-            "bg_iou_low: must not exceed roi.fg_iou = 0.5 (got 0.6); lower it",
+            "roi.bg_iou_low: must not exceed roi.fg_iou = 0.5 (got 0.6); lower it",
         ),
         (
             {"train": {"steps": 1, "batch": 4, "accumulate": 3}},
@@ -268,6 +276,8 @@ def test_contradictions_are_refused(document: dict[str, Any], problem: str) -> N
         {"backbone": "resnet101", "loc": {"stride": 8}},
         {"backbone": "resnet50_det", "split": "conv5", "loc": {"stride": 8}, "weights": "IMAGENET1K_V2"},
         {"backbone": "tiny_resnet_det", "head": {"kind": "conv"}},
+        {"cascade": [0.6, 0.7], "roi": {"bg_iou_low": 0.55}},
+        {"backbone": "resnet50_det", "cls": {"stride": 32}, "loc": {"stride": 16}, "freeze": 4},
         {"weights": "caffe:weights/vgg16.npz"},
         {"weights": "torchvision:vgg16.pt"},
     ],
@@ -298,6 +308,11 @@ SPLIT: dict[str, Any] = {"split": "conv5", "context": {"on": "cls"}, "roi": {"op
         ("model", {"head": {"kind": "conv"}}, {"model.head.dropout"}),
         ("model", {"head": {"loc": "conv", "tasks": "separate"}}, set()),
         ("model", {"cascade": [0.5, 0.6]}, {"model.roi.fg_iou"}),
+        (
+            "model",
+            {"head": {"kind": "residual", "cls": "fc", "loc": "conv", "tasks": "separate"}},
+            {"model.head.kind"},
+        ),
         ("model", {"backbone": "resnet50_det", "head": {"kind": "conv5"}}, {"model.head.dim", "model.head.dropout"}),
         ("train", {"schedule": "cosine"}, {"train.gamma", "train.lr_steps"}),
         ("train", {"schedule": "cosine", "lr_steps": []}, {"train.gamma"}),

@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from grcn import boxes, rng
 from grcn.build import build_model
 from grcn.config.model_schema import ModelConfig
+from grcn.models.cascade import refine
 from grcn.models.detector import Detector
 from grcn.models.roi_heads import RoIHeads, _row_keys
 
@@ -226,6 +227,36 @@ def test_stages_without_foreground_or_finite_boxes_have_finite_losses(objects: b
     model.train()(images, targets)["loss_classifier"].backward()
     if not objects:
         assert model.roi_heads.heads.cls_score.weight.grad.isfinite().all()
+
+
+def test_a_refined_box_is_finite_and_within_its_image_or_empty() -> None:
+    rois = torch.tensor([[[10.0, 10, 30, 30], [0, 0, 0, 0], [5, 5, 25, 45], [10, 10, 30, 30], [40, 40, 60, 60]]])
+    deltas = torch.zeros(1, 5, 3, 4)
+    deltas[0, 0, 2] = torch.tensor([10.0, 0, 0, 0])  # a width to the right, for the best class
+    deltas[0, 2, 1] = torch.nan
+    deltas[0, 3, 1] = torch.tensor([-1000.0, 0, 0, 0])  # far out of the image
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.1, 0.5, 0.9]])[None]
+    refined = refine(rois, scores, deltas, (10, 10, 5, 5), torch.tensor([[50.0, 45.0]]))
+    empty = [0.0] * 4
+    assert refined.tolist() == [[[30, 10, 45, 30], empty, empty, empty, [40, 40, 45, 50]]]
+
+
+def test_slots_without_a_roi_are_not_refined() -> None:
+    """Where an image has fewer RoIs than slots, what lies in the others is no box of the next stage."""
+    settings = SMALL["roi"] | {"batch": 128, "bg_iou_low": 0.1}
+    model = cascade([0.5, 0.6], roi=settings).train()
+    batch, targets = model.transform(*small_batch(torch.float64))
+    features = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, features, targets)
+    seen: list[Tensor] = []
+    following = model.roi_heads.following
+    sample = following.sample
+    following.sample = lambda rois, *rest: seen.append(rois) or sample(rois, *rest)
+    model.roi_heads(features, proposals, batch.image_sizes, targets)
+    (states,) = rng.image_states(targets, proposals.device, (rng.ROIS,))
+    valid = model.roi_heads.sample(proposals, targets, states).valid
+    assert 0 < valid.sum() < valid.numel()
+    assert torch.equal(boxes.areas(seen[0]) > 0, valid)
 
 
 def test_stages_start_alike_and_learn_apart() -> None:

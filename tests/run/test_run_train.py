@@ -83,6 +83,14 @@ def test_initial_weights_of_truly_another_model_are_refused(tmp_path: Path) -> N
         train(split, tmp_path / "next", init=path)
 
 
+def test_initial_weights_behind_other_norms_are_refused(tmp_path: Path) -> None:
+    """Norms over channels and over groups have the same weights by name and shape, and do not mean the same."""
+    train(config("model.norm=layer"), tmp_path / "run")
+    path, _ = newest(tmp_path / "run")
+    with pytest.raises(ConfigError, match="trained with other norms; set model.norm=layer"):
+        train(config("model.norm=group"), tmp_path / "next", init=path)
+
+
 @pytest.mark.parametrize(("freeze", "warned"), [(0, False), (1, True)])
 def test_stages_frozen_at_random_values_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze: int, warned: bool

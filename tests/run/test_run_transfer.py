@@ -76,6 +76,31 @@ def test_rows_go_to_the_classes_of_their_names(trained, how, same_as, rows, capl
     assert f"rows of {len(names)} of 4 classes kept by name ({', '.join(names[:3]) or 'none'}" in caplog.text
 
 
+def test_rows_go_to_the_classes_of_their_names_in_every_stage_of_a_cascade(tmp_path) -> None:
+    cascade = ("model.cascade=[0.5, 0.6]", "model.head.class_agnostic=true")
+    train(of(THEIRS, *cascade), tmp_path)
+    (saved,) = tmp_path.glob("checkpoints/*.pt")
+    cfg, state = of(OURS, *cascade), torch.load(saved, weights_only=True)["model"]
+    model, fresh = build_model(cfg.model, 4, seed=5), build_model(cfg.model, 4, seed=5)
+    load_initial_weights(model, cfg.model, saved, OURS, None, "by-name")
+    for name, value in model.state_dict().items():
+        if "cls_score" not in name:  # boxes are of all classes
+            assert torch.equal(value, state[name]), name
+            continue
+        rows = [state[name][0], state[name][3], fresh.state_dict()[name][2], state[name][1]]
+        assert torch.equal(value, torch.stack(rows)), name
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(True, False), (False, True)])
+def test_boxes_for_all_classes_are_no_start_for_boxes_of_each(tmp_path, theirs, ours) -> None:
+    train(of(THEIRS, f"model.head.class_agnostic={str(theirs).lower()}"), tmp_path)
+    (saved,) = tmp_path.glob("checkpoints/*.pt")
+    cfg = of(OURS, f"model.head.class_agnostic={str(ours).lower()}")
+    with pytest.raises(CheckpointError, match="bbox_pred.weight has another shape") as caught:
+        load_initial_weights(build_model(cfg.model, 4), cfg.model, saved, OURS, None, "by-name")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_starts_from_other_classes_only_when_it_is_asked_to(trained, tmp_path, caplog) -> None:
     with pytest.raises(CheckpointError, match="of other classes .*--new-classes"):
         train(of(OURS), tmp_path / "refused", init=trained)

@@ -94,7 +94,7 @@ def _check_kept(run: Trial) -> None:
         return
     known = read_json(run.kept).get("run", {})
     if not isinstance(known, dict) or not isinstance(known.get("config"), str):
-        raise DataError(f"{run.kept}: says not what it is a result of; remove it, or choose another --results")
+        raise DataError(f"{run.kept}: does not say which settings it is of; remove it, or choose another --results")
     if changes := _changes(parse_config(known["config"], str(run.kept)), run.settings):
         told = f"{run.kept}: holds a result of other settings (its -> these); give the same, or another --results"
         raise ConfigError("\n".join([told, *changes]))
