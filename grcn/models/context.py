@@ -19,7 +19,7 @@ class ContextAttention(nn.Module):
     ``P`` are the cells of a RoI and ``V`` those of the image, both as rows. As ``P W_P (V W_K)^T = P (V W_K
     W_P^T)^T``, both projections are folded into the image's ``t * t`` keys once per image, and no RoI is ever
     projected. With several heads, each attends with its own slice of the projections and fills its own slice of the
-    channels.
+    channels. (With normalised queries RoIs are projected: lengths do not fold.)
 
     How sharp this softmax is depends on the scale of the features, which the weights decide: it may begin even, or all
     on one cell. With normalised queries and keys it does not.
@@ -85,7 +85,7 @@ class ContextAttention(nn.Module):
         return out.transpose(1, 2).reshape_as(cells).transpose(1, 2).reshape_as(roi_features)
 
     def attention(self, roi_features: Tensor, image_features: Tensor) -> Tensor:
-        """Computes the softmax of eq. 1, which :meth:`forward` never holds: where each cell of a RoI looks.
+        """Computes the softmax, which :meth:`forward` never holds: where each cell of a RoI looks.
 
         Args:
             roi_features, image_features: as of :meth:`forward`.

@@ -1,4 +1,4 @@
-"""Norms to train with from scratch, at any batch size: none of them looks at another image."""
+"""Norms to train with from scratch, at any batch size: none of them mixes the images of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def trained_norm(kind: str, channels: int) -> nn.Module:
     ``"layer"`` is over the channels of each position, so no position sees another, but none can have more contrast than
     another either: flat regions come out as loud as edges. ``"group"`` is over all positions and some channels (Wu and
     He, Group Normalization): 32 groups, or fewer where one would have fewer than 4 channels. It keeps the contrast
-    within an image, as a batch norm does, and shows every position a summary of the image.
+    within an image, as a batch norm does, and shows every position a summary of the image. The padding of an image that
+    is smaller than its batch counts in it, so that its features differ from those of the image alone.
 
     Args:
         kind: ``"layer"`` or ``"group"``.
