@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from boards import write_boards
 
 from grcn.build import build_model, build_optimizer, build_train_split
 from grcn.config.files import load_config
@@ -49,6 +50,18 @@ def test_the_built_in_images_are_learnt(row, tmp_path):
     cfg = load_config(ROOT / f"configs/shapes/{row}_tiny.yaml", [*settings, "run.device=cpu", "run.threads=1"])
     metrics = run.train(cfg, tmp_path / "run")
     assert metrics["voc_area_ap50"] > 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "least", "most"), [("group", 0.6, 1.0), ("layer", 0.0, 0.02)])
+def test_a_small_network_learns_black_and_white_images(norm, least, most, tmp_path):
+    """300 steps of 8 images: with norms over groups most objects are found, with norms over channels none is."""
+    write_boards(tmp_path, {"train": 600, "test": 100}, side=320)
+    settings = ["model.image={short: 320, max: 320}", f"model.norm={norm}", "train.steps=300", "eval.protocols=[voc]"]
+    where = [f"data.root={tmp_path}", "data.train=[boards/train]", "data.test=[boards/test]"]
+    machine = ["run.device=cpu", "run.threads=1", "run.workers=0", "eval.pictures=0"]
+    cfg = load_config(ROOT / "configs/own/faster_rcnn_tiny.yaml", [*settings, *where, *machine])
+    assert least <= run.train(cfg, tmp_path / "run")["voc_area_ap50"] <= most
 
 
 @pytest.mark.slow

@@ -107,23 +107,26 @@ def _resample(
 
 
 def keep(runs: Sequence[Trial]) -> None:
-    """Copies the results of finished runs to where they are kept, with what they are results of.
+    """Copies the results of finished runs to where they are kept, with what they are results of; once.
 
     Raises:
         ConfigError: another result is kept there.
     """
     for run in runs:
-        if run.is_done() and run.kept is not None:
-            known = read_environment(run.folder)
-            own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
-            source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
-            source |= {key: known.get(key) for key in _FACTS}
-            text = json.dumps({**read_json(run.results), "run": source}, indent=1) + "\n"
-            place = run.kept
-            if place.exists() and place.read_text(encoding="utf-8") != text:
-                raise ConfigError(f"{place}: holds another result; choose another --results, or remove it")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(place, text.encode())
+        if not run.is_done() or run.kept is None:
+            continue
+        found = read_json(run.results)
+        if run.kept.exists():  # the same may have been measured before, on another machine or revision
+            before = {key: value for key, value in read_json(run.kept).items() if key != "run"}
+            if before != found:
+                raise ConfigError(f"{run.kept}: holds another result; choose another --results, or remove it")
+            continue
+        known = read_environment(run.folder)
+        own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
+        source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
+        source |= {key: known.get(key) for key in _FACTS}
+        run.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(run.kept, (json.dumps({**found, "run": source}, indent=1) + "\n").encode())
 
 
 def differences(
