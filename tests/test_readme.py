@@ -68,19 +68,34 @@ def test_its_variants_on_a_resnet_and_from_scratch_load(tmp_path):
     text, _ = re.findall(r"```yaml\n(base: .*?)```", DATA, re.DOTALL)
     (model,) = re.findall(r"`(model: \{backbone: resnet50.*?\}\})`", DATA)
     rest = text.splitlines()[2:]
-    bases = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", DATA)
-    assert len(bases) == 2
-    (tmp_path / "resnet.yaml").write_text("\n".join([f"base: {ROOT}/{bases[0]}", model, *rest]))
+    (base,) = re.findall(r"`base: (configs/_base/[a-z_]+\.yaml)`", DATA)
+    (tmp_path / "resnet.yaml").write_text("\n".join([f"base: {ROOT}/{base}", model, *rest]))
     cfg = load_config(tmp_path / "resnet.yaml")
     assert (cfg.model.backbone, cfg.model.head.kind, cfg.model.roi.size) == ("resnet50", "conv5", 14)
     assert cfg.train.bias_lr_factor == 1
-    data = rest[0].replace("data: {", "data: {format: voc, ")
-    (tmp_path / "tiny.yaml").write_text("\n".join([f"base: {ROOT}/{bases[1]}", data]))
-    cfg = load_config(tmp_path / "tiny.yaml")
-    assert (cfg.model.backbone, cfg.model.weights, cfg.data.format) == ("tiny", None, "voc")
+    (rows,) = re.findall(r"`configs/own/` has five rows of it \((.*?)\)", DATA, re.DOTALL)
+    assert len(names := re.findall(r"`(\w+)`", rows)) == 5
+    for name in names:
+        cfg = load_config(ROOT / f"configs/own/{name}.yaml", ["data.root=mine", "data.train=[a]", "data.test=[b]"])
+        assert (cfg.model.backbone, cfg.model.weights, cfg.model.norm) == ("tiny", None, "group")
+        assert cfg.data.format == "voc"
 
 
 DOCS = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "configs/README.md", ROOT / "RESULTS.md"]
+
+
+def headings(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda path: path.name)
+def test_headings_that_pages_link_to_exist(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        place = page if not target else page.parent / target
+        assert place.suffix != ".md" or anchor in headings(place), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
