@@ -167,16 +167,18 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
         idle |= dict.fromkeys(keys, "context.on is none")
     if model.roi.op == "pool":
         idle |= dict.fromkeys(("roi.sampling_ratio", "roi.aligned"), "roi.op is pool")
-    kinds = model.head.kinds
-    if model.head.cls and model.head.loc:
+    head, kinds = model.head, model.head.kinds
+    if head.cls and head.loc:
         idle["head.kind"] = "head.cls and head.loc are set"
-    named = kinds["cls"] if kinds["cls"] == kinds["loc"] else f"{kinds['cls']} and {kinds['loc']}"
+    named = f"head.kind is {head.kind}"
+    if head.cls or head.loc:
+        named = f"head.cls is {kinds['cls']} and head.loc {kinds['loc']}"
     if set(kinds.values()) <= {"conv5", "residual"}:
-        idle["head.dim"] = f"the kind of the head is {named}"
+        idle["head.dim"] = named
     if "residual" not in kinds.values():
-        idle["head.residual_dim"] = f"the kind of the head is {named}"
+        idle["head.residual_dim"] = named
     if "fc" not in kinds.values():
-        idle["head.dropout"] = f"the kind of the head is {named}"
+        idle["head.dropout"] = named
     if model.cascade != "none":
         idle["roi.fg_iou"] = f"cascade is {list(model.cascade)}"
     return idle
