@@ -15,6 +15,8 @@ import pytest
 from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
 
+from grcn.config.files import dump_config, load_config
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("*.md", "*.csv", "*.json")  # pictures depend on fonts
 
@@ -117,6 +119,17 @@ def test_an_interval_over_images_is_kept_for_the_values_that_it_is_of(clone: Pat
     written["rows"][1]["difference"]["AP"]["values"]["0"] += 1e-9
     path.write_text(json.dumps(written))
     assert "+1.0 to +4.0" not in report(clone, *words).stdout
+
+
+def test_kept_results_are_read_though_a_folder_holds_another_run(clone: Path) -> None:
+    config = clone / "runs/shapes/grcn_tiny/seed0/config.yaml"
+    config.parent.mkdir(parents=True)
+    settings = load_config(ROOT / "configs/shapes/grcn_tiny.yaml", ["train.steps=20"])
+    config.write_text(dump_config(settings))
+    done = report(clone, "grcn_tiny.yaml", "--seeds", 0)
+    assert done.code == 0 and "results/shapes/grcn_tiny/seed0.json" in done.stdout
+    missing = report(clone, "stride8_tiny.yaml", "--seeds", 7)
+    assert missing.code == 0 and "not run" in missing.stdout
 
 
 def test_a_report_names_the_command_of_its_own_study(clone: Path) -> None:

@@ -25,7 +25,11 @@ def reference() -> str:
     """Writes the page."""
     document = json.loads(schema())
     lines = [_HEAD]
+    seen: list[object] = []
     for name, kinds in _sections(document):
+        if (name, kinds) in seen:  # of each layout of data
+            continue
+        seen.append((name, kinds))
         for kind in kinds:
             properties = {key: of for key, of in kind["properties"].items() if not _kinds(document, of)}
             which = properties.get("format", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def catalogue(configs: Path, results: Path) -> str:
 def _purpose(path: Path) -> str:
     """Returns the first sentence of a config's comment."""
     comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0]
+    return re.split(r"(?<!et al)\. ", " ".join(line.lstrip("# ") for line in comment), maxsplit=1)[0]
 
 
 def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:

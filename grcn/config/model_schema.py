@@ -48,7 +48,7 @@ Sizes = Annotated[
 
 Thresholds = Annotated[
     Literal["none"] | Annotated[tuple[Share, ...], Strict(False), Field(min_length=1, max_length=9)],
-    _expects("'none', or a list of IoU thresholds such as [0.5, 0.6, 0.7]"),
+    _expects("'none', or a list of IoU thresholds, each from 0 to 1, such as [0.5, 0.6, 0.7]"),
 ]
 AnchorSize = Annotated[Positive | Positives, _expects("a number above 0, or for a pyramid a list of some for each map")]
 AnchorSizes = Annotated[tuple[AnchorSize, ...], Strict(False), Field(min_length=1)]

@@ -29,7 +29,8 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from _wrong_levels(model)
     yield from _wrong_heads(model)
     if model.rpn.reads == "both" and _one_map(model):
-        yield "rpn.reads", "both needs maps of each task, and with split: none there is one (got both); set cls"
+        what = "both needs maps of each task, and with split: none there is one (got both)"
+        yield "rpn.reads", f"{what}; set cls, or a split"
     for key in ("width", "norm"):
         if not _tiny(model) and (value := getattr(model, key)) != type(model).model_fields[key].default:
             yield key, f"only the tiny backbones have one (got {value} with {model.backbone}); remove it"
@@ -68,11 +69,9 @@ def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
                     f"ensemble joins the tasks, so both must read one map {got}; set both alike",
                 )
     if kinds["cls"] != kinds["loc"] and head.tasks != "separate":
-        yield (
-            "head.tasks",
-            f"heads of two kinds are of one task each (got {head.tasks} with {kinds['cls']} and {kinds['loc']}); set "
-            "separate",
-        )
+        got = f"(got cls {kinds['cls']}, loc {kinds['loc']} with tasks: {head.tasks})"
+        key = "head.loc" if head.loc else "head.cls"
+        yield key, f"two kinds need a head of each task {got}; set head.tasks: separate"
     for key, kind in {f"head.{task if getattr(head, task) else 'kind'}": kind for task, kind in kinds.items()}.items():
         if kind == "conv5" and not _resnet(model):
             yield key, f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
@@ -87,7 +86,7 @@ def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
         return
     low, got = model.roi.bg_iou_low, f"(got {', '.join(f'{share:g}' for share in model.cascade)})"
     if list(model.cascade) != sorted(set(model.cascade)):
-        yield "cascade", f"thresholds must rise from stage to stage {got}; sort them"
+        yield "cascade", f"thresholds must rise from stage to stage {got}; sort them, each once"
     elif model.cascade[0] < low:
         yield "cascade", f"thresholds must not lie below roi.bg_iou_low = {low:g} {got}; raise them"
 

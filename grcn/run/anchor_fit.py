@@ -21,7 +21,7 @@ BUCKETS = (0, 16, 32, 64, 128, 256, 512, float("inf"))
 ASPECTS = (0, 0.25, 0.5, 1 / 1.5, 1, 1.5, 2, 4, float("inf"))
 # Of which other anchors are chosen: steps of a half octave; of each of several maps, from 2 to 16 of its cells.
 CELLS = (2, 16)
-SIZES = (16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
+SIZES = (5.7, 8.0, 11.0, 16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
 RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 MOST_OBJECTS = 5_000  # that they are tried on
 LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
@@ -167,7 +167,8 @@ def findings_of(fitted: Mapping[str, Any], short: int, longest: int) -> list[Fin
         larger = 32 * math.ceil(short * cell / max(fitted["median"], 1) / 32)  # the middle object gets a cell
         limit = math.ceil(longest * larger / short)
         more = f"of {count}; a cell has {cell} pixels, the middle object {fitted['median']:.1f}"
-        remedy = f"set model.image.short={larger} model.image.max={limit}, and check again"
+        cost = f"{(larger / short) ** 2:.0f} times the pixels"
+        remedy = f"set model.image.short={larger} model.image.max={limit} ({cost}), and check again"
         found.append(finding("cell-half", "train", fitted["below"], more=more, remedy=remedy))
     return found
 

@@ -166,10 +166,11 @@ def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, tit
     )
     for axes, (name, label, options) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for place, of in enumerate(tasks.values()):
-            values = np.array([row[name] for row in of["images"]])
+            values = np.array([np.nan if row[name] is None else row[name] for row in of["images"]])
             color = LINE_COLORS[1 + place]
             axes.plot(place + np.linspace(-0.25, 0.25, len(values)), values, ".", color=color, alpha=0.6)
-            axes.hlines(of["mean"][name], place - 0.35, place + 0.35, color=color, linewidth=2)
+            if of["mean"][name] is not None:
+                axes.hlines(of["mean"][name], place - 0.35, place + 0.35, color=color, linewidth=2)
             if name == "between_rois" and of["between_images"] is not None:
                 axes.hlines(of["between_images"], place - 0.35, place + 0.35, color="black", linestyle="--")
         axes.set_title(label, fontsize=9)
@@ -177,7 +178,8 @@ def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, tit
         axes.set_xlim(-0.6, len(tasks) - 0.4)
         axes.set(**options)
         if name in ("size", "between_rois"):
-            axes.set_ylim(bottom=0)
+            top = axes.dataLim.y1 if np.isfinite(axes.dataLim.y1) and axes.dataLim.y1 > 0 else 1.0
+            axes.set_ylim(-0.03 * top, 1.1 * top)
         if name == "largest_share":
             axes.set_ylim(0.9, 1.1 * cells)
             axes.yaxis.set_major_formatter("{x:g}")

@@ -63,7 +63,8 @@ def test_hard_attention_looks_at_one_cell() -> None:
 
 def test_what_is_added_is_measured_behind_the_gate() -> None:
     model = detector(gate="zero")
-    assert measure_context(model, pictures(1))["cls"]["mean"]["size"] == 0
+    shut = measure_context(model, pictures(2))["cls"]
+    assert shut["mean"]["size"] == 0 and shut["mean"]["between_rois"] is None and shut["between_images"] is None
     with torch.no_grad():
         model.roi_heads.context["cls"].gate.fill_(2.0)
     plain = measure_context(detector(), pictures(1))["cls"]
@@ -83,6 +84,13 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         assert picture.size[0] > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
     again = programs.call("tools/analyze.py", *words, "--json", folder=tmp_path)
     assert json.loads(again.stdout) == found
+
+
+def test_behind_a_gate_of_zero_there_is_no_difference_to_report(tmp_path: Path) -> None:
+    words = [*CALL, "--output-dir", tmp_path / "out", "model.context.gate=zero"]
+    done = programs.call("tools/analyze.py", *words, folder=tmp_path)
+    assert done.code == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if "how far" in line] == ["-", "-"]
 
 
 @pytest.mark.parametrize(

@@ -717,7 +717,9 @@ def test_a_set_of_objects_under_half_a_cell_is_a_warning_with_the_settings(side,
         return
     larger = {7: 256, 7.9: 224}[side]
     assert found[0].severity == "warning" and found[0].count == 100
-    assert found[0].text.endswith(f"; set model.image.short={larger} model.image.max={2 * larger}, and check again")
+    cost = round((larger / 100) ** 2)
+    told = f"; set model.image.short={larger} model.image.max={2 * larger} ({cost} times the pixels), and check again"
+    assert found[0].text.endswith(told)
     assert "anchors-half" not in [one.kind for one in findings_of(fitted, 100, 200)]  # of the next size, if at all
     again = objects_of(made, larger, 2 * larger)
     assert not [one for one in findings_of(fit(again, anchors), larger, 2 * larger) if one.kind == "cell-half"]

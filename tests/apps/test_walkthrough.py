@@ -77,6 +77,7 @@ def test_a_walk_is_the_detectors_own_way(name):
             "That is the first stage; 2 more refine it, and the scores are the mean of all.",
         ),
         ({"head": {"dim": 8, "dropout": 0.0, "class_agnostic": True}}, "no pass of its own"),
+        ({"context": {"on": "cls", "size": 4, "gate": "zero"}}, "What it finds is added times 0, the learned gate."),
         ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. Pooled is a box 1.5 times as wide and as high."),
     ],
 )

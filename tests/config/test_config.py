@@ -152,7 +152,8 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"head": {"loc": "conv"}}},
-            "head.tasks: heads of two kinds are of one task each (got shared with fc and conv); set separate",
+            "head.loc: two kinds need a head of each task (got cls fc, loc conv with tasks: shared); set head.tasks: "
+            "separate",
         ),
         (
             {"model": {"head": {"kind": "residual", "residual_dim": 6}}},
@@ -164,7 +165,8 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"rpn": {"reads": "both"}}},
-            "rpn.reads: both needs maps of each task, and with split: none there is one (got both); set cls",
+            "rpn.reads: both needs maps of each task, and with split: none there is one (got both); set cls, or a "
+            "split",
         ),
         (
             {"model": {"context": {"on": "cls", "value": True, "init": "zero", "gate": "zero"}}},
@@ -172,11 +174,11 @@ def test_whole_numbers_do_for_fractions() -> None:
         ),
         (
             {"model": {"cascade": [0.5, 0.5]}},
-            "cascade: thresholds must rise from stage to stage (got 0.5, 0.5); sort them",
+            "cascade: thresholds must rise from stage to stage (got 0.5, 0.5); sort them, each once",
         ),
         (
             {"model": {"cascade": [0.5, 0.7, 0.6]}},
-            "cascade: thresholds must rise from stage to stage (got 0.5, 0.7, 0.6); sort them",
+            "cascade: thresholds must rise from stage to stage (got 0.5, 0.7, 0.6); sort them, each once",
         ),
         (
             {"model": {"cascade": [0.05, 0.6], "roi": {"bg_iou_low": 0.1}}},

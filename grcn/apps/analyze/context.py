@@ -33,14 +33,14 @@ def measure_context(model: Detector, images: Iterable[Tensor]) -> dict[str, dict
         ``size``, the norm of what is added divided by that of the RoI's features; ``largest_share``, of the most
         attended cell, times the cells: 1 is even, ``t * t`` all on one; ``entropy`` of the attention divided by that of
         an even one; ``between_rois``, how far what is added differs between the RoIs of the image: the root mean
-        square distance from its mean, divided by the mean's norm.
+        square distance from its mean, divided by the mean's norm; None where nothing is added.
         ``mean``: of these over the images; None where there is none.
         ``between_images``: the same distance, between the means of the images; None for fewer than two.
         ``cells``: ``t * t``.
     """
     model.eval()
     heads = model.roi_heads
-    rows: dict[str, list[dict[str, float]]] = {task: [] for task in heads.context}
+    rows: dict[str, list[dict[str, float | None]]] = {task: [] for task in heads.context}
     means: dict[str, list[Tensor]] = {task: [] for task in heads.context}
     cells = {task: heads.context_pools[task].size ** 2 for task in heads.context}
     for image in images:
@@ -59,7 +59,7 @@ def measure_context(model: Detector, images: Iterable[Tensor]) -> dict[str, dict
     return {
         task: {
             "images": found,
-            "mean": {name: sum(row[name] for row in found) / len(found) if found else None for name in FIGURES},
+            "mean": {name: _mean([row[name] for row in found]) for name in FIGURES},
             "between_images": _spread(torch.stack(means[task])) if len(found) > 1 else None,
             "cells": cells[task],
         }
@@ -67,14 +67,19 @@ def measure_context(model: Detector, images: Iterable[Tensor]) -> dict[str, dict
     }
 
 
-def _figures(context: ContextAttention, pooled: Tensor, whole: Tensor) -> tuple[dict[str, float], Tensor]:
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _figures(context: ContextAttention, pooled: Tensor, whole: Tensor) -> tuple[dict[str, float | None], Tensor]:
     """Measures the RoIs ``[R, C, s, s]`` of an image ``[1, C, t, t]`` and returns the mean of what it adds ``[C]``."""
     added = context(pooled, whole) - pooled
     attention = context.attention(pooled, whole)
     count = attention.shape[-1]
     entropy = -(attention * attention.clamp(min=1e-30).log()).sum(-1).mean()
     vectors = added.mean((2, 3))
-    row = {
+    row: dict[str, float | None] = {
         "rois": len(pooled),
         "size": (added.flatten(1).norm(dim=1) / pooled.flatten(1).norm(dim=1).clamp(min=1e-12)).mean().item(),
         "largest_share": attention.amax(-1).mean().item() * count,
@@ -84,8 +89,8 @@ def _figures(context: ContextAttention, pooled: Tensor, whole: Tensor) -> tuple[
     return row, vectors.mean(0)
 
 
-def _spread(vectors: Tensor) -> float:
-    """Returns the root mean square distance of vectors ``[n, C]`` from their mean, divided by its norm; 0 for none."""
+def _spread(vectors: Tensor) -> float | None:
+    """Returns the root mean square distance of vectors ``[n, C]`` from their mean, divided by its norm."""
     mean = vectors.mean(0)
     distance = (vectors - mean).square().sum(1).mean().sqrt()
-    return (distance / mean.norm()).item() if mean.norm() > 0 else 0.0
+    return (distance / mean.norm()).item() if mean.norm() > 0 else None

@@ -86,7 +86,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         rois = sum(row["rois"] for row in of["images"])
         lines += ["", f"context/{task}: {len(of['images'])} images, {rois:,} RoIs; mean (least to most of an image)"]
         for name in FIGURES:
-            values = [row[name] for row in of["images"]]
+            values = [row[name] for row in of["images"] if row[name] is not None]
             shown = f"{of['mean'][name]:.3g} ({min(values):.3g} to {max(values):.3g})" if values else "-"
             lines.append(f"  {shown:<34}{_meaning(name, of['cells'])}")
         across = of["between_images"]

@@ -39,7 +39,8 @@ def check_runs(runs: Sequence[Trial]) -> None:
         if run.row.torchvision:
             check_torchvision(run.settings.model)
         _check_same_test(runs[0], run)
-        _check_folder(run)
+        if not run.elsewhere:
+            _check_folder(run)
         _check_kept(run)
 
 
@@ -61,6 +62,12 @@ def _check_same_test(first: Trial, other: Trial) -> None:
 def _decides_images(key: str, role: Role) -> bool:
     """Whether a setting decides which images a run is tested on; by which protocol they are scored may differ."""
     return key in ("data.root", "eval.limit") or (key.startswith("data.") and role.measure)
+
+
+def holds_another(run: Trial) -> bool:
+    """Tells whether a run's folder holds a run of other settings."""
+    path = run.folder / "config.yaml"
+    return path.exists() and bool(_changes(load_config(path), run.settings, "data.root"))
 
 
 def _check_folder(run: Trial) -> None:

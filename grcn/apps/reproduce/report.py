@@ -57,7 +57,8 @@ def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[s
     finished = [(run, read_json(run.results)) for run in runs if run.is_done()]
     kept = [(run, read_json(run.kept)) for run in runs if run.kept and run.is_kept() and not run.is_done()]
     drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
-    with progress_bar(desc="bootstrap", total=len(finished) * draws, unit="draw") as bar:
+    total = len(finished) * draws
+    with progress_bar(desc="bootstrap", total=total, unit="draw", disable=not total) as bar:
         resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):
@@ -235,8 +236,13 @@ def _record(
 
 
 def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: Path) -> None:
-    """Draws the differences of several tables below each other, in those figures that all of them have."""
+    """Draws the differences of several tables below each other, of those that have figures in common with the first."""
     tables = list(tables)
+    alike = [table for table in tables if set(table.metrics) & set(tables[0].metrics)]
+    for table in tables:
+        if table not in alike:
+            logger.info("%s: not in the picture of all tables, it has other figures", table.title.partition(".")[0])
+    tables = alike
     shared = [name for name in METRICS if all(name in table.metrics for table in tables)]
     panels: dict[str, list[dict[str, Any]]] = {name: [] for name in shared}
     for table in tables:
@@ -244,9 +250,6 @@ def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: 
             if name in shared:
                 first = table.title.partition(".")[0]
                 panels[name] += [{**point, "label": f"{first}: {point['label']}"} for point in points]
-    if not shared:
-        logger.info("no picture of all tables: they have no figure in common")
-        return
     _draw(panels, path, f"Differences to the row's baseline; {tables[0].title.rpartition('; ')[2]}")
 
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from grcn.apps.reproduce.checks import check_runs
+from grcn.apps.reproduce.checks import check_runs, holds_another
 from grcn.apps.reproduce.rows import Row
 from grcn.config.files import load_config
 from grcn.config.schema import Config
@@ -31,6 +31,7 @@ class Trial:
 
     Attributes:
         kept: where its results are kept when the folder is gone; None for nowhere.
+        elsewhere: its folder holds a run of other settings, and is not read, since its results are kept.
     """
 
     row: Row
@@ -39,6 +40,7 @@ class Trial:
     overrides: tuple[str, ...]
     settings: Config
     kept: Path | None = None
+    elsewhere: bool = False
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ class Trial:
 
     def is_done(self) -> bool:
         """Whether its log says that all steps are done and evaluated."""
-        return is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
+        return not self.elsewhere and is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
 
     def is_kept(self) -> bool:
         """Whether its results are kept."""
@@ -87,7 +89,7 @@ def plan(
             own = (*overrides, *_scaled(load_config(row.config, overrides), scale), f"run.seed={seed}")
             kept = None if results is None else results / name / f"seed{seed}.json"
             run = Trial(row, seed, root / name / f"seed{seed}", own, load_config(row.config, own), kept)
-            runs.append(run)
+            runs.append(replace(run, elsewhere=run.is_kept() and holds_another(run)))
     check_runs(runs)
     return runs
 

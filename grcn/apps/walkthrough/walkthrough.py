@@ -186,10 +186,12 @@ def _context(walked: Walk) -> str:
         _, bins, down, across = weights.shape
         share = walked.looked_at(task).flatten().sort(descending=True).values
         half = 1 + int((share.cumsum(0) < 0.5).sum())
+        gate = walked.model.roi_heads.context[task].gate
+        scaled = "" if gate is None else f" What it finds is added times {float(gate):.2g}, the learned gate."
         told.append(
             f"Context for {task} (Sec. 3.3, eq. 1): {bins} bins ask {down} x {across} cells of the whole image. Half "
             f"of the attention lies on {half} cells; the most on one is {share[0] * len(share):.2f} times "
-            "the even share."
+            f"the even share.{scaled}"
         )
     return " ".join(told)
 
