@@ -76,6 +76,11 @@ def _weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
     return torch.stack([deltas[..., i] * weight for i, weight in enumerate(weights)], -1)
 
 
+def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Picks from the deltas of all classes ``[N, R, K, 4]`` those of one class for each box, int64 ``[N, R]``."""
+    return deltas.gather(2, labels[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
+
+
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Cuts boxes ``[N, A, 4]`` at their image's border; NaN coordinates become 0, so that no operator ever sees one.
 

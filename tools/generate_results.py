@@ -27,7 +27,8 @@ from typing import Any
 
 import yaml
 
-from grcn.apps.reproduce.statistics import student_interval
+from grcn.apps.reproduce.rows import METRICS
+from grcn.apps.reproduce.statistics import compare
 
 _TABLE = re.compile(r"(<!-- table\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -65,23 +66,21 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
         return plain
     if config == over:
         return ""
+    folder = root / spec["elsewhere" if kind == "elsewhere" else "results"]
+    chosen = None if kind == "elsewhere" else seeds
+    gap = compare(_values(folder / config, metric, chosen), _values(folder / str(over), metric, chosen))
+    if gap is None:
+        return {"beside": f"{plain} (no pair)", "elsewhere": "not run"}.get(kind, "no pair")
     if kind == "elsewhere":
-        folder = root / spec["elsewhere"]
-        gaps = _paired(*(_values(folder / name, metric) for name in (config, str(over))))
-        return f"{statistics.fmean(gaps):+.1f}" if gaps else "not run"
-    gaps = _paired(values, _values(root / spec["results"] / str(over), metric, seeds))
+        return f"{gap.mean:+.1f}"
     if kind == "images":
-        low, high = _over_images(root / spec["results"] / "reports" / f"{spec['report']}.json", config, metric)
-        return f"{statistics.fmean(gaps):+.1f} ({low:+.1f} to {high:+.1f})"
-    if not gaps:
-        return f"{plain} (no pair)" if kind == "beside" else "no pair"
-    interval = student_interval(gaps)
-    mark = "**" if interval and (interval[0] > 0 or interval[1] < 0) else ""
+        low, high = _over_images(folder / "reports" / f"{spec['report']}.json", config, metric)
+        return f"{gap.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    mark = "**" if gap.seeds and (gap.seeds[0] > 0 or gap.seeds[1] < 0) else ""
     if kind == "beside":
-        spread = f" ± {statistics.stdev(gaps):.1f}" if len(gaps) > 1 else ""
-        return f"{plain} ({mark}{statistics.fmean(gaps):+.1f}{spread}{mark})"
-    ends = f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else ""
-    return f"{mark}{statistics.fmean(gaps):+.1f}{mark}{ends}"
+        return f"{plain} ({mark}{_spread(list(gap.values.values()), '+')}{mark})"
+    ends = f" ({gap.seeds[0]:+.1f} to {gap.seeds[1]:+.1f})" if gap.seeds else ""
+    return f"{mark}{gap.mean:+.1f}{mark}{ends}"
 
 
 def _values(folder: Path, metric: str, seeds: list[int] | None = None) -> dict[int, float]:
@@ -91,16 +90,13 @@ def _values(folder: Path, metric: str, seeds: list[int] | None = None) -> dict[i
     return {seed: 100 * json.loads(found[seed].read_text())["metrics"][metric] for seed in chosen}
 
 
-def _paired(ours: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
-    return [ours[seed] - base[seed] for seed in ours if seed in base]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+def _spread(values: list[float], sign: str = "") -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.1f}{spread}"
 
 
 def _over_images(report: Path, config: str, metric: str) -> tuple[float, float]:
-    name = {"coco_ap": "AP", "coco_ap50": "AP50", "coco_ap75": "AP75", "voc07_ap70": "AP70"}[metric]
+    name = next(name for name, key in METRICS.items() if key == metric)
     rows = json.loads(report.read_text())["rows"]
     low, high = next(row["difference"][name]["images"] for row in rows if row["row"] == config)
     return low, high

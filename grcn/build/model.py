@@ -46,16 +46,12 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     if num_classes is None:
         raise TypeError(f"{usage}; pass the number of classes, background included")
     backbone = _backbone(cfg, seed)
-    reads = ("cls", "loc") if cfg.rpn.reads == "both" else (cfg.rpn.reads,)
-    rpn = None
-    for task in reversed(reads):
-        rpn = _rpn(cfg, task, backbone.feature_specs[task], auxiliary=rpn)
-    assert rpn is not None
-    roi_heads = None
-    thresholds = (cfg.roi.fg_iou,) if isinstance(cfg.cascade, str) else cfg.cascade
-    for stage in reversed(range(len(thresholds))):
-        roi_heads = _roi_heads(cfg, backbone, num_classes, thresholds[stage], stage, following=roi_heads)
-    assert roi_heads is not None
+    specs = backbone.feature_specs
+    if cfg.rpn.reads == "both":
+        rpn = _rpn(cfg, "cls", specs["cls"], auxiliary=_rpn(cfg, "loc", specs["loc"]))
+    else:
+        rpn = _rpn(cfg, cfg.rpn.reads, specs[cfg.rpn.reads])
+    roi_heads = _roi_heads(cfg, backbone, num_classes)
     multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
     normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
@@ -65,7 +61,7 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
 
 
 def _rpn(
-    cfg: ModelConfig, task: str, spec: FeatureSpec, auxiliary: RegionProposalNetwork | None
+    cfg: ModelConfig, task: str, spec: FeatureSpec, auxiliary: RegionProposalNetwork | None = None
 ) -> RegionProposalNetwork:
     """Builds the RPN that reads the maps of a task."""
     return RegionProposalNetwork(
@@ -86,11 +82,11 @@ def _rpn(
     )
 
 
-def _roi_heads(
-    cfg: ModelConfig, backbone: Backbone, num_classes: int, fg_iou: float, stage: int, following: RoIHeads | None
-) -> RoIHeads:
-    """Builds the RoI heads of a stage of a cascade; a model without has one."""
+def _roi_heads(cfg: ModelConfig, backbone: Backbone, num_classes: int, stage: int = 0) -> RoIHeads:
+    """Builds the RoI heads of a stage of a cascade and of those that follow; a model without a cascade has one."""
     specs = backbone.feature_specs
+    thresholds = (cfg.roi.fg_iou,) if isinstance(cfg.cascade, str) else cfg.cascade
+    is_last = stage + 1 == len(thresholds)
 
     def pool(task: str, size: int, roi_scale: float = 1.0) -> RoIPool:
         spec, level = specs[task], getattr(cfg, task).level
@@ -122,12 +118,14 @@ def _roi_heads(
             for task in in_context
         },
         context_pools={task: pool(task, cfg.context.size) for task in in_context},
-        sampling=SamplingSettings(cfg.roi.batch, cfg.roi.fg_fraction, fg_iou, cfg.roi.bg_iou_low, cfg.roi.add_gt),
+        sampling=SamplingSettings(
+            cfg.roi.batch, cfg.roi.fg_fraction, thresholds[stage], cfg.roi.bg_iou_low, cfg.roi.add_gt
+        ),
         detecting=DetectionSettings(cfg.roi.score_thresh, cfg.roi.nms, cfg.roi.detections),
         box_weights=box_weights_of(stage, cfg.roi.box_weights),
         beta=cfg.roi.smooth_l1_beta,
         loss_weights=cfg.roi.loss_weights,
-        following=following,
+        following=None if is_last else _roi_heads(cfg, backbone, num_classes, stage + 1),
     )
 
 

@@ -72,7 +72,8 @@ def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
         got = f"(got cls {kinds['cls']}, loc {kinds['loc']} with tasks: {head.tasks})"
         key = "head.loc" if head.loc else "head.cls"
         yield key, f"two kinds need a head of each task {got}; set head.tasks: separate"
-    for key, kind in {f"head.{task if getattr(head, task) else 'kind'}": kind for task, kind in kinds.items()}.items():
+    named = {f"head.{task}" if getattr(head, task) else "head.kind": kind for task, kind in kinds.items()}
+    for key, kind in named.items():
         if kind == "conv5" and not _resnet(model):
             yield key, f"{model.backbone} has no conv5 of residual units (got conv5); set fc or conv"
         elif kind == "conv5" and model.has_pyramid:

@@ -42,8 +42,7 @@ def refine(rois: Tensor, scores: Tensor, deltas: Tensor, box_weights: Sequence[f
     Returns:
         ``[N, R, 4]`` within the images; the row of an empty RoI is zero, and so is one whose box is not finite.
     """
-    best = scores[..., 1:].argmax(-1) + 1
-    chosen = deltas.gather(2, best[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
+    chosen = boxes.of_class(deltas, scores[..., 1:].argmax(-1) + 1)
     refined = boxes.clip(boxes.decode(chosen, rois, box_weights), sizes)
     usable = (boxes.areas(rois) > 0) & (boxes.areas(refined) > 0)
     return torch.where(usable[..., None], refined, 0)

@@ -3,10 +3,10 @@ Rethinking Classification and Localization for Object Detection, 2020, Sec. 3.1 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn.models.box_heads import Hidden
+from grcn.models.in_place import add, relu
 from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import EXPANSION, Bottleneck, conv_maker
 
@@ -24,7 +24,7 @@ class WideningUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[R, in_channels, s, s]`` to ``[R, channels, s, s]``."""
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.downsample(x))
+        return relu(add(self.conv2(relu(self.conv1(x))), self.downsample(x)))
 
 
 class ResidualHead(Hidden):

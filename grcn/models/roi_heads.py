@@ -188,8 +188,7 @@ class RoIHeads(nn.Module):
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
         classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
-        # The deltas of a RoI's own class.
-        own = deltas.gather(2, labels[:, loc, None, None].expand(-1, -1, -1, 4))[:, :, 0]
+        own = boxes.of_class(deltas, labels[:, loc])
         regression = F.smooth_l1_loss(own, regression_targets[:, loc], beta=self.beta, reduction="none")
         slots = images * self.sampling.batch
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}

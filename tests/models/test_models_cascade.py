@@ -37,23 +37,15 @@ def cascade(thresholds: list[float] | str, dtype: torch.dtype = torch.float64, *
     """Builds a detector whose scores and boxes are far from those of its initial values, otherwise in each stage."""
     cfg = ModelConfig.model_validate(SMALL | changes | {"cascade": thresholds})
     model = build_model(cfg, CLASSES, seed=3)
-    stage, generator = model.roi_heads, torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for layer in (model.rpn.cls_logits, model.rpn.bbox_pred):
             layer.weight.mul_(60)
-        while stage is not None:
+        for stage in model.roi_heads.stages():
             for layer, scale in ((stage.heads.cls_score, 90), (stage.heads.bbox_pred, 300)):
                 layer.weight.mul_(scale)
                 layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
-            stage = stage.following
     return model.to(dtype)
-
-
-def stages_of(model: Detector) -> list[RoIHeads]:
-    found = [model.roi_heads]
-    while found[-1].following is not None:
-        found.append(found[-1].following)
-    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +116,7 @@ def test_three_stages_train_as_a_plain_loop(kind: str) -> None:
     features, rois = parts()
     plain = {"loss_classifier": torch.tensor(0.0).double(), "loss_box_reg": torch.tensor(0.0).double()}
     foreground = []
-    for number, (stage, iou) in enumerate(zip(stages_of(model), (0.5, 0.6, 0.7), strict=True)):
+    for number, (stage, iou) in enumerate(zip(model.roi_heads.stages(), (0.5, 0.6, 0.7), strict=True)):
         states = rng.image_states(
             targets,
             rois.device,
@@ -179,7 +171,7 @@ def test_three_stages_detect_as_a_plain_loop(kind: str, form: str, monkeypatch: 
     for i, size in enumerate(batch.image_sizes):
         own = {task: tuple(map_[i : i + 1] for map_ in maps) for task, maps in features.items()}
         rois, scores = proposals[i], []
-        for stage in stages_of(model):
+        for stage in model.roi_heads.stages():
             logits, deltas = (x[0] for x in plain_pass(stage, own, rois[None], [size]))
             scores.append(logits.softmax(-1)[:, 1:] * (boxes.areas(rois) > 0)[:, None])
             before, rois = rois, plain_refine(stage, rois, logits, deltas, size)
@@ -269,4 +261,8 @@ def test_stages_start_alike_and_learn_apart() -> None:
         for copy in copies if name.startswith("roi_heads.") else copies[:1]:
             assert torch.equal(values[copy], expected), copy
     assert len(list(model.roi_heads.parameters())) == 3 * len(list(plain.roi_heads.parameters()))
-    assert [stage.box_weights for stage in stages_of(model)] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+    assert [stage.box_weights for stage in model.roi_heads.stages()] == [
+        (10, 10, 5, 5),
+        (20, 20, 10, 10),
+        (30, 30, 15, 15),
+    ]

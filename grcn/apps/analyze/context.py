@@ -5,6 +5,7 @@ Shapes: ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,13 +78,13 @@ def _figures(context: ContextAttention, pooled: Tensor, whole: Tensor) -> tuple[
     added = context(pooled, whole) - pooled
     attention = context.attention(pooled, whole)
     count = attention.shape[-1]
-    entropy = -(attention * attention.clamp(min=1e-30).log()).sum(-1).mean()
+    entropy = torch.special.entr(attention).sum(-1).mean().item()
     vectors = added.mean((2, 3))
     row: dict[str, float | None] = {
         "rois": len(pooled),
         "size": (added.flatten(1).norm(dim=1) / pooled.flatten(1).norm(dim=1).clamp(min=1e-12)).mean().item(),
         "largest_share": attention.amax(-1).mean().item() * count,
-        "entropy": entropy.item() / torch.tensor(float(count)).log().item() if count > 1 else 1.0,
+        "entropy": entropy / math.log(count) if count > 1 else 1.0,
         "between_rois": _spread(vectors),
     }
     return row, vectors.mean(0)

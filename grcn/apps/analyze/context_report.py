@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from grcn import build
 from grcn.apps.analyze.context import FIGURES, measure_context
@@ -41,7 +43,7 @@ def report_context(
         weights: a checkpoint; None for the weights that training starts from.
         images: how many, at most those that there are.
         allow_changes: go on although settings of the model differ from those of the checkpoint.
-        stop: signals to obey.
+        stop: signals that end it early.
 
     Returns:
         ``data``, ``weights`` and ``tasks``, of :func:`grcn.apps.analyze.context.measure_context`; ``context.json`` too.
@@ -58,7 +60,7 @@ def report_context(
     test = build.build_test_split(cfg.data, build.class_names(cfg.data)).first(images)
     start = start_from(cfg, test.table.classes, weights, device, allow_changes)
 
-    def pictures() -> Any:
+    def pictures() -> Iterator[Tensor]:
         for row in progress_bar(range(len(test)), "context", len(test), leave=False):
             stop.check()
             yield move_images([test.read_image(row)], device)[0]
