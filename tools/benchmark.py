@@ -12,16 +12,8 @@ import json
 from pathlib import Path
 
 from grcn import errors
-from grcn.apps.benchmark.data import evaluation_seconds, loader_rate
-from grcn.apps.benchmark.describe import as_json, costs
-from grcn.apps.benchmark.measure import measure
-from grcn.apps.benchmark.scaling import measure_scaling
-from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
 from grcn.config.files import load_config
-from grcn.engine.distributed import process_group
 from grcn.progress import start_logging
-from grcn.run.backend import prepare
-from grcn.vis.curves import scaling_curves
 
 SCORED_IMAGES = 500
 
@@ -44,6 +36,16 @@ def main() -> None:
     for name in ("repeats", "batch"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1 (got {getattr(args, name)})")
+    # Imports torch, for seconds.
+    from grcn.apps.benchmark.data import evaluation_seconds, loader_rate
+    from grcn.apps.benchmark.describe import as_json, costs
+    from grcn.apps.benchmark.measure import measure
+    from grcn.apps.benchmark.scaling import measure_scaling
+    from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
+    from grcn.engine.distributed import process_group
+    from grcn.run.backend import prepare
+    from grcn.vis.curves import scaling_curves
+
     if args.scaling:
         if args.describe or args.batch != 1:
             parser.error("--scaling goes with neither --describe nor --batch")

@@ -14,7 +14,6 @@ from pathlib import Path
 from grcn import errors
 from grcn.config.files import load_config
 from grcn.progress import start_logging
-from grcn.run import train as run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "shapes"
 METHODS = {"faster_rcnn": "Faster R-CNN", "grcn": "G-RCN"}
@@ -35,6 +34,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")
     args = parser.parse_intermixed_args()
     start_logging()
+    from grcn.run import train as run  # imports torch, for seconds
+
     folder = args.output_dir or next_free(Path("runs/demo"))
     start = time.monotonic()
     measured = {}
