@@ -114,8 +114,9 @@ def main(command: Callable[[], int | None]) -> NoReturn:
     torch is imported, is set to spin briefly, unless the user's environment says how.
 
     Args:
-        command: imports torch itself, if it needs it; returns the exit code, or None for 0. An exception that is neither a :class:`UserError` nor a fault of
-            the machine is a bug of ours: it keeps its traceback and exits with 1.
+        command: imports torch itself, if it needs it; returns the exit code, or None for 0. An exception that is
+            neither a :class:`UserError` nor a fault of the machine is a bug of ours: it keeps its traceback and exits
+            with 1.
     """
     if not any(name in os.environ for name in _SPINNING_OF_USER):
         os.environ |= _SPINNING

@@ -222,7 +222,8 @@ def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
     """Makes torchvision's head of convolutions as wide as ours, with their weights."""
     head = RPNHead(rpn.conv.in_channels, rpn.anchors.per_cell, 1 + len(rpn.further))
     for block, conv in zip(head.conv, (rpn.conv, *rpn.further), strict=True):
-        block[0] = copy.deepcopy(conv)
+        block[0] = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)  # the ReLU is a layer of its own
+        block[0].load_state_dict(conv.state_dict())
     head.cls_logits, head.bbox_pred = copy.deepcopy(rpn.cls_logits), copy.deepcopy(rpn.bbox_pred)
     return head
 

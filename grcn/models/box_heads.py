@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn import rng
+from grcn.models.fused_conv import ConvReLU
 from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import FrozenNormConv, Units
 
@@ -65,16 +66,14 @@ class ConvHead(Hidden):
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, dim, 3, padding=1)
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv1 = ConvReLU(in_channels, dim, 3)
+        self.conv2 = ConvReLU(dim, dim, 3)
         self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; nothing in it is random, so ``keys`` are not read."""
         x = to_memory_format(x, "train_units" if self.training else "eval")
-        for conv in (self.conv1, self.conv2):
-            x = F.relu(conv(x), inplace=True)
-        return x.mean((2, 3))
+        return self.conv2(self.conv1(x)).mean((2, 3))
 
 
 class ConvFCHead(Hidden):
@@ -91,7 +90,7 @@ class ConvFCHead(Hidden):
         """Maps RoI features ``[R, C, size, size]`` to ``[R, dim]``; nothing in it is random: ``keys`` are not read."""
         x = to_memory_format(x, "train_units" if self.training else "eval")
         for conv in self.convs:
-            x = F.relu(conv(x), inplace=True)
+            x = conv(x, relu=True)
         return F.relu(self.fc6(x.flatten(1)), inplace=True)
 
 

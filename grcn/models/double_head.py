@@ -6,7 +6,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from grcn.models.box_heads import Hidden
-from grcn.models.in_place import add, relu
 from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import EXPANSION, Bottleneck, conv_maker
 
@@ -24,7 +23,7 @@ class WideningUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[R, in_channels, s, s]`` to ``[R, channels, s, s]``."""
-        return relu(add(self.conv2(relu(self.conv1(x))), self.downsample(x)))
+        return self.conv2(self.conv1(x, relu=True), plus=self.downsample(x), relu=True)
 
 
 class ResidualHead(Hidden):

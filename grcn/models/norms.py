@@ -34,3 +34,11 @@ def trained_norm(kind: str, channels: int) -> nn.Module:
     while groups > 1 and channels // groups < _LEAST_CHANNELS:
         groups //= 2
     return nn.GroupNorm(groups, channels)
+
+
+def returns_view(kind: str) -> bool:
+    """Tells whether a norm of this kind returns a view, as that over channels does (of a permuted tensor).
+
+    A view is better not overwritten: autograd would copy its whole gradient three times in the backward pass.
+    """
+    return kind == "layer"

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
-from grcn.models.in_place import add, relu
+from grcn.models.fused_conv import conv2d
 from grcn.models.memory_format import to_memory_format
-from grcn.models.norms import trained_norm
+from grcn.models.norms import returns_view, trained_norm
 
 EXPANSION = 4
 # The units whose stride is a task's own: the first of conv4, which the paper edits, and of a conv5 in the backbone.
@@ -46,10 +46,11 @@ class FrozenNormConv(nn.Module):
         self.scale: Tensor
         self.shift: Tensor
 
-    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
-        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
+    def forward(self, x: Tensor, stride: int = 1, plus: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``, adds ``plus`` of
+        that shape, and takes ReLU of the sum."""
         weight = self.weight * self.scale[:, None, None, None]
-        return F.conv2d(x, weight, self.shift, stride, padding=weight.shape[2] // 2)
+        return conv2d(x, weight, self.shift, stride, weight.shape[2] // 2, plus, relu)
 
 
 class NormConv(nn.Module):
@@ -59,10 +60,15 @@ class NormConv(nn.Module):
         super().__init__()
         self.weight = _weight(in_channels, channels, kernel)
         self.norm = trained_norm(norm, channels)
+        self.overwrites = not returns_view(norm)
 
-    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
-        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
-        return self.norm(F.conv2d(x, self.weight, None, stride, padding=self.weight.shape[2] // 2))
+    def forward(self, x: Tensor, stride: int = 1, plus: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Maps ``[N, in_channels, H, W]`` to ``[N, channels, ceil(H / stride), ceil(W / stride)]``, adds ``plus`` of
+        that shape, and takes ReLU of the sum."""
+        out = self.norm(F.conv2d(x, self.weight, None, stride, padding=self.weight.shape[2] // 2))
+        if plus is not None:
+            out = out.add_(plus) if self.overwrites else out + plus
+        return F.relu(out, inplace=self.overwrites or plus is not None) if relu else out
 
 
 def conv_maker(from_scratch: str | None) -> MakeConv:
@@ -86,7 +92,8 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
-        return F.max_pool2d(relu(self.conv1(x, stride)), 3, 2, padding=1)
+        # ReLU of a maximum is the maximum of ReLUs, of a quarter as many values.
+        return F.relu(F.max_pool2d(self.conv1(x, stride), 3, 2, padding=1), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -119,10 +126,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, 4 * planes, ceil(H / stride), ceil(W / stride)]``."""
         strides = (stride, 1) if self.stride_in == "conv1x1" else (1, stride)
-        out = relu(self.conv1(x, strides[0]))
-        out = relu(self.conv2(out, strides[1]))
+        out = self.conv2(self.conv1(x, strides[0], relu=True), strides[1], relu=True)
         shortcut = x if self.downsample is None else self.downsample(x, stride)
-        return relu(add(self.conv3(out), shortcut))
+        return self.conv3(out, plus=shortcut, relu=True)
 
 
 class Units(nn.Sequential):

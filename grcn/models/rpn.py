@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from grcn import boxes, rng
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.features import Maps, joined
+from grcn.models.fused_conv import ConvReLU
 from grcn.models.transform import ImageBatch, as_tensor
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -98,8 +99,8 @@ class RegionProposalNetwork(nn.Module):
         auxiliary: RegionProposalNetwork | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.further = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1))
+        self.conv = ConvReLU(in_channels, channels, 3)
+        self.further = nn.ModuleList(ConvReLU(channels, channels, 3) for _ in range(convs - 1))
         self.cls_logits = nn.Conv2d(channels, anchors.per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors.per_cell * 4, 1)
         self.anchors = anchors
@@ -133,9 +134,9 @@ class RegionProposalNetwork(nn.Module):
     def layers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the convolutions on one map ``[N, C, H, W]``: logits ``[N, A', H, W]``, deltas ``[N, 4A', H, W]`` for
         ``A'`` anchors of a cell."""
-        hidden = F.relu(self.conv(feature))
+        hidden = self.conv(feature)
         for conv in self.further:
-            hidden = F.relu(conv(hidden))
+            hidden = conv(hidden)
         return self.cls_logits(hidden), self.bbox_pred(hidden)
 
     def _score(

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from grcn.catalog import VGG_SPLITS
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
+from grcn.models.fused_conv import ConvReLU
 from grcn.models.memory_format import to_memory_format
-from grcn.models.norms import trained_norm
+from grcn.models.norms import returns_view, trained_norm
 
 # Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
 _STRIDE_BEFORE_LAST_POOL = 8
@@ -90,7 +91,9 @@ def _chain(
 ) -> nn.Sequential:
     """Builds the blocks of ``indices`` (from 1), each behind the pooling that precedes it; block 1 has none.
 
-    Layers carry the paper's names (``conv4_3``, ``pool4``), so that a weight has one name wherever the split lies.
+    Layers carry the paper's names (``conv4_3``, ``pool4``), so that a weight has one name wherever the split lies. The
+    last ReLU of a block belongs to the pooling that follows, in the next block's chain: that of the maximum is the
+    maximum of ReLUs, of a quarter as many values.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index in indices:
@@ -98,31 +101,36 @@ def _chain(
         if index > 1:
             kind = last_pool if index == 5 and last_pool is not None else "max"
             layers[f"pool{index - 1}"] = _pool(kind, channels)
-        for number, width in enumerate(blocks[index - 1], start=1):
-            name = f"{index}_{number}"
-            layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=from_scratch is None)
-            if from_scratch is not None:
+        widths = blocks[index - 1]
+        for number, width in enumerate(widths, start=1):
+            name, has_relu = f"{index}_{number}", number < len(widths) or index == 5
+            if from_scratch is None:
+                conv = ConvReLU(channels, width, 3) if has_relu else nn.Conv2d(channels, width, 3, padding=1)
+                layers[f"conv{name}"] = conv
+            else:
+                layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
                 layers[f"norm{name}"] = trained_norm(from_scratch, width)
-            # Not on the view that this norm returns: see grcn.models.in_place.
-            layers[f"relu{name}"] = nn.ReLU(inplace=from_scratch != "layer")
+                if has_relu:
+                    layers[f"relu{name}"] = nn.ReLU(inplace=not returns_view(from_scratch))
             channels = width
     return nn.Sequential(layers)
 
 
 def _pool(kind: str, channels: int) -> nn.Module:
+    """Builds what stands between two blocks, with the ReLU of the first."""
     if kind == "max":
-        return nn.MaxPool2d(2, 2, ceil_mode=True)
+        return nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.ReLU(inplace=True))
     if kind == "none":
-        return nn.Identity()
+        return nn.ReLU()  # the other task may read the same map
     if kind == "conv2x2_s2":
         return StridedConv(channels)
     if kind == "max2x2_s1":
-        return DensePool()
+        return nn.Sequential(DensePool(), nn.ReLU(inplace=True))
     raise ValueError(f"unknown last pooling {kind!r}; choose max, none, conv2x2_s2 or max2x2_s1")
 
 
 class StridedConv(nn.Module):
-    """conv(2,2,2): a 2x2 convolution of stride 2 and a ReLU in place of the last pooling (Table 3)."""
+    """conv(2,2,2): ReLU, a 2x2 convolution of stride 2 and another ReLU in place of the last pooling (Table 3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,7 +138,7 @@ class StridedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, C, H, W]`` to ``[N, C, ceil(H / 2), ceil(W / 2)]``; odd sides are padded by a row of zeros."""
-        return F.relu(self.conv(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))), inplace=True)
+        return F.relu(self.conv(F.pad(F.relu(x), (0, x.shape[3] % 2, 0, x.shape[2] % 2))), inplace=True)
 
 
 class DensePool(nn.Module):

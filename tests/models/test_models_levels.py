@@ -124,7 +124,7 @@ def test_proposals_of_one_level_are_those_of_a_plain_implementation(pre_nms, dty
     maps = random_maps((128, 160), [8], dtype)
     images = ImageBatch(torch.zeros(2, 3, 128, 160), [(128, 130), (99, 160)], [1.5, 0.5])
     scored, proposals = rpn._score(images, {"cls": maps}), rpn(images, {"cls": maps})[0]
-    hidden = F.relu(rpn.conv(maps[0]))
+    hidden = rpn.conv(maps[0])
     logits = rpn.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
     deltas = rpn.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(2, -1, 4)
     for image, (size, smallest) in enumerate(zip(images.image_sizes, (9, 3), strict=True)):
