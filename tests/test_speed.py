@@ -122,10 +122,17 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
 
 
 def test_the_table_knows_the_instruction_set():
-    with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX512"):
+    with mock.patch.object(memory_format, "_CPU", "cpu AVX512"):
         assert memory_format.memory_formats(CPU)["train_units"] == torch.channels_last
-    with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="AVX2"):
+        assert memory_format.memory_formats(CPU)["train"] == torch.contiguous_format
+        assert memory_format.memory_formats(CPU, bf16=True)["train"] == torch.channels_last
+        x = torch.zeros(1, 2, 3, 3)
+        assert memory_format.to_memory_format(x, "train").is_contiguous()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not memory_format.to_memory_format(x, "train").is_contiguous()
+    with mock.patch.object(memory_format, "_CPU", "cpu AVX2"):
         assert memory_format.memory_formats(CPU)["train_units"] == torch.contiguous_format
+        assert memory_format.memory_formats(CPU, bf16=True) == memory_format.memory_formats(CPU)
     assert set(memory_format.memory_formats(torch.device("cuda"))) == set(memory_format.memory_formats(CPU))
     assert memory_format.memory_formats(torch.device("meta")) == {}
 
