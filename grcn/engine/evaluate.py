@@ -54,10 +54,10 @@ def detect(
     outputs: list[dict[str, Tensor]] = []
     show = progress and distributed.is_main()
     bar = progress_bar(batches, "evaluate", total, disable=not show, leave=False)
-    with torch.no_grad(), bar:
+    # Around all images, since autocast keeps the weights that it has cast until it ends.
+    with torch.no_grad(), torch.autocast(device.type, amp, enabled=amp is not None), bar:
         for batch_rows, images in bar:
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                outputs += model(move_images(images, device))
+            outputs += model(move_images(images, device))
             rows += batch_rows
             if stop is not None and stop.code:
                 break
