@@ -43,7 +43,7 @@ def main() -> None:
     from grcn.apps.benchmark.scaling import measure_scaling
     from grcn.apps.benchmark.text import costs_as_text, scaling_as_text, times_as_text
     from grcn.engine.distributed import process_group
-    from grcn.run.backend import prepare
+    from grcn.run.backend import prepare, with_precision
     from grcn.vis.curves import scaling_curves
 
     if args.scaling:
@@ -59,6 +59,7 @@ def main() -> None:
     if not args.describe:
         with process_group(cfg.run.device) as device:
             prepare(cfg, device)
+            cfg = with_precision(cfg, device)
             if args.scaling:
                 found["scaling"] = scaling = measure_scaling(cfg, device, args.repeats)
                 scaling_curves(scaling, args.scaling, f"{args.config} (grey: in proportion)")

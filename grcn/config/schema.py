@@ -307,8 +307,9 @@ class RunConfig(Section):
     """cpu, cuda, cuda:N, or auto for a GPU where there is one. [O]"""
     deterministic: Annotated[bool, TRAINING] = False
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
-    amp: Annotated[Literal["none", "bf16"], TRAINING] = "none"
-    """Precision of the forward pass: float32, or bfloat16 by autocast. [O]"""
+    amp: Annotated[Literal["none", "bf16", "auto"], TRAINING] = "none"
+    """Precision of the forward pass: float32, or bfloat16 by autocast; auto: bfloat16 on GPUs and CPUs that multiply it
+    (AVX512-BF16, AMX), where a new run records and keeps what it began with. [O]"""
     tf32: Annotated[bool, TRAINING] = False
     """Whether a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), faster; it convolves so in any case,
     torch's default. [O]"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -21,10 +22,6 @@ from grcn.fileio import write_durably
 def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:
     """Writes ``env.json``: versions, device, threads, revision, command line, and ``facts``."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = platform.processor() or platform.machine()
     environment = {
         "command": sys.argv,
         "revision": _revision(),
@@ -34,7 +31,8 @@ def write_environment(path: Path, device: torch.device, facts: Mapping[str, obje
         "numpy": _version("numpy"),
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "device": name,
+        "device": device_name(device),
+        "instruction_sets": instruction_sets(),
         "processes": world_size(),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
@@ -42,6 +40,35 @@ def write_environment(path: Path, device: torch.device, facts: Mapping[str, obje
         **facts,
     }
     write_durably(path, (json.dumps(environment, indent=2) + "\n").encode())
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the name of a GPU, or that of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Lists the vector and matrix instructions of an x86 CPU that its speed depends on; empty for others."""
+    known = {
+        "AVX2": torch.cpu._is_avx2_supported,
+        "AVX512": torch.cpu._is_avx512_supported,
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported,
+        "AMX": torch.cpu._is_amx_tile_supported,
+    }
+    return [name for name, is_supported in known.items() if is_supported()]
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Tells whether a device is known to multiply bfloat16 faster than float32; of others it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not {"AVX512-BF16", "AMX"}.isdisjoint(instruction_sets())
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

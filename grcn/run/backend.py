@@ -11,6 +11,7 @@ import sys
 import torch
 
 from grcn.config.schema import Config
+from grcn.engine.environment import device_name, multiplies_bf16
 from grcn.errors import ConfigError
 
 # Parameters of glibc's mallopt(3), and the largest value of one.
@@ -30,7 +31,7 @@ def prepare(cfg: Config, device: torch.device) -> None:
         torch.set_num_threads(cfg.run.threads)
     if device.type == "cpu":
         keep_freed_memory()
-        if cfg.run.amp == "bf16" and not _computes_bf16():
+        if cfg.run.amp == "bf16" and is_x86() and not multiplies_bf16(device):
             logger.warning("run.amp=bf16: this CPU has no such arithmetic and imitates it many times slower; set none")
     torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
     if cfg.run.deterministic and device.type == "cuda":
@@ -53,7 +54,27 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, _LARGEST)
 
 
-def _computes_bf16() -> bool:
-    """Tells whether this CPU computes in bfloat16; of those that are not x86, supposes it."""
-    known = platform.machine() in ("x86_64", "AMD64")
-    return not known or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def with_precision(cfg: Config, device: torch.device, begun: Config | None = None) -> Config:
+    """Returns a config whose ``run.amp`` is not ``auto``: bf16 where the device multiplies it, else none.
+
+    Args:
+        begun: the config of a run to continue, which keeps its precision on another device.
+    """
+    if cfg.run.amp != "auto":
+        return cfg
+    amp = begun.run.amp if begun is not None else "bf16" if multiplies_bf16(device) else "none"
+    why = "as the run began" if begun is not None else f"for {device_name(device)}"
+    logger.info("run.amp=auto: %s, %s", amp, why)
+    return cfg.model_copy(update={"run": cfg.run.model_copy(update={"amp": amp})})
+
+
+def suggest_bf16(cfg: Config, device: torch.device) -> None:
+    """Logs how much faster a CPU would train in bfloat16, if it multiplies it."""
+    if cfg.run.amp == "none" and device.type == "cpu" and multiplies_bf16(device):
+        share = "0.9" if cfg.model.backbone.startswith("tiny") else "half"
+        logger.info("run.amp=none: this CPU multiplies bfloat16 too; run.amp=bf16 takes about %s of the time", share)
+
+
+def is_x86() -> bool:
+    """Tells whether this is a CPU whose instruction sets are known."""
+    return platform.machine() in ("x86_64", "AMD64")

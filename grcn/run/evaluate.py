@@ -25,7 +25,7 @@ from grcn.fileio import few
 from grcn.models.detector import Detector
 from grcn.models.layer_names import in_first_stage
 from grcn.models.memory_format import to_device
-from grcn.run.backend import prepare
+from grcn.run.backend import prepare, with_precision
 from grcn.run.load_detector import check_classes, load_detector, load_initial_weights
 from grcn.run.results import score
 
@@ -79,6 +79,7 @@ def found_detections(
     """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
         prepare(cfg, device)
+        cfg = with_precision(cfg, device)
         if weights is not None:
             test, model = distributed.together(lambda: _read_to_evaluate(cfg, weights, device, allow_changes))
         elif initial:

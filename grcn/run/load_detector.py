@@ -55,7 +55,7 @@ def load_detector(
     """
     path = Path(path)
     state = checkpoint.load(path)
-    own = _settings(state, path, classes)
+    own = recorded_config(state, path, classes)
     if cfg is not None:
         # Which weights it has started from is past, where they expect the same images.
         same = normalisation_of(own.model.weights) == normalisation_of(cfg.model.weights)
@@ -117,7 +117,7 @@ def _load_initial_weights(
     if init is not None:
         state = checkpoint.load(init)
         # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
-        theirs = _settings(state, init).model
+        theirs = recorded_config(state, init).model
         if new_classes is None:
             check_classes(state["classes"], init, classes, "pass --new-classes, or set data.classes to its")
         if normalisation_of(theirs.weights) != normalisation_of(cfg.weights):
@@ -175,7 +175,7 @@ def check_continuation(
     cfg: Config, state: Mapping[str, Any], path: Path, table: Annotations, allow_changes: bool
 ) -> None:
     """Refuses to continue a checkpoint with other classes, or under settings or annotations that change the result."""
-    own = _settings(state, path, table.classes)
+    own = recorded_config(state, path, table.classes)
     if state["step"] > cfg.train.steps:
         got = f"step {state['step']}, train.steps: {cfg.train.steps}"
         raise ConfigError(f"{path}: past the end (got {got}); raise train.steps, or pass an earlier one")
@@ -190,7 +190,7 @@ def warn_of_other_evaluation(cfg: Config, state: Mapping[str, Any], path: Path) 
 
     What changes the training too, :func:`check_continuation` has refused or warned of.
     """
-    for line in _changes(_settings(state, path), cfg, lambda role: role.measure and not role.training):
+    for line in _changes(recorded_config(state, path), cfg, lambda role: role.measure and not role.training):
         logger.warning("continuing with a changed setting: %s", line)
 
 
@@ -219,7 +219,7 @@ def check_classes(
             raise CheckpointError(f"{path}: of other classes (got {got}); {remedy}")
 
 
-def _settings(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:
+def recorded_config(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:
     """Returns the settings of a checkpoint's run.
 
     Raises:

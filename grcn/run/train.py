@@ -25,7 +25,7 @@ from grcn.fileio import run_lock
 from grcn.models.detector import count_parameters
 from grcn.models.features import TASKS, strides_as_text
 from grcn.models.memory_format import memory_formats, to_device
-from grcn.run.backend import prepare
+from grcn.run.backend import prepare, suggest_bf16, with_precision
 from grcn.run.checks_before_training import check_training
 from grcn.run.dry_run import dry_run as try_steps
 from grcn.run.evaluate import detect_all
@@ -34,6 +34,7 @@ from grcn.run.load_detector import (
     check_continuation,
     check_same_evaluation,
     load_initial_weights,
+    recorded_config,
     warn_of_other_evaluation,
 )
 from grcn.run.results import score
@@ -99,6 +100,9 @@ def train(
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
+        cfg = with_precision(cfg, device, None if found is None else recorded_config(found[1], found[0]))
+        if found is None:
+            suggest_bf16(cfg, device)
         training = distributed.together(lambda: _build(cfg, found, allow_changes))
         settings, fingerprint = training.record["config"], training.record["data_fingerprint"]
         distributed.check_same({"settings": settings, "annotations": fingerprint, "device": device.type})
@@ -204,7 +208,8 @@ def _build(cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes
 
 def _write_facts(folder: Path, training: Training, model: nn.Module, device: torch.device) -> None:
     fileio.write_durably(folder / "config.yaml", training.record["config"].encode())
-    formats = {part: str(form) for part, form in memory_formats(device).items()}
+    bf16 = training.cfg.run.amp == "bf16"
+    formats = {part: str(form) for part, form in memory_formats(device, bf16).items()}
     parameters = count_parameters(model)
     write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
     specs = training.model.backbone.feature_specs

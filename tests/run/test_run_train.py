@@ -167,3 +167,41 @@ def test_a_checkpoint_from_before_these_settings_is_continued(tmp_path: Path) ->
     straight, continued = (newest(tmp_path / folder)[1] for folder in ("straight", "next"))
     for key in ("model", "optimizer", "step"):
         torch.testing.assert_close(continued[key], straight[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("device_does", "picked"), [(True, "bf16"), (False, "none")])
+def test_auto_precision_is_the_device_s_at_first_and_then_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device_does: bool, picked: str
+) -> None:
+    monkeypatch.setattr("grcn.run.backend.multiplies_bf16", lambda device: device_does)
+    monkeypatch.setattr("grcn.run.backend.is_x86", lambda: False)  # no warning on a CPU that imitates it
+    caplog.set_level(logging.INFO, "grcn")
+    train(config(f"run.amp={picked}"), tmp_path / "stated")
+    assert ("run.amp=bf16 takes about 0.9 of the time" in caplog.text) == (device_does and picked == "none")
+    train(config("run.amp=auto"), tmp_path / "picked")
+    files = [newest(tmp_path / run)[0] for run in ("stated", "picked")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert f"run.amp=auto: {picked}, for " in caplog.text
+    assert f"\n  amp: {picked}\n" in (tmp_path / "picked/config.yaml").read_text()
+
+    longer = ("train.steps=3", "run.amp=auto")
+    monkeypatch.setattr("grcn.run.backend.multiplies_bf16", lambda device: not device_does)
+    train(config(*longer), tmp_path / "picked", resume=True, allow_changes=True)
+    assert f"run.amp=auto: {picked}, as the run began" in caplog.text and "run.amp:" not in caplog.text
+    train(config(*longer, f"run.amp={picked}"), tmp_path / "stated", resume=True, allow_changes=True)
+    files = [newest(tmp_path / run)[0] for run in ("stated", "picked")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_float32_run_says_that_its_cpu_multiplies_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "grcn")
+    hint = "run.amp=bf16 takes about 0.9 of the time"
+    for device_does in (False, True):
+        monkeypatch.setattr("grcn.run.backend.multiplies_bf16", lambda device, answer=device_does: answer)
+        train(config(), tmp_path / str(device_does))
+        assert (hint in caplog.text) == device_does
+    caplog.clear()
+    train(config("train.steps=3"), tmp_path / "True", resume=True, allow_changes=True)
+    assert hint not in caplog.text, "it cannot change on the way"

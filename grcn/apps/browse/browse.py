@@ -18,7 +18,7 @@ from grcn.engine import distributed
 from grcn.engine.evaluate import move_images, move_targets
 from grcn.models.detector import Detector
 from grcn.progress import progress_bar
-from grcn.run.backend import prepare
+from grcn.run.backend import prepare, with_precision
 from grcn.run.start import start_from
 from grcn.vis.image_file import check_output, write_picture
 from grcn.vis.inputs import sample_title
@@ -62,6 +62,7 @@ def browse(
     check_output(path)
     device = distributed.local_device(cfg.run.device)
     prepare(cfg, device)
+    cfg = with_precision(cfg, device)
     data = build.build_train_split(cfg.data)
     start = start_from(cfg, data.table.classes, weights, device, allow_changes, initial="rois" in panels)
     first = start.step if step is None else step - 1
