@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from grcn import rng
@@ -14,7 +16,7 @@ from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.double_head import ResidualHead
 from grcn.models.features import TASKS, Backbone, FeatureSpec
-from grcn.models.init import initialise
+from grcn.models.init import Undrawn, initialise
 from grcn.models.pyramid import PyramidResNet
 from grcn.models.resnet import SplitResNet, conv5_units
 from grcn.models.roi_heads import DetectionSettings, RoIHeads, SamplingSettings
@@ -45,13 +47,15 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
         raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")
     if num_classes is None:
         raise TypeError(f"{usage}; pass the number of classes, background included")
-    backbone = _backbone(cfg, seed)
+    with nullcontext() if cfg.of_timm else Undrawn():  # timm's values are its own
+        backbone = _backbone(cfg, seed)
     specs = backbone.feature_specs
-    if cfg.rpn.reads == "both":
-        rpn = _rpn(cfg, "cls", specs["cls"], auxiliary=_rpn(cfg, "loc", specs["loc"]))
-    else:
-        rpn = _rpn(cfg, cfg.rpn.reads, specs[cfg.rpn.reads])
-    roi_heads = _roi_heads(cfg, backbone, num_classes)
+    with Undrawn():
+        if cfg.rpn.reads == "both":
+            rpn = _rpn(cfg, "cls", specs["cls"], auxiliary=_rpn(cfg, "loc", specs["loc"]))
+        else:
+            rpn = _rpn(cfg, cfg.rpn.reads, specs[cfg.rpn.reads])
+        roi_heads = _roi_heads(cfg, backbone, num_classes)
     multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
     normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)

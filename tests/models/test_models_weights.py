@@ -1,6 +1,7 @@
 """Initial values and pretrained weights: pairing by seed, copies in every branch, strict loading."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from torch.testing import assert_close
 from torchvision.models import vgg16
 
 from grcn.build import build_model
+from grcn.config.files import load_config
 from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
 from grcn.models.layer_names import layer_name
 from grcn.models.weights import CAFFE, TORCHVISION, load_weights, normalisation_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def vgg_config(**model):
@@ -41,6 +45,18 @@ def test_initial_values_are_paired_by_seed_and_name():
             assert torch.equal(parameter, by_name[layer_name(name)]), name
     other = small_detector(seed=4)
     assert not torch.equal(other.rpn.conv.weight, plain.rpn.conv.weight)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/shapes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_value_is_set_although_layers_draw_none(path, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # with NaN
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan() and torch.nn.Linear(2, 2).weight.isfinite().all()
+        model = build_model(load_config(path).model, 4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(value.isfinite().all() for value in (*model.parameters(), *model.buffers()))
 
 
 def test_the_second_head_of_an_ensemble_is_not_the_first():
