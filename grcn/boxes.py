@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -251,13 +252,22 @@ def as_if_on_gpu() -> Iterator[None]:
         _pretends_gpu.reset(token)
 
 
-def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
-    """Stacks the objects of a batch, padded to the next power of two so that few shapes occur.
+class Objects(NamedTuple):
+    """The objects of a batch of images, padded; padding rows are zero.
 
-    Returns:
-        ``boxes`` ``[N, G, 4]``, ``labels`` int64 ``[N, G]``, ``valid`` bool ``[N, G]``; padding rows are zero. ``G
-        >= 1``.
+    Attributes:
+        boxes: ``[N, G, 4]``, ``G >= 1``.
+        labels: int64 ``[N, G]``.
+        valid: bool ``[N, G]``, False for padding.
     """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+def pad_objects(targets: list[dict]) -> Objects:
+    """Stacks the objects of a batch, padded to the next power of two so that few shapes occur."""
     most = max(len(target["boxes"]) for target in targets)
     slots = 1 << max(most - 1, 0).bit_length()
 
@@ -267,4 +277,4 @@ def pad_objects(targets: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
     boxes = stack([target["boxes"] for target in targets])
     labels = stack([target["labels"] for target in targets])
     valid = stack([torch.ones_like(target["labels"], dtype=torch.bool) for target in targets])
-    return boxes, labels, valid
+    return Objects(boxes, labels, valid)

@@ -158,7 +158,8 @@ class RoIHeads(nn.Module):
         detections = []
         for group in image_groups(proposals):
             own = {task: tuple(map_[group] for map_ in maps) for task, maps in features.items()}
-            shortlist = self._shortlist(own, proposals[group], image_sizes[group], score_thresh)
+            sizes = as_tensor(image_sizes[group], proposals)
+            shortlist = self.shortlist(own, proposals[group], sizes, score_thresh)
             detections += self._suppress(*shortlist)
         return detections, {}
 
@@ -176,14 +177,31 @@ class RoIHeads(nn.Module):
             features, proposals, image_sizes, targets: as of :meth:`forward`.
             stage: its number, which the random draws depend on.
         """
-        words = (rng.ROIS, stage) if stage else (rng.ROIS,)
-        masks = (rng.DROPOUT, 2 * stage), (rng.DROPOUT, 2 * stage + 1)
-        states = rng.image_states(targets, proposals.device, words, *masks)
-        rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, targets, states[0])
+        words: list[tuple[int, ...]] = []
+        for number in range(stage, stage + len(self.stages())):
+            words.append((rng.ROIS, number) if number else (rng.ROIS,))
+            words += (rng.DROPOUT, 2 * number), (rng.DROPOUT, 2 * number + 1)
+        states = rng.image_states(targets, proposals.device, *words)
+        sizes = as_tensor(image_sizes, proposals)
+        return self.losses_of_sample(features, proposals, sizes, boxes.pad_objects(targets), states)
+
+    def losses_of_sample(
+        self, features: Features, proposals: Tensor, sizes: Tensor, objects: boxes.Objects, states: Tensor
+    ) -> dict[str, Tensor]:
+        """Does what :meth:`losses` does, with tensors alone, in fixed shapes.
+
+        Args:
+            features, proposals: as of :meth:`forward`.
+            sizes: ``[N, 2]``, heights and widths of the images.
+            objects: of the images.
+            states: ``[3 * stages, N]`` of :func:`grcn.rng.image_states`: for the sampling of each stage, and for the
+                dropout of its two passes.
+        """
+        rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, objects, states[0])
         images, count = rois.shape[:2]
         # A stage that follows refines all RoIs; the loss reads those that can be foreground.
         loc = slice(0, self.sampling.max_fg if self.following is None else count)
-        cls_hidden, loc_hidden = self._hidden(features, rois, loc, image_sizes, states[1], states[2])
+        cls_hidden, loc_hidden = self._hidden(features, rois, loc, sizes, states[1], states[2])
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
@@ -199,8 +217,8 @@ class RoIHeads(nn.Module):
         if self.following is None:
             return losses
         rois = torch.where(valid[..., None], rois, 0)
-        refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, as_tensor(image_sizes, rois))
-        further = self.following.losses(features, refined, image_sizes, targets, stage + 1)
+        refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, sizes)
+        further = self.following.losses_of_sample(features, refined, sizes, objects, states[3:])
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
 
     def _hidden(
@@ -208,7 +226,7 @@ class RoIHeads(nn.Module):
         features: Features,
         rois: Tensor,
         loc: slice,
-        image_sizes: list[tuple[int, int]],
+        sizes: Tensor,
         cls_states: Tensor,
         loc_states: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -219,29 +237,28 @@ class RoIHeads(nn.Module):
         """
         images, count = rois.shape[:2]
         raw = self._pool("cls", features, rois)
-        cls_in = self._add_context("cls", raw, features, image_sizes)
+        cls_in = self._add_context("cls", raw, features, sizes)
         if not self.parted:
             hidden = self.heads.hidden("cls", cls_in, _row_keys(cls_states, count))
             return hidden, hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
         loc_rois = rois[:, loc]
         same = raw.unflatten(0, (images, count))[:, loc].flatten(0, 1) if self.shared_map else None
         loc_in = self._pool("loc", features, loc_rois) if same is None else same
-        loc_in = self._add_context("loc", loc_in, features, image_sizes)
+        loc_in = self._add_context("loc", loc_in, features, sizes)
         keys = _row_keys(cls_states, count), _row_keys(loc_states, loc_rois.shape[1])
         return self.heads.hidden_both(cls_in, loc_in, *keys)
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, targets: list[dict], states: Tensor) -> RoISample:
+    def sample(self, proposals: Tensor, objects: boxes.Objects, states: Tensor) -> RoISample:
         """Draws the RoIs to train on.
 
         Args:
             proposals: ``[N, P, 4]``.
-            targets: as of :meth:`forward`.
+            objects: of the images.
             states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ROIS``.
         """
         how = self.sampling
-        gt_boxes, gt_labels, gt_valid = boxes.pad_objects(targets)
-        gt_boxes = gt_boxes.to(proposals.dtype)
+        gt_boxes, gt_labels, gt_valid = objects.boxes.to(proposals.dtype), objects.labels, objects.valid
         usable = boxes.areas(proposals) > 0
         if how.add_gt:
             proposals, usable = torch.cat([proposals, gt_boxes], 1), torch.cat([usable, gt_valid], 1)
@@ -258,18 +275,21 @@ class RoIHeads(nn.Module):
         regression_targets = torch.where(foreground[..., None], regression_targets, 0)
         return RoISample(rois, labels, regression_targets, valid, foreground, matched_gt)
 
-    def _shortlist(
+    def shortlist(
         self,
         features: Features,
         rois: Tensor,
-        image_sizes: list[tuple[int, int]],
+        sizes: Tensor,
         score_thresh: float,
         earlier: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Does all of detection before suppression.
 
         Args:
+            features: as of :meth:`forward`.
             rois: ``[N, P, 4]`` of the images of a group of :func:`grcn.models.candidates.image_groups`.
+            sizes: ``[N, 2]``, heights and widths of these images.
+            score_thresh: scores must be above this.
             earlier: scores ``[N, P, K - 1]`` of the stages before; a RoI's scores are the mean over the stages.
 
         Returns:
@@ -278,32 +298,30 @@ class RoIHeads(nn.Module):
         """
         classes = self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
-        hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, image_sizes))
+        hidden = self.heads.hidden("cls", self._add_context("cls", raw, features, sizes))
         of_classes = self.heads.cls_score(hidden).to(rois.dtype).softmax(-1).view(*rois.shape[:2], classes)
         scores = torch.where((boxes.areas(rois) > 0)[..., None], of_classes[..., 1:], 0)
         if self.following is not None:
-            deltas = self._deltas(features, rois, image_sizes, raw, hidden)
-            refined = refine(rois, of_classes, deltas, self.box_weights, as_tensor(image_sizes, rois))
-            return self.following._shortlist(features, refined, image_sizes, score_thresh, (*earlier, scores))
+            deltas = self._deltas(features, rois, sizes, raw, hidden)
+            refined = refine(rois, of_classes, deltas, self.box_weights, sizes)
+            return self.following.shortlist(features, refined, sizes, score_thresh, (*earlier, scores))
         if earlier:
             scores = torch.stack([*earlier, scores]).mean(0)
 
         # A RoI without a score above the threshold gives no detection: it need not be localized.
         rows = rois_above(scores, score_thresh)
         rois, raw, hidden, scores = rois[:, rows], raw[rows], hidden[rows], scores[:, rows]
-        deltas = self._deltas(features, rois, image_sizes, raw, hidden)[:, :, 1:]
+        deltas = self._deltas(features, rois, sizes, raw, hidden)[:, :, 1:]
 
         best, index = candidates_above(scores, score_thresh, max(_MOST_CANDIDATES, self.detecting.detections))
         row, label = index // (classes - 1), index % (classes - 1)
         rois = rois.gather(1, row[..., None].expand(-1, -1, 4))
         deltas = deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
-        found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), as_tensor(image_sizes, rois))
+        found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), sizes)
         counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
         return found, torch.where(counts, best, -torch.inf), label + 1
 
-    def _deltas(
-        self, features: Features, rois: Tensor, image_sizes: list[tuple[int, int]], raw: Tensor, hidden: Tensor
-    ) -> Tensor:
+    def _deltas(self, features: Features, rois: Tensor, sizes: Tensor, raw: Tensor, hidden: Tensor) -> Tensor:
         """Localizes RoIs ``[N, R, 4]``: deltas ``[N, R, K, 4]``.
 
         Args:
@@ -311,11 +329,11 @@ class RoIHeads(nn.Module):
         """
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
-            hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, image_sizes))
+            hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, sizes))
         return self.heads.deltas(hidden).to(rois.dtype).unflatten(0, rois.shape[:2])
 
     def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-        """Takes what :meth:`_shortlist` returns to detections; one host-device synchronisation for each image."""
+        """Takes what :meth:`shortlist` returns to detections; one host-device synchronisation for each image."""
         detections = []
         for box, score, label in zip(found, scores, labels, strict=True):
             kept = boxes.batched_nms_top_k(box, score, label, self.detecting.nms, self.detecting.detections)
@@ -325,10 +343,10 @@ class RoIHeads(nn.Module):
     def _pool(self, task: str, features: Features, rois: Tensor) -> Tensor:
         return self.pools[task](features[task], rois)
 
-    def _add_context(self, task: str, pooled: Tensor, features: Features, image_sizes: list[tuple[int, int]]) -> Tensor:
+    def _add_context(self, task: str, pooled: Tensor, features: Features, sizes: Tensor) -> Tensor:
         if task not in self.context:
             return pooled
-        image = self.context_pools[task].whole(features[task], as_tensor(image_sizes, pooled))
+        image = self.context_pools[task].whole(features[task], sizes)
         return self.context[task](pooled, image)
 
 

@@ -142,28 +142,54 @@ class RegionProposalNetwork(nn.Module):
     def _score(
         self, images: ImageBatch, features: dict[str, Maps], targets: list[dict] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Does all of :meth:`forward` before suppression, in fixed shapes and without a host-device synchronisation.
+        """Does all of :meth:`forward` before suppression, without a host-device synchronisation.
+
+        Returns:
+            As :meth:`score_maps`.
+        """
+        maps = features[self.reads]
+        anchors = self.anchors(maps, (images.tensors.shape[-2], images.tensors.shape[-1]))
+        sizes = as_tensor(images.image_sizes, anchors)
+        scales = as_tensor(getattr(images, "scales", None) or [1.0] * len(sizes), anchors)
+        if not self.training:
+            return self.score_maps(maps, anchors, sizes, scales)
+        if targets is None:
+            raise ValueError("targets are needed in training mode")
+        (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
+        return self.score_maps(maps, anchors, sizes, scales, boxes.pad_objects(targets), states)
+
+    def score_maps(
+        self,
+        maps: Maps,
+        anchors: Tensor,
+        sizes: Tensor,
+        scales: Tensor,
+        objects: boxes.Objects | None = None,
+        states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Scores and moves anchors; in training also matches and samples them. Of tensors alone, in fixed shapes.
+
+        Args:
+            maps: each ``[N, C, H, W]``, finest first.
+            anchors: ``[A, 4]`` of all maps.
+            sizes: ``[N, 2]``, heights and widths of the images within the batch.
+            scales: ``[N]``, by which they were resized.
+            objects, states: as of :meth:`sample`, in training.
 
         Returns:
             The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, falling but for boxes too small to count, which
             have ``-inf``; int64 ``[N, K]``, the map that each box is from; and the losses, as :meth:`forward` returns
             them.
         """
-        maps = features[self.reads]
         of_maps = [self.layers(map_) for map_ in maps]
-        anchors = self.anchors(maps, (images.tensors.shape[-2], images.tensors.shape[-1]))
         logits = joined([of_map.permute(0, 2, 3, 1).flatten(1) for of_map, _ in of_maps], 1).to(anchors.dtype)
         cells = [of_map.permute(0, 2, 3, 1).reshape(len(logits), -1, 4) for _, of_map in of_maps]
         deltas = joined(cells, 1).to(anchors.dtype)
-        sizes = as_tensor(images.image_sizes, anchors)
-        scales = as_tensor(getattr(images, "scales", None) or [1.0] * len(sizes), anchors)
         counts = self.anchors.counts(maps)
         found = self._candidates(logits.detach(), deltas.detach(), anchors, counts, sizes, scales)
-        if not self.training:
+        if objects is None or states is None:
             return *found, {}
-        if targets is None:
-            raise ValueError("targets are needed in training mode")
-        return *found, self._losses(logits, deltas, anchors, sizes, targets)
+        return *found, self._losses(logits, deltas, self.sample(anchors, sizes, objects, states))
 
     @torch.no_grad()
     def _candidates(
@@ -217,20 +243,19 @@ class RegionProposalNetwork(nn.Module):
         return proposals
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, sizes: Tensor, targets: list[dict]) -> AnchorSample:
+    def sample(self, anchors: Tensor, sizes: Tensor, objects: boxes.Objects, states: Tensor) -> AnchorSample:
         """Matches anchors to objects and draws those to train on.
 
         Args:
             anchors: ``[A, 4]`` of all maps.
             sizes: ``[N, 2]``, heights and widths of the images within the batch.
-            targets: as of :meth:`forward`.
+            objects: of the images.
+            states: ``[N]`` of :func:`grcn.rng.image_states`, for ``ANCHORS``.
         """
-        gt_boxes, _, gt_valid = boxes.pad_objects(targets)
-        gt_boxes = gt_boxes.to(anchors.dtype)
+        gt_boxes, gt_valid = objects.boxes.to(anchors.dtype), objects.valid
         usable = None if self.straddling else _inside(anchors, sizes)
         overlaps = boxes.iou(gt_boxes, anchors)
         matched = boxes.match(overlaps, gt_valid, self.fg_iou, self.bg_iou, low_quality=True, usable=usable)
-        (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
         keys = rng.hash_on(states[:, None], torch.arange(len(anchors), device=anchors.device))
         indices, valid, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
         matched_gt = matched.gather(1, indices).clamp(min=0)
@@ -239,10 +264,8 @@ class RegionProposalNetwork(nn.Module):
         regression_targets = torch.where(foreground[..., None], regression_targets, 0)
         return AnchorSample(indices, matched_gt, regression_targets, valid, foreground, matched)
 
-    def _losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, targets: list[dict]
-    ) -> dict[str, Tensor]:
-        indices, _, regression_targets, valid, foreground, _ = self.sample(anchors, sizes, targets)
+    def _losses(self, logits: Tensor, deltas: Tensor, sample: AnchorSample) -> dict[str, Tensor]:
+        indices, _, regression_targets, valid, foreground, _ = sample
         logits = logits.gather(1, indices)
         deltas = deltas.gather(1, indices[..., None].expand(-1, -1, 4))
         objectness = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), reduction="none")

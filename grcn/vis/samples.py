@@ -130,7 +130,8 @@ def samples_of(model: Detector, images: Sequence[Tensor], targets: Sequence[dict
     features = model.backbone(batch.tensors)
     maps = features[model.rpn.reads]
     anchors = model.rpn.anchors(maps, (batch.tensors.shape[2], batch.tensors.shape[3]))
-    drawn = model.rpn.sample(anchors, as_tensor(batch.image_sizes, anchors), fed)
+    (states,) = rng.image_states(fed, anchors.device, (rng.ANCHORS,))
+    drawn = model.rpn.sample(anchors, as_tensor(batch.image_sizes, anchors), boxes.pad_objects(fed), states)
     samples = [
         replace(sample, anchors=_anchors(model, maps, anchors, drawn, i, fed[i]["boxes"]))
         for i, sample in enumerate(_inputs(model.transform, images, batch, fed))
@@ -177,7 +178,7 @@ def _anchors(model: Detector, maps: Maps, anchors: Tensor, drawn: AnchorSample, 
 
 def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]:
     (states,) = rng.image_states(targets, proposals.device, (rng.ROIS,))
-    drawn = model.roi_heads.sample(proposals, targets, states)
+    drawn = model.roi_heads.sample(proposals, boxes.pad_objects(targets), states)
     found = []
     for i, target in enumerate(targets):
         foreground, taken = drawn.foreground[i], drawn.valid[i]

@@ -88,8 +88,9 @@ def plain_pass(
     stage: RoIHeads, features: Any, rois: Tensor, sizes: Any, keys: tuple[Any, Any] = (None, None)
 ) -> tuple[Tensor, Tensor]:
     """Logits and deltas of all RoIs, one task after the other."""
+    limits = torch.tensor(sizes).to(rois)
     hidden = [
-        stage.heads.hidden(task, stage._add_context(task, stage._pool(task, features, rois), features, sizes), key)
+        stage.heads.hidden(task, stage._add_context(task, stage._pool(task, features, rois), features, limits), key)
         for task, key in zip(("cls", "loc"), keys, strict=True)
     ]
     logits = stage.heads.cls_score(hidden[0])
@@ -124,7 +125,7 @@ def test_three_stages_train_as_a_plain_loop(kind: str) -> None:
             (rng.DROPOUT, 2 * number),
             (rng.DROPOUT, 2 * number + 1),
         )
-        sample = stage.sample(rois, targets, states[0])
+        sample = stage.sample(rois, boxes.pad_objects(targets), states[0])
         for i, target in enumerate(targets):  # who is foreground, by torchvision's overlap
             overlap = box_iou(sample.rois[i], target["boxes"]).amax(1)
             assert torch.equal(sample.foreground[i], sample.valid[i] & (overlap >= iou))
@@ -246,7 +247,7 @@ def test_slots_without_a_roi_are_not_refined() -> None:
     following.sample = lambda rois, *rest: seen.append(rois) or sample(rois, *rest)
     model.roi_heads(features, proposals, batch.image_sizes, targets)
     (states,) = rng.image_states(targets, proposals.device, (rng.ROIS,))
-    valid = model.roi_heads.sample(proposals, targets, states).valid
+    valid = model.roi_heads.sample(proposals, boxes.pad_objects(targets), states).valid
     assert 0 < valid.sum() < valid.numel()
     assert torch.equal(boxes.areas(seen[0]) > 0, valid)
 

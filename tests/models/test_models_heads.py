@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_those_of_all_rois(agnostic: bool, weights: tup
     _, losses = heads(features, proposals, batch.image_sizes, targets)
 
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0))
-    rois, labels, wanted, valid, fg, _ = heads.sample(proposals, targets, states[0])
+    rois, labels, wanted, valid, fg, _ = heads.sample(proposals, boxes.pad_objects(targets), states[0])
     assert fg.sum() > 4
     (map_,) = features["loc"]
     grown = boxes.scaled(rois, 1.3)

@@ -31,10 +31,13 @@ PARTED = {
 def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
     """Both tasks run on all sampled RoIs, one after the other, and the box loss picks the foreground at the end."""
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0), (rng.DROPOUT, 1))
-    rois, labels, regression_targets, valid, foreground, _ = heads.sample(proposals, targets, states[0])
+    rois, labels, regression_targets, valid, foreground, _ = heads.sample(
+        proposals, boxes.pad_objects(targets), states[0]
+    )
     hidden = {}
     for number, task in enumerate(("cls", "loc")):
-        x = heads._add_context(task, heads._pool(task, features, rois), features, image_sizes)
+        sizes = torch.tensor(image_sizes).to(rois)
+        x = heads._add_context(task, heads._pool(task, features, rois), features, sizes)
         hidden[task] = heads.heads.hidden(task, x, _row_keys(states[1 + number], rois.shape[1]))
     logits = heads.heads.cls_score(hidden["cls"])
     deltas = heads.heads.bbox_pred(hidden["loc"]).view(len(logits), -1, 4)

@@ -265,7 +265,7 @@ def test_foreground_slots_of_another_level_give_the_losses_and_gradients_of_all_
     proposals, _ = model.rpn(batch, features, targets)
     _, losses = heads(features, proposals, batch.image_sizes, targets)
     (states,) = rng.image_states(targets, proposals.device, (rng.ROIS,))
-    rois, labels, wanted, valid, foreground, _ = heads.sample(proposals, targets, states)
+    rois, labels, wanted, valid, foreground, _ = heads.sample(proposals, boxes.pad_objects(targets), states)
     assert valid.all() and foreground.sum() > 4
     assert (heads.pools["cls"].level_of(rois) != heads.pools["loc"].level_of(rois))[foreground].any()
     cls, loc = (heads.heads.cls(heads.pools[task](features[task], rois)) for task in TASKS)
