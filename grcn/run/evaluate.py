@@ -22,6 +22,7 @@ from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError
 from grcn.fileio import few
+from grcn.models.compiled import compile_parts
 from grcn.models.detector import Detector
 from grcn.models.layer_names import in_first_stage
 from grcn.models.memory_format import to_device
@@ -89,6 +90,8 @@ def found_detections(
         else:
             raise ConfigError("nothing to evaluate; give --checkpoint, --detections or --initial")
         if detections is None:
+            if cfg.run.compile != "none":
+                compile_parts(model, cfg.run.compile)
             distributed.obey(stop)
             found = detect_all(model, cfg, test, device, stop)
         yield build.limit_images(cfg.eval, test.table), test, found

@@ -22,6 +22,7 @@ from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError
 from grcn.evaluation.detections import check_objects
 from grcn.fileio import run_lock
+from grcn.models.compiled import compile_parts
 from grcn.models.detector import count_parameters
 from grcn.models.features import TASKS, strides_as_text
 from grcn.models.memory_format import memory_formats, to_device
@@ -88,6 +89,10 @@ def train(
     """
     if torchvision and baseline_of(cfg.model) != cfg.model:
         raise ConfigError("--torchvision: its FasterRCNN has neither split nor context; use a config of Faster R-CNN")
+    if torchvision and cfg.run.compile != "none":
+        raise ConfigError(
+            f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"
+        )
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         prepare(cfg, device)
@@ -112,6 +117,10 @@ def train(
             load_initial_weights(training.model, cfg.model, init, training.classes, cfg.data.same_as, new_classes)
         model = to_device(torchvision_detector(cfg.model, training.model) if torchvision else training.model, device)
         optimizer, ema = training.optimizer(model), training.average(model)
+        detector: Any = model if ema is None else ema.module  # to evaluate
+        if cfg.run.compile != "none":
+            for each in (training.model, *([detector] if ema is not None else [])):
+                compile_parts(each, cfg.run.compile)
         distributed.obey(stop)
         if dry_run:
             return try_steps(training, optimizer, ema, state, device)
@@ -129,7 +138,6 @@ def train(
                 distributed.on_main(lambda: _draw_inputs(folder, training))
 
         evaluated: list[int] = []
-        detector: Any = model if ema is None else ema.module
 
         def evaluate_now(step: int) -> Metrics:
             evaluated.append(step)
