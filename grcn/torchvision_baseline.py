@@ -204,7 +204,8 @@ class _RoIPool(nn.Module):
         self.scale, self.size = 1 / stride, size
 
     def forward(self, x: dict[str, Tensor], rois: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
-        return roi_pool(x["0"], rois, self.size, self.scale)
+        dtype = torch.promote_types(x["0"].dtype, torch.float32)  # there is no kernel for bfloat16
+        return roi_pool(x["0"].to(dtype), [boxes.to(dtype) for boxes in rois], self.size, self.scale)
 
 
 class _Conv5(nn.Module):

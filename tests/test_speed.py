@@ -308,7 +308,7 @@ def test_the_floor_has_all_arithmetic_and_nothing_else():
     def step():
         sum(model.train()(images, targets).values()).backward()
 
-    floor = record_floor(step)
+    floor = record_floor(step, CPU)
     with FlopCounterMode(display=False) as whole:
         step()
     with FlopCounterMode(display=False) as alone:

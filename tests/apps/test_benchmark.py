@@ -10,6 +10,7 @@ from grcn.apps.benchmark.measure import measure
 from grcn.apps.benchmark.scene import make_scene
 from grcn.apps.benchmark.text import times_as_text
 from grcn.config.files import load_config
+from grcn.engine.environment import device_name, instruction_sets
 from grcn.models.box_heads import TaskHeads
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -32,6 +33,9 @@ def test_a_measurement_is_complete_and_finite(row):
     assert found["ratios"].keys() == ratios
     assert all(len(times) == 2 and found[f"{name}_ms"] > 0 for name, times in found["times_ms"].items())
     assert all(found[name] > 0 for name in ratios)
+    assert found["cpu_ms"].keys() == found["times_ms"].keys() and found["cpu_ratios"].keys() == ratios
+    assert all(value > 0 for name in found["cpu_ms"] for value in found["cpu_ms"][name])
+    assert found["device"] == device_name(CPU) and found["instruction_sets"] == instruction_sets()
     assert {"backbone", "RPN", "RoI heads", "RoI pooling", "backward and update"} <= found["breakdown_ms"].keys()
     assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
     assert found["data_wait_ms"] >= 0
@@ -40,6 +44,39 @@ def test_a_measurement_is_complete_and_finite(row):
     assert counts["step"]["waits"] == 2 < counts["torchvision"]["waits"]
     assert counts["infer"]["waits"] == 4 < counts["infer_torchvision"]["waits"]
     assert counts["step"]["uploads"] < counts["torchvision"]["uploads"]
+
+
+@pytest.mark.parametrize("row", ["grcn_tiny", "nopool_loc_tiny_pool"])
+def test_all_is_compared_in_bfloat16_too(row):
+    found = measure(load_config(CONFIGS / f"shapes/{row}.yaml", [*SMALL, "run.amp=bf16"]), CPU, repeats=1)
+    assert found["times_ms"].keys() == {"step", "infer"} | both("floor", "torchvision", "baseline")
+    assert found["not_compared"] == []
+
+
+def test_a_part_that_a_device_lacks_is_left_out_and_named(monkeypatch):
+    def lacking(*args, **kwargs):
+        raise NotImplementedError("no kernel\nof that kind")
+
+    monkeypatch.setattr(
+        "grcn.apps.benchmark.measure.compile_parts", lambda model, mode: model.register_forward_pre_hook(lacking)
+    )
+    monkeypatch.setattr("torchvision.models.detection.transform.GeneralizedRCNNTransform.forward", lacking)
+    found = measure(
+        load_config(CONFIGS / "shapes/faster_rcnn_tiny.yaml", [*SMALL, "run.compile=default"]), CPU, repeats=1
+    )
+    assert found["times_ms"].keys() == {"step", "infer"} | both("floor")
+    assert found["not_compared"] == [
+        f"{name}: not available (no kernel\\nof that kind)" for name in ("compiled", "torchvision")
+    ]
+    assert found["counts"].keys() == {"step", "infer"}
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_compared():
+    found = measure(
+        load_config(CONFIGS / "shapes/faster_rcnn_tiny.yaml", [*SMALL, "run.compile=default"]), CPU, repeats=1
+    )
+    assert both("ratio_to_compiled") <= found["ratios"].keys() and found["not_compared"] == []
 
 
 def test_without_a_twin_torchvision_is_left_out_and_the_reason_told():

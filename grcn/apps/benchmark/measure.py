@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,16 +15,17 @@ from grcn.apps.benchmark.counts import count, saved_bytes
 from grcn.apps.benchmark.data import data_wait_ms
 from grcn.apps.benchmark.describe import image_size
 from grcn.apps.benchmark.floor import record_floor
-from grcn.apps.benchmark.parts import breakdown, busy_ms, wait
+from grcn.apps.benchmark.parts import breakdown, busy_ms
+from grcn.apps.benchmark.rounds import Variants, interleaved, ratios
 from grcn.apps.benchmark.scene import OBJECTS, Scene, make_scene, spread_scores
 from grcn.config.schema import Config, TrainConfig
+from grcn.engine.environment import device_name, instruction_sets
 from grcn.engine.step import peak_mb, training_step
+from grcn.errors import EnvironmentFault, one_line
+from grcn.models.compiled import compile_parts
 from grcn.models.detector import Detector
 from grcn.models.memory_format import to_device
-from grcn.progress import progress_bar
 from grcn.torchvision_baseline import baseline_of, torchvision_detector, torchvision_lacks
-
-Variants = dict[str, Callable[[], object]]
 
 
 def measure(
@@ -43,15 +43,17 @@ def measure(
     as the config's get; their number is ``images``, whatever ``train.batch`` says.
 
     Args:
-        compare: time the floor (:mod:`grcn.apps.benchmark.floor`) and torchvision too, and of a model whose tasks are
-            separate its baseline (:func:`grcn.torchvision_baseline.baseline_of`).
+        compare: time the floor (:mod:`grcn.apps.benchmark.floor`) and torchvision too, of a model whose tasks are
+            separate its baseline (:func:`grcn.torchvision_baseline.baseline_of`), and with ``run.compile`` the compiled
+            model: the others run operator by operator.
 
     Returns:
         ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
         ``infer_floor_ms``, ``infer_torchvision_ms`` and ``ratio_to_floor``, ``ratio_to_torchvision``,
         ``infer_ratio_to_floor``, ``infer_ratio_to_torchvision``, medians of the rounds' ratios; the same with
-        ``baseline`` if there is one. ``times_ms`` and ``ratios`` hold all of them, by the same names.
-        ``not_compared``: why there is nothing of torchvision's, empty if there is. ``breakdown_ms``: parts of a step.
+        ``baseline`` and ``compiled`` if there are such. ``times_ms`` and ``ratios`` hold all of them, by the same
+        names, and ``cpu_ms`` and ``cpu_ratios`` the same of CPU seconds over all threads.
+        ``not_compared``: why something is missing, empty if nothing is. ``breakdown_ms``: parts of a step.
         ``counts``: operators, waits for a GPU and uploads to it, of a step and a detection, and of torchvision's.
         ``data_wait_ms``: what a step waits for its images. ``saved_mb``: kept for the backward pass. ``losses`` of the
         first step; ``localized_rois``, which the localization pass of a detection ran on; ``peak_mb``, the most memory
@@ -63,7 +65,8 @@ def measure(
     with _rows_of(model.roi_heads.stages()[-1].heads.bbox_pred) as localized:
         work.infer()
     found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
+        "instruction_sets": instruction_sets(),
         "threads": torch.get_num_threads(),
         "amp": cfg.run.amp,
         "images": images,
@@ -78,29 +81,54 @@ def measure(
     if device.type == "cuda":
         found |= {"busy_ms": busy_ms(work.step), "infer_busy_ms": busy_ms(work.infer)}
     variants: Variants = {"step": work.step, "infer": work.infer}
+    missing: list[str] = []
     if compare:
-        variants |= {"floor": record_floor(work.step), "infer_floor": record_floor(work.infer)}
-        baseline = baseline_of(cfg.model)
-        if baseline != cfg.model:
+        variants |= {"floor": record_floor(work.step, device), "infer_floor": record_floor(work.infer, device)}
+        if (baseline := baseline_of(cfg.model)) != cfg.model:
             plain = prepare(cfg.model_copy(update={"model": baseline}), device, images, objects)
             variants |= {"baseline": plain.step, "infer_baseline": plain.infer}
-        # What makes torchvision's another detector may make it another amount of work.
-        found["not_compared"] = torchvision_lacks(cfg.model)
-    if compare and not found["not_compared"]:
-        baseline_model = torchvision_detector(cfg.model, model).to(device)
-        # What torch chooses on a GPU is counted, what it chooses on this device is timed.
-        for foreach in (True, None):
-            optimizer = _torchvisions_optimizer(cfg.train, baseline_model, foreach)
-            theirs = _work(baseline_model, optimizer, *work.scene, work.amp)
-            variants |= dict(zip(("torchvision", "infer_torchvision"), theirs, strict=True))
-            for name in ("torchvision", "infer_torchvision"):
-                variants[name]()
-                found["counts"].setdefault(name, count(variants[name]))
-    times = interleaved(variants, repeats, device)
-    found["times_ms"] = times
-    found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
-    found["ratios"] = _ratios(times)
-    return found | {name: statistics.median(values) for name, values in found["ratios"].items()}
+        if cfg.run.compile != "none":
+            compiled = prepare(cfg, device, images, objects)
+            compile_parts(compiled.model, cfg.run.compile)
+            added: Variants = {"compiled": compiled.step, "infer_compiled": compiled.infer}
+            missing += _add_what_runs(variants, added, "compiled")
+        missing += _add_torchvision(variants, found["counts"], cfg, work, device)
+    found["not_compared"] = missing
+    wall, cpu = interleaved(variants, repeats, device)
+    found |= {"times_ms": wall, "ratios": ratios(wall), "cpu_ms": cpu, "cpu_ratios": ratios(cpu)}
+    medians = {f"{name}_ms": statistics.median(values) for name, values in wall.items()}
+    return found | medians | {name: statistics.median(values) for name, values in found["ratios"].items()}
+
+
+def _add_torchvision(
+    variants: Variants, counts: dict[str, dict[str, int]], cfg: Config, work: Work, device: torch.device
+) -> list[str]:
+    """Adds torchvision's detector; where there is none, or it does not run, returns why."""
+    # What makes torchvision's another detector may make it another amount of work.
+    if lacks := torchvision_lacks(cfg.model):
+        return [f"torchvision: {line}" for line in lacks]
+    theirs = torchvision_detector(cfg.model, work.model).to(device)
+    # What torch chooses on a GPU is counted, what it chooses on this device is timed.
+    for foreach in (True, None):
+        optimizer = _torchvisions_optimizer(cfg.train, theirs, foreach)
+        step, infer = _work(theirs, optimizer, *work.scene, work.amp)
+        added: Variants = {"torchvision": step, "infer_torchvision": infer}
+        if missing := _add_what_runs(variants, added, "torchvision"):
+            return missing
+        for name, variant in added.items():
+            counts.setdefault(name, count(variant))
+    return []
+
+
+def _add_what_runs(variants: Variants, added: Variants, name: str) -> list[str]:
+    """Runs each once and adds all, or none: then returns why, as an operator that the device lacks."""
+    try:
+        for variant in added.values():
+            variant()
+    except (RuntimeError, EnvironmentFault) as error:
+        return [f"{name}: not available ({one_line(str(error), 150)})"]
+    variants |= added
+    return []
 
 
 class Work(NamedTuple):
@@ -186,28 +214,3 @@ def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
     hook = layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     yield rows
     hook.remove()
-
-
-def interleaved(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Runs all variants in turn, ``repeats`` times; returns the milliseconds of each. They have run before."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with progress_bar(desc="benchmark", total=repeats * len(variants), leave=False) as bar:
-        for _ in range(repeats):
-            for name, variant in variants.items():
-                wait(device)
-                start = time.perf_counter()
-                variant()
-                wait(device)
-                times[name].append(1000 * (time.perf_counter() - start))
-                bar.update()
-    return times
-
-
-def _ratios(times: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Divides the times of each round by those of the floor, torchvision and the baseline in that round."""
-    return {
-        f"{prefix}ratio_to_{other}": [a / b for a, b in zip(times[ours], times[prefix + other], strict=True)]
-        for ours, prefix in (("step", ""), ("infer", "infer_"))
-        for other in ("floor", "torchvision", "baseline")
-        if prefix + other in times
-    }

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from grcn.apps.benchmark.describe import image_size
-from grcn.apps.benchmark.measure import interleaved, prepare
+from grcn.apps.benchmark.measure import prepare
+from grcn.apps.benchmark.rounds import interleaved
 from grcn.config.schema import Config
 
 _IMAGES = (1, 2, 4, 8)
@@ -29,7 +30,7 @@ def measure_scaling(cfg: Config, device: torch.device, repeats: int) -> dict[str
     found: dict[str, dict[str, list[float]]] = {}
     for quantity, value, case, how in _cases(cfg):
         work = prepare(case, device, **how)
-        times = interleaved({"step": work.step, "infer": work.infer}, repeats, device)
+        times, _ = interleaved({"step": work.step, "infer": work.infer}, repeats, device)
         series = found.setdefault(quantity, {"values": [], "step_ms": [], "infer_ms": []})
         series["values"].append(value)
         for name, milliseconds in times.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grcn.apps.benchmark.describe import Part, image_size, table
+from grcn.apps.benchmark.rounds import OTHERS
 from grcn.build import usual_classes
 from grcn.config.schema import Config
 
@@ -24,20 +25,25 @@ def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str,
 
 def times_as_text(found: Mapping[str, Any]) -> str:
     """Lays out the figures of ``measure``, of the loader and of the evaluation."""
-    times, ratios, counts = found["times_ms"], found["ratios"], found["counts"]
+    times, counts = found["times_ms"], found["counts"]
     rounds = len(times["step"])
     lines = [
-        f"{found['device']}, threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
+        " ".join([f"{found['device']},", *found["instruction_sets"]]),
+        f"threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
         f"medians of {rounds} rounds (least to most)",
         _row("", "training step", "detection"),
-        _row("grcn, ms", _spread(times["step"]), _spread(times["infer"])),
     ]
-    others = [name for name in ("floor", "torchvision", "baseline") if name in times]
+    others = [name for name in OTHERS if name in times]
+    on_cpu = "busy_ms" not in found
+    for kind, shown in (("times_ms", "ms"), *([("cpu_ms", "ms of CPU")] if on_cpu else [])):
+        values = found[kind]
+        lines.append(_row(f"grcn, {shown}", _spread(values["step"]), _spread(values["infer"])))
+        for name in others:
+            lines.append(_row(f"{name}, {shown}", _spread(values[name]), _spread(values[f"infer_{name}"])))
     for name in others:
-        lines.append(_row(f"{name}, ms", _spread(times[name]), _spread(times[f"infer_{name}"])))
-    for name in others:
-        pair = (ratios[f"ratio_to_{name}"], ratios[f"infer_ratio_to_{name}"])
-        lines.append(_row(f"grcn / {name}", *(_spread(values, 2) for values in pair)))
+        for kind, shown in (("ratios", ""), *([("cpu_ratios", ", CPU")] if on_cpu else [])):
+            pair = (found[kind][f"ratio_to_{name}"], found[kind][f"infer_ratio_to_{name}"])
+            lines.append(_row(f"grcn / {name}{shown}", *(_spread(values, 2) for values in pair)))
     if "busy_ms" in found:
         lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
     compared = "torchvision" in times
@@ -47,7 +53,7 @@ def times_as_text(found: Mapping[str, Any]) -> str:
             for ours, theirs in (("step", "torchvision"), ("infer", "infer_torchvision"))
         ]
         lines.append(_row(shown + " (torchvision)" * compared, *cells))
-    lines += [f"not compared with torchvision: {line}" for line in found["not_compared"]]
+    lines += [f"not compared with {line}" for line in found["not_compared"]]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in found["breakdown_ms"].items())
     reference = found["reference_cpu_ms"]
     beside = "" if reference is None else f" (torchvision's way {reference:.1f})"

@@ -1,0 +1,50 @@
+"""Runs what is compared in turn, and divides the times of each round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from grcn.apps.benchmark.parts import wait
+from grcn.progress import progress_bar
+
+Variants = dict[str, Callable[[], object]]
+Times = dict[str, list[float]]
+
+# What a step and a detection are divided by, and what stands in front of the names of a detection.
+OTHERS = ("floor", "torchvision", "baseline", "compiled")
+DETECTION = "infer_"
+
+
+def interleaved(variants: Variants, repeats: int, device: torch.device) -> tuple[Times, Times]:
+    """Runs all variants in turn, ``repeats`` times. They have run before.
+
+    Returns:
+        Milliseconds of each by the clock, and milliseconds that all threads of the process computed: beside other work
+        on the same cores the clock says more about that.
+    """
+    wall: Times = {name: [] for name in variants}
+    cpu: Times = {name: [] for name in variants}
+    with progress_bar(desc="benchmark", total=repeats * len(variants), leave=False) as bar:
+        for _ in range(repeats):
+            for name, variant in variants.items():
+                wait(device)
+                start, start_cpu = time.perf_counter(), time.process_time()
+                variant()
+                wait(device)
+                cpu[name].append(1000 * (time.process_time() - start_cpu))
+                wall[name].append(1000 * (time.perf_counter() - start))
+                bar.update()
+    return wall, cpu
+
+
+def ratios(times: Mapping[str, list[float]]) -> Times:
+    """Divides the times of each round by those of :data:`OTHERS` in that round."""
+    return {
+        f"{prefix}ratio_to_{other}": [a / b for a, b in zip(times[ours], times[prefix + other], strict=True)]
+        for ours, prefix in (("step", ""), ("infer", DETECTION))
+        for other in OTHERS
+        if prefix + other in times
+    }
