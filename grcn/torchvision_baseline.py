@@ -120,7 +120,7 @@ def _differ(one: bool | float | str, other: bool | float | str) -> bool:
 def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     """Builds torchvision's detector of a model, or of its baseline, in evaluation mode.
 
-    VGG16 and ResNets with conv5 as head are torchvision's own layers, batch norms not folded; of other networks the
+    VGG16 and ResNets are torchvision's own layers, batch norms not folded; of other networks the
     layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
     others are logged. What is no setting is torchvision's: memory formats, sampling with host-device synchronisations,
     and, where ``image.multiple`` is null, padding to multiples of 32.
@@ -255,6 +255,10 @@ def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
     trunk = nn.Sequential(
         network.conv1, network.bn1, network.relu, network.maxpool, network.layer1, network.layer2, network.layer3
     )
+    if cfg.network != cfg.backbone:  # ResNet-det, whose conv5 is in the backbone and has lost its stride
+        first = network.layer4[0]
+        first.conv2.stride = first.downsample[0].stride = (1, 1)
+        return trunk.append(network.layer4), head
     return trunk, _Conv5(network.layer4) if cfg.head.kind == "conv5" else head
 
 

@@ -8,6 +8,7 @@ from support import small_batch, small_detector
 from torch.testing import assert_close
 
 from grcn import boxes
+from grcn.models.compiled import compile_parts
 from grcn.models.roi_heads import SamplingSettings
 
 pytestmark = [
@@ -91,6 +92,28 @@ def test_a_training_step_waits_for_suppression_only(row, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@both_backbones
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_steps_and_detections_equal_eager_ones(row, mode):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    eager = small_detector(**row, op="align", sampling=SamplingSettings(32, 0.5)).cuda()
+    compiled = copy.deepcopy(eager)
+    compile_parts(compiled, mode)
+    images, targets = on("cuda", *small_batch())
+    for _ in range(4):  # kernels are recorded in the first steps and replayed in the others
+        losses, expected = (model.train()(images, targets) for model in (compiled, eager))
+        assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+        for model, found in ((compiled, losses), (eager, expected)):
+            model.zero_grad()
+            sum(found.values()).backward()
+        gradients = [{n: p.grad for n, p in m.named_parameters() if p.requires_grad} for m in (compiled, eager)]
+        assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_close(compiled.eval()(images), eager.eval()(images), rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()
 
 
 @both_backbones

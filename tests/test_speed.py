@@ -289,10 +289,10 @@ def test_a_twin_has_the_layers_and_weights_of_the_plain_model(name):
     assert len(twin(images)[0]["boxes"]) > 5
 
 
-@pytest.mark.parametrize("name", ["coco/faster_rcnn_vgg16.yaml", "coco/faster_rcnn_resnet50.yaml"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet50_det"])
 @torch.no_grad()
 def test_a_twin_of_a_pretrained_network_is_torchvisions_own(name):
-    cfg = config(name, "model.head.dim=32", "model.rpn.channels=16")
+    cfg = config(f"coco/faster_rcnn_{name}.yaml", "model.head.dim=32", "model.rpn.channels=16")
     model, twin, images, _ = pair(cfg)
     batch, _ = model.transform(images)
     ours = model.backbone(batch.tensors)["cls"][0]

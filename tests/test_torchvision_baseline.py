@@ -132,6 +132,7 @@ def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:
     {"backbone": "tiny_resnet_fpn", "head.kind": "conv_fc", "rpn.convs": 2}, {"head.kind": "conv_fc"},
     {"backbone": "resnet50_fpn", "pyramid.norm": "frozen", "width": 24},
     {"backbone": "resnet50", "rpn.convs": 2, "width": 24},
+    {"backbone": "resnet50_det", "width": 24, "head.dim": 8},
 ])  # fmt: skip
 def test_every_weight_is_the_models(changes: dict[str, Any]) -> None:
     sizes = [[16], [32], [32], [64], [64]] if "fpn" in changes.get("backbone", "") else [16, 32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import shutil
@@ -22,7 +21,10 @@ from grcn.models.compiled import compile_parts
 from grcn.run.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["model.image={short: 64, max: 96, multiple: 32}", "model.roi.batch=16", "model.rpn.post_nms_test=20"]
+SMALL = [
+    "model.image={short: 64, max: 96, multiple: 32}", "model.roi.batch=16", "model.rpn.post_nms_test=20",
+    "model.roi.score_thresh=0.0",
+]  # fmt: skip
 NARROW = [*SMALL, "model.width=8"]
 REAL = [*SMALL, "model.weights=null"]
 CASES = {
@@ -79,11 +81,16 @@ def test_every_part_in_its_form_for_a_gpu_is_one_graph_that_computes_the_same():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on_gpu", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_every_part_of_every_family_is_one_graph(name, on_gpu):
-    with boxes.as_if_on_gpu() if on_gpu else contextlib.nullcontext():
+def test_every_part_of_every_family_is_one_graph(name):
+    with boxes.as_if_on_gpu():
         check_equal_in_evaluation(*check_equal_in_training(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shapes/grcn_tiny", "shapes/cascade_grcn_tiny", "coco/faster_rcnn_resnet50_fpn"])
+def test_every_part_in_its_form_for_a_cpu_is_one_graph(name):
+    check_equal_in_evaluation(*check_equal_in_training(name))
 
 
 @pytest.mark.slow
@@ -103,7 +110,7 @@ def test_few_forms_are_compiled_whatever_the_sizes_and_the_objects(caplog):
                 model.eval()([torch.rand(3, *size, generator=draw)])
             if number == 6:
                 seen = caplog.text.count("compiled the ")
-    assert 5 <= seen <= 14
+    assert 5 <= seen <= 20
     assert caplog.text.count("compiled the ") == seen, "the same sizes again compile nothing"
 
 

@@ -86,7 +86,7 @@ def record_floor(work: Callable[[], object], device: torch.device) -> Callable[[
             *(_laid_out(recorder.calls, form) for form in (torch.channels_last, torch.contiguous_format)),
         )
     ]
-    return min(floors, key=lambda floor: min(_seconds(floor, device) for _ in range(3)))
+    return min(floors, key=lambda floor: min(seconds(floor, device) for _ in range(3)))
 
 
 def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
@@ -104,7 +104,7 @@ def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
     ]
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Times ``work`` once: on a CPU by what it computes, whatever else the machine does."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     wait(device)

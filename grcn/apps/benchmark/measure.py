@@ -91,8 +91,8 @@ def measure(
             compiled = prepare(cfg, device, images, objects)
             compile_parts(compiled.model, cfg.run.compile)
             added: Variants = {"compiled": compiled.step, "infer_compiled": compiled.infer}
-            missing += _add_what_runs(variants, added, "compiled")
-        missing += _add_torchvision(variants, found["counts"], cfg, work, device)
+            missing += add_what_runs(variants, added, "compiled")
+        missing += add_torchvision(variants, found["counts"], cfg, work, device)
     found["not_compared"] = missing
     wall, cpu = interleaved(variants, repeats, device)
     found |= {"times_ms": wall, "ratios": ratios(wall), "cpu_ms": cpu, "cpu_ratios": ratios(cpu)}
@@ -100,7 +100,7 @@ def measure(
     return found | medians | {name: statistics.median(values) for name, values in found["ratios"].items()}
 
 
-def _add_torchvision(
+def add_torchvision(
     variants: Variants, counts: dict[str, dict[str, int]], cfg: Config, work: Work, device: torch.device
 ) -> list[str]:
     """Adds torchvision's detector; where there is none, or it does not run, returns why."""
@@ -113,14 +113,14 @@ def _add_torchvision(
         optimizer = _torchvisions_optimizer(cfg.train, theirs, foreach)
         step, infer = _work(theirs, optimizer, *work.scene, work.amp)
         added: Variants = {"torchvision": step, "infer_torchvision": infer}
-        if missing := _add_what_runs(variants, added, "torchvision"):
+        if missing := add_what_runs(variants, added, "torchvision"):
             return missing
         for name, variant in added.items():
             counts.setdefault(name, count(variant))
     return []
 
 
-def _add_what_runs(variants: Variants, added: Variants, name: str) -> list[str]:
+def add_what_runs(variants: Variants, added: Variants, name: str) -> list[str]:
     """Runs each once and adds all, or none: then returns why, as an operator that the device lacks."""
     try:
         for variant in added.values():

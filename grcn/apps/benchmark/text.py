@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grcn.apps.benchmark.describe import Part, image_size, table
-from grcn.apps.benchmark.rounds import OTHERS
+from grcn.apps.benchmark.rounds import DETECTION, OTHERS
 from grcn.build import usual_classes
 from grcn.config.schema import Config
 
@@ -79,6 +79,45 @@ def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
         for value, step, infer in zip(series["values"], series["step_ms"], series["infer_ms"], strict=True):
             lines.append(f"{quantity:>12}{round(value, 4):>10g}{step:>12.1f}{infer:>16.1f}")
     return "\n".join(lines)
+
+
+def suite_as_markdown(found: Mapping[str, Any]) -> str:
+    """Lays the figures of :func:`grcn.apps.benchmark.suite.run_suite` out: a table of steps and one of detections."""
+    lines = [f"{found['device']}, torch {found['torch']}, CUDA {found['cuda']}", ""]
+    if found["tests"] is not None:
+        lines += [f"Tests marked cuda: {found['tests']['last']} (exit {found['tests']['code']})", ""]
+    columns = "model precision batch compile ms torchvision ratio busy roofline kernels waits MB".split()
+    for name, prefix, title in (("step", "", "Training step"), ("infer", DETECTION, "Detection")):
+        lines += [f"{title}, milliseconds", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for case in found["cases"]:
+            if "error" not in case:
+                lines.append("| " + " | ".join(_suite_cells(case, name, prefix)) + " |")
+        lines.append("")
+    for case in found["cases"]:
+        named = (
+            f"{case['method']}, {case['family']}, {case['precision']}, batch {case['batch']}, compile {case['mode']}"
+        )
+        lines += [f"- {named}: {problem}" for problem in ([case["error"]] if "error" in case else case["missing"])]
+    if found["left_out"]:
+        lines.append(f"- {found['left_out']} cases left out: no time")
+    return "\n".join(lines)
+
+
+def _suite_cells(case: Mapping[str, Any], name: str, prefix: str) -> list[str]:
+    """Returns a row of a table; what a case does not have stays empty."""
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    ours, theirs = case[f"{name}_ms"], case.get(f"{prefix}torchvision_ms")
+    counts = case.get("counts", {}).get(name, {})
+    return [
+        *(f"{case['method']}, {case['family']}", case["precision"], str(case["batch"]), case["mode"]),
+        *(number(ours), number(theirs), number(ours / theirs if theirs else None, 2)),
+        *(number(case.get(f"{prefix}{figure}_ms")) for figure in ("busy", "roofline")),
+        *(str(counts.get(figure, "")) for figure in ("kernels", "waits")),
+        f"{case['peak_mb']:.0f}",
+    ]
 
 
 def _row(name: str, step: str, infer: str) -> str:
