@@ -75,7 +75,7 @@ NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_res
 PYRAMID = (
     "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
 )  # fmt: skip
-NO_SETTINGS = ("tools/prepare_data.py", "tools/predict.py", "tools/walkthrough.py")
+NO_SETTINGS = ("tools/prepare_data.py", "tools/predict.py", "tools/walkthrough.py", "--gpu-suite")
 FILLED = {
     "C": "configs/shapes/grcn_tiny.yaml",
     "W": "runs/shapes/grcn_tiny/seed0/checkpoints/step_*.pt",
@@ -83,6 +83,7 @@ FILLED = {
     "folder/": "runs/**/devkit",
 }
 FLAGS = {
+    "tools/benchmark.py --gpu-suite": ("--minutes", "0"),
     "tools/benchmark.py": ("--repeats", "1"),
     "tools/reproduce.py --table 4": ("--draws", "10", "--output-dir", "runs/table4"),  # runs/voc has another network
     "tools/reproduce.py --table": ("--draws", "10"),

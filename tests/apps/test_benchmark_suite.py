@@ -7,6 +7,7 @@ import torch
 
 from grcn.apps.benchmark import suite
 from grcn.apps.benchmark.roofline import Limits, measure_limits, roofline_ms
+from grcn.errors import ConfigError
 
 CPU = torch.device("cpu")
 TINY = [
@@ -57,8 +58,14 @@ def test_a_suite_goes_on_after_a_failure_and_writes_what_it_knows(tmp_path, monk
     assert "- G-RCN, VGG16, bf16, batch 8, compile none: OutOfMemoryError" in page and "left out" not in page
 
 
+def test_settings_that_a_config_does_not_have_are_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(ConfigError, match="unknown key 'model.strde'"):
+        suite.run_suite(tmp_path / "out", CPU, ["model.strde=8"], 600)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_time_no_case_is_begun(tmp_path, monkeypatch):
-    found = suite.run_suite(tmp_path, CPU, TINY, 0, tests=False)
+    found = suite.run_suite(tmp_path, CPU, [], 0, tests=False)
     assert found["cases"] == [] and found["left_out"] == len(list(suite.cases()))
     assert "cases left out: no time" in (tmp_path / "suite.md").read_text()
 

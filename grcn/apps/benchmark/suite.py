@@ -88,9 +88,15 @@ def run_suite(
         repeats: rounds of each case.
         tests: run the tests too, in another process.
 
+    Raises:
+        ConfigError: settings that one of the configs does not have.
+
     Returns:
         What ``suite.json`` holds.
     """
+    every = list(cases())
+    for case in every[: len(FAMILIES) * len(METHODS)]:
+        case.config(overrides)
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
@@ -104,7 +110,6 @@ def run_suite(
         "cases": [],
         "left_out": 0,
     }
-    every = list(cases())
     with progress_bar(desc="suite", total=len(every), leave=False) as bar:
         for number, case in enumerate(every):
             if time.monotonic() > end:
