@@ -157,3 +157,19 @@ def test_kept_results_of_something_else_are_refused(
     if damage is not None:
         (clone / "results/shapes/grcn_tiny/seed0.json").write_text(damage)
     programs.assert_contract(report(clone, "grcn_tiny.yaml", "--seeds", 0, *words), code, message)
+
+
+def test_a_table_of_the_benchmark_shows_medians_with_their_range(tmp_path: Path) -> None:
+    figures = {"cpu_ratios": {"ratio_to_floor": [1.1, 1.3, 1.0]}, "cpu_ms": {"step": [900, 1000, 1210]}}
+    counts = {"counts": {"step": {"kernels": 443}}}
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed/plain.json").write_text(json.dumps(figures | counts))
+    spec = (
+        "<!-- table\nspeed: speed\nrows: {plain: Plain, other: Other}\ncolumns: {floor: cpu_ratios ratio_to_floor, "
+        "base: cpu_ratios ratio_to_baseline, s: cpu_ms step, kernels: counts step kernels}\n-->\n"
+    )
+    assert with_tables(f"{spec}old\n<!-- end of table -->", tmp_path) == (
+        f"{spec}| | floor | base | s | kernels |\n|---|---|---|---|---|\n"
+        "| Plain | **1.10** (1.00–1.30) |  | 1.00 | 443 |\n"
+        "| Other | not run | not run | not run | not run |\n<!-- end of table -->"
+    )

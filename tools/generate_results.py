@@ -10,6 +10,13 @@ A table stands between a comment that says what it holds, as YAML, and <!-- end 
     "beside" for mean ± deviation and that of the difference, "over" for the difference and its 95 % interval over
     seeds, "images" for that over test images, of the report named by `report`, "elsewhere" for the difference in the
     folder named by `elsewhere`}
+
+A table of the benchmark's figures says:
+
+  speed: folder with <row>.json, of tools/benchmark.py --json
+  rows: {row: label}
+  columns: {title: where a figure stands in the file, as "cpu_ratios ratio_to_floor"; of several, as of rounds, the
+    median is shown with the least and the most, and milliseconds are shown as seconds}
 """
 
 from __future__ import annotations
@@ -44,12 +51,37 @@ def with_tables(page: str, root: Path) -> str:
 
 def _table(spec: Mapping[str, Any], root: Path) -> str:
     columns = spec["columns"]
+    if "speed" in spec:
+        return _speed_table(spec, root)
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for config, label in spec["rows"].items():
         cells = [_cell(spec, config, shown, root) for shown in columns.values()]
         if any(cells):  # of nothing but differences the baseline has none
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _speed_table(spec: Mapping[str, Any], root: Path) -> str:
+    columns = spec["columns"]
+    lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
+    for row, label in spec["rows"].items():
+        path = root / spec["speed"] / f"{row}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        cells = ["not run" if found is None else _speed_cell(found, shown.split()) for shown in columns.values()]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _speed_cell(found: Any, place: list[str]) -> str:
+    for key in place:
+        if key not in found:
+            return ""
+        found = found[key]
+    if not isinstance(found, list):
+        return str(found)
+    if "_ms" in place[0]:
+        return f"{statistics.median(found) / 1000:.2f}"
+    return f"**{statistics.median(found):.2f}** ({min(found):.2f}–{max(found):.2f})"
 
 
 def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
