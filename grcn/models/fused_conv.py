@@ -36,24 +36,32 @@ def conv2d(
     Returns:
         ``[N, channels, H', W']``.
     """
-    if _ONE_CALL is not None and (plus is not None or relu) and _is_faster_in_one_call(x):
+    if _is_faster_in_one_call(x, plus, relu):
+        assert _ONE_CALL is not None
         args = [padding] * 2, [stride] * 2, [1, 1], 1
-        after = "relu" if relu else None
         x, weight = x.bfloat16(), weight.bfloat16()
         bias = None if bias is None else bias.bfloat16()
         if plus is None:
             return _ONE_CALL(x, weight, bias, *args, "relu", [], "")
-        return _ONE_CALL.binary(x, plus.bfloat16(), weight, bias, *args, "add", 1.0, after, [], "")
+        return _ONE_CALL.binary(x, plus.bfloat16(), weight, bias, *args, "add", 1.0, "relu" if relu else None, [], "")
     out = F.conv2d(x, weight, bias, stride, padding)
     if plus is not None:
         out.add_(plus)
     return F.relu(out, inplace=True) if relu else out
 
 
-def _is_faster_in_one_call(x: Tensor) -> bool:
-    if torch.is_grad_enabled() or not boxes.sync_is_free(x) or not torch.is_autocast_enabled("cpu"):
+def _is_faster_in_one_call(x: Tensor, plus: Tensor | None, relu: bool) -> bool:
+    if _ONE_CALL is None or torch.is_grad_enabled() or not boxes.sync_is_free(x):
         return False
-    return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    # Sums are made in one call in channels_last only; in other formats torch fails.
+    return relu if plus is None else _is_channels_last(x) and _is_channels_last(plus)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Tells whether a map is in channels_last and in nothing else, as one of a single cell or channel is."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class ConvReLU(nn.Conv2d):

@@ -341,3 +341,22 @@ def test_bfloat16_s_losses_are_near_those_of_float32(name):
     for loss in exact.keys() - {"loss_box_reg"}:
         assert_close(rounded[loss], exact[loss], rtol=5e-3, atol=0.0)
         assert rounded[loss].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["grcn_vgg16", "grcn_resnet50", "grcn_light_resnet50_fpn"])
+@torch.no_grad()
+def test_maps_in_bfloat16_are_near_those_of_float32(name):
+    """Frozen and evaluated convolutions are other operators then."""
+    model = build_model(load_config(ROOT / f"configs/coco/{name}.yaml", ["model.weights=null"]).model, 6).eval()
+    images, _ = small_batch()
+    batch, _ = model.transform(images)
+    x = batch.tensors[:, :, :128, :160]
+    exact = model.backbone(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.backbone(x)
+        found = model(images)
+    for task, maps in exact.items():
+        for map_, other in zip(maps, rounded[task], strict=True):
+            assert other.dtype == torch.bfloat16
+            assert (other.float() - map_).abs().max() < 0.05 * map_.abs().max()
+    assert all(one["boxes"].isfinite().all() and one["scores"].dtype == torch.float32 for one in found)

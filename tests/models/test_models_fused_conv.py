@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,27 @@ def test_bfloat16_without_a_graph_is_one_call_and_rounds_once(kernel, stride, wi
         assert torch.equal(ours, plain)
     # Half a unit in the last of bfloat16's 8 bits, and a little for the order of the sum.
     assert_close(ours.double(), exact, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(13, 20), (1, 1), (1, 7)])
+@pytest.mark.parametrize("formats", itertools.product([torch.channels_last, torch.contiguous_format], repeat=2))
+@torch.no_grad()
+def test_any_memory_format_will_do(size, formats):
+    _, weight, bias, *_ = inputs()
+    x = torch.randn(2, 16, *size).to(memory_format=formats[0])
+    plus = torch.randn(2, 24, *size).to(memory_format=formats[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        for more in (None, plus, plus.bfloat16()):
+            expected = one_after_the_other(x, weight, bias, 1, 1, more, True)
+            assert_close(conv2d(x, weight, bias, 1, 1, more, True).float(), expected.float(), rtol=2**-7, atol=0.05)
+
+
+@torch.no_grad()
+def test_no_images_give_no_maps():
+    _, weight, bias, *_ = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        for plus in (None, torch.zeros(0, 24, 5, 5)):
+            assert conv2d(torch.zeros(0, 16, 5, 5), weight, bias, 1, 1, plus, True).shape == (0, 24, 5, 5)
 
 
 def test_a_graph_is_never_cut():

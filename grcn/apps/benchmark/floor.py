@@ -90,7 +90,7 @@ def record_floor(work: Callable[[], object], device: torch.device) -> Callable[[
 
 
 def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
-    """Copies calls with the maps and weights of convolutions in one memory format."""
+    """Copies calls with the maps and weights of convolutions in one memory format; sums need that which they have."""
     copies: dict[int, Tensor] = {}  # of tensors that calls share
 
     def lay_out(value: Any) -> Any:
@@ -99,9 +99,13 @@ def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
         return copies.setdefault(id(value), value.contiguous(memory_format=form))
 
     return [
-        (func, *(tree_map(lay_out, (args, kwargs)) if "convolution" in func._schema.name else (args, kwargs)))
+        (func, *(tree_map(lay_out, (args, kwargs)) if _has_maps(func) else (args, kwargs)))
         for func, args, kwargs in calls
     ]
+
+
+def _has_maps(func: Any) -> bool:
+    return "convolution" in func._schema.name and func._schema.overload_name != "binary"
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
