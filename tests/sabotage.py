@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
 import resource
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,25 @@ def limited() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200 * 10**6,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+
+
+def full_disk(name: str, free: int) -> None:
+    """Fills the disk as soon as ``free`` bytes of a file of this name are written."""
+    real = builtins.open
+
+    class Full(io.FileIO):
+        def write(self, contents: Any) -> int:
+            if self.tell() + len(contents) > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(contents)
+
+    def full_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not fnmatch(os.path.basename(os.fspath(file)) if not isinstance(file, int) else "", f"*{name}"):
+            return real(file, mode, *args, **kwargs)
+        buffered = io.BufferedWriter(Full(file, mode.replace("b", "")))
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
+
+    builtins.open = io.open = full_open
 
 
 def without_access() -> None:

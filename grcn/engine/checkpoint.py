@@ -49,7 +49,7 @@ def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
         EnvironmentFault: it cannot be written (disk full, no permission). What was there is
             untouched.
     """
-    buffer = io.BytesIO()
+    buffer = _Buffer()
     torch.save(_plain(state), buffer)
     contents = buffer.getbuffer()
     path = folder / f"step_{state['step']:08d}-{_digest(contents)}.pt"
@@ -65,6 +65,24 @@ def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
         ) from error
     _prune(folder, path, keep)
     return path
+
+
+class _Buffer(io.BytesIO):
+    """Takes what is written in small pieces: while it takes one, no other thread of Python runs."""
+
+    def write(self, contents: Any) -> int:
+        for start in range(0, len(contents), 2**20):
+            super().write(contents[start : start + 2**20])
+        return len(contents)
+
+
+def snapshot(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies a state onto the CPU, to be saved while the original changes: the two share no tensor and no container.
+
+    Raises:
+        TypeError: it holds something other than tensors and plain types.
+    """
+    return _plain(state, copy=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -283,20 +301,20 @@ def _problem(state: Any, name: str) -> str | None:
     return f"{fault}; use an earlier checkpoint" if fault else None
 
 
-def _plain(value: Any) -> Any:
-    """Copies a state into plain containers with tensors on the CPU.
+def _plain(value: Any, copy: bool = False) -> Any:
+    """Copies a state into plain containers with tensors on the CPU, which it shares unless ``copy`` is set.
 
     Pickle writes a string that it has met as the same object as a reference, so equal strings must
     be one object for equal states to give equal bytes: they are interned.
     """
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return value.detach().to("cpu", copy=copy)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {_plain(key): _plain(item, copy) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(_plain(item, copy) for item in value)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, copy) for item in value]
     if isinstance(value, str):
         return sys.intern(value)
     if value is None or type(value) in (bool, int, float):

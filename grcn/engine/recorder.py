@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import nn
 from grcn.engine import checkpoint, distributed
 from grcn.engine.average import WeightAverage
 from grcn.engine.evaluate import are_finite
-from grcn.engine.log import MetricsLog, RecentLosses
-from grcn.errors import NonFiniteError
+from grcn.engine.log import MetricsLog, RecentLosses, logger
+from grcn.errors import NonFiniteError, one_line
 
 Metrics = dict[str, float | None]
 
@@ -23,6 +24,9 @@ class Recorder:
 
     Every process has one and calls the same methods; rank 0 writes. Whatever moment it is killed at, a new one that
     continues from the newest checkpoint leaves the same log and checkpoints.
+
+    A checkpoint is written in a thread while training goes on. What hinders it comes up in all processes at the next
+    call that waits for it: ``finish_saving``, ``save``, ``evaluation`` or the way out of the recorder.
 
     Attributes:
         step: of the checkpoint to continue from; 0 for a new training.
@@ -58,6 +62,7 @@ class Recorder:
         self._tensorboard = folder / "tensorboard" if tensorboard else None
         self._state, self._record = state, record or {}
         self._keep, self._best = keep, best
+        self._writing: Future[Path] | None = None  # in rank 0: the checkpoint that nobody has waited for
         self.log_every = log_every
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None) -> None:
@@ -85,17 +90,20 @@ class Recorder:
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None
     ) -> None:
-        """Writes a checkpoint.
+        """Copies the state to the host and begins to write it as a checkpoint, which is there after the next wait.
+
+        It waits for the checkpoint before, so that there is one copy at a time. The copy and the bytes of the file
+        take memory of twice the size of a checkpoint until it is written.
 
         Raises:
             NonFiniteError: a weight is not finite; nothing is written.
+            EnvironmentFault: the checkpoint before could not be written.
         """
         self.losses.fetch(step)
         if not are_finite([weight for weight in model.parameters() if weight.requires_grad]):
             raise NonFiniteError(
                 f"step {step}: weights overflowed, not saved; lower train.lr and run with --resume --allow-changes"
             )
-        self._log.sync()
         contents = {
             "format": checkpoint.FORMAT,
             "step": step,
@@ -106,10 +114,32 @@ class Recorder:
         }
         if ema is not None:
             contents["ema"] = ema.state()
-        distributed.on_main(lambda: checkpoint.save(self._checkpoints, contents, self._keep))
+        distributed.on_main(lambda: self._begin_saving(contents))
+
+    def _begin_saving(self, contents: Mapping[str, Any]) -> None:
+        self._wait()
+        self._log.sync()
+        writer = ThreadPoolExecutor(1)
+        self._writing = writer.submit(checkpoint.save, self._checkpoints, checkpoint.snapshot(contents), self._keep)
+        writer.shutdown(wait=False)  # the thread ends with the checkpoint, and none is there when workers are forked
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that is being written, if any, is on the disk.
+
+        Raises:
+            EnvironmentFault: it could not be written; in all processes.
+        """
+        distributed.on_main(self._wait)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.exception()  # what interrupts this leaves it to the way out
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def evaluation(self, step: int, evaluate: Callable[[int], Mapping[str, float | None]]) -> Metrics:
         """Returns the metrics of a step that is saved; those on record, if an interrupted run got so far."""
+        self.finish_saving()
         result = distributed.on_main(lambda: self._log.evaluations().get(step))
         if result is None:
             result = self._log.write_evaluation(step, evaluate(step))
@@ -132,5 +162,12 @@ class Recorder:
         self._log = MetricsLog(self._folder / "metrics.jsonl", self.step, self._tensorboard)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._log.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for the checkpoint that is being written; an error of it is a warning where another is under way."""
+        try:
+            if kind is None:
+                self.finish_saving()
+            elif self._writing is not None and (error := self._writing.exception()):  # alone: others may have ended
+                logger.warning("not saved: %s", one_line(str(error) or type(error).__name__))
+        finally:
+            self._log.close()

@@ -63,13 +63,15 @@ def train(
         seed: of torch's global generator, set at each step for models that draw from it.
         amp: ``torch.bfloat16`` for autocast.
         clip_grad_norm: largest norm of the whole gradient.
-        checkpoint_every: steps between checkpoints; there is one before each evaluation as well.
+        checkpoint_every: steps between checkpoints; there is one before each evaluation as well. They are written
+            while training goes on; evaluations, the next one and the end wait for them.
         evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
             all processes; returns metrics. It may leave the model in evaluation mode.
         ema: an average of the model's weights, to keep up and save; ``evaluate`` finds it in ``ema.module``.
         stop: signals to obey: the step in progress is finished and saved.
 
     Raises:
+        EnvironmentFault: a checkpoint could not be written. It comes up where that one is waited for.
         NonFiniteError: a loss or gradient was not finite. The weights, and their average, are those
             before that step, in all processes.
         Stopped: a signal came to one of the processes; the checkpoint is saved.
@@ -120,6 +122,7 @@ def train(
             if code or step % checkpoint_every == 0 or step == steps or is_evaluated(step):
                 recorder.save(step, model, optimizer, ema)
             if code:
+                recorder.finish_saving()
                 logger.info("stopped by a signal; step %d is saved, run again with --resume", step)
                 raise Stopped(code)
             if is_evaluated(step) and step < steps:

@@ -69,6 +69,26 @@ def test_views_are_saved_and_only_plain_types(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, {**state_of(2), "path": tmp_path}, keep=1)
 
 
+def test_a_snapshot_shares_nothing_and_saves_to_the_same_bytes(tmp_path: Path) -> None:
+    """Tensors of more than a piece of the buffer among them, and equal strings that are two objects."""
+    large = torch.arange(2**18 + 3.0)
+    name = "".join(["a", ".weight"])
+    state = {**state_of(1), "large": large, "again": [name, (large[:2].clone(),)], "layout": torch.ones(2, 3).t()}
+    copy = checkpoint.snapshot(state)
+    paths = [checkpoint.save(tmp_path / f"{number}", value, keep=1) for number, value in enumerate((state, copy))]
+    assert paths[0].name == paths[1].name
+    plain = io.BytesIO()
+    torch.save(copy, plain)
+    assert checkpoint._digest(plain.getvalue()) in paths[1].name, "the pieces are put together as they came"
+    large.zero_()
+    state["model"]["a.bias"] += 1
+    state["losses"][0][0] = 7.0
+    state["again"].clear()
+    assert checkpoint.save(tmp_path / "2", copy, keep=1).name == paths[1].name
+    with pytest.raises(TypeError, match="PosixPath"):
+        checkpoint.snapshot({"path": tmp_path})
+
+
 def test_keeps_the_newest(tmp_path: Path) -> None:
     (tmp_path / ".tmp-1-step_00000001-0123456789abcdef.pt").write_bytes(b"left by a killed run")
     (tmp_path / "notes.txt").write_text("mine")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
-import io
 import os
 import resource
 import shutil
 import signal
 import time
 from collections.abc import Callable
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from programs import RUN, Outcome, assert_contract, call, left, signal_at, start, undisturbed
+from sabotage import full_disk
 from waiting import HANG, wait_for
 
 from grcn.errors import EnvironmentFault
@@ -27,25 +25,6 @@ CODE = EnvironmentFault.exit_code
 
 def train(folder: Path, *settings: object, **options: Any) -> Outcome:
     return call("tools/train.py", *RUN, "--output-dir", folder / "run", *settings, folder=folder, **options)
-
-
-def full_disk(name: str, free: int) -> None:
-    """A patch: the disk is full when ``free`` bytes of a file of this name are written."""
-    real = builtins.open
-
-    class Full(io.FileIO):
-        def write(self, contents: Any) -> int:
-            if self.tell() + len(contents) > free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(contents)
-
-    def full_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if not fnmatch(os.path.basename(os.fspath(file)) if not isinstance(file, int) else "", f"*{name}"):
-            return real(file, mode, *args, **kwargs)
-        buffered = io.BufferedWriter(Full(file, mode.replace("b", "")))
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
-
-    builtins.open = io.open = full_open
 
 
 def test_a_full_disk_at_any_file(tmp_path: Path, faults: int, record_property: Callable[[str, object], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from programs import ROOT, RUN, Outcome, assert_contract, left, outcome, signal_at, start
+from sabotage import full_disk
 from waiting import HANG, wait_for
 
 from grcn.errors import PREEMPTED, DataError, EnvironmentFault
@@ -146,6 +148,19 @@ def test_an_error_at_the_start_of_one_process_is_told_once(tmp_path: Path, rank:
     assert [result.code for result in results] == [DataError.exit_code] * 2
     assert_contract(results[0], DataError.exit_code, "no annotations here")
     assert results[1].stderr == ""
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_a_checkpoint_that_cannot_be_written_ends_both(tmp_path: Path, every: int) -> None:
+    """It comes up at the next checkpoint, or where both wait before they evaluate."""
+    setting = f"train.checkpoint_every={every}"
+    results = pair(tmp_path, setting, patches={0: partial(full_disk, "step_*.pt", 100)})
+    failed = f"step_{min(every, 6):08d}-"
+    assert_contract(results[0], EnvironmentFault.exit_code, failed, "cannot save", os.strerror(errno.ENOSPC))
+    assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
+    assert [result.code for result in pair(tmp_path, setting)] == [0, 0]
+    assert pair(tmp_path / "straight", setting)[0].code == 0
+    assert left(tmp_path / "run") == left(tmp_path / "straight/run")
 
 
 def no_annotations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from programs import RUN, call, left, signal_at, undisturbed
+from programs import RUN, assert_contract, call, left, signal_at, undisturbed
+from sabotage import full_disk
 from waiting import HANG, wait_for
 
-from grcn.errors import INTERRUPTED, PREEMPTED
+from grcn.errors import INTERRUPTED, PREEMPTED, EnvironmentFault
 
 # Where a signal strikes: the phase, the function that is then called, and which of its calls.
 PHASES = (
@@ -49,9 +51,11 @@ def test_every_signal_in_every_phase(
         saved = [path.name for path in tmp_path.glob("run/checkpoints/*")]
         at_start = phase in ("start", "reading data", "building")
         told = [line for line in stopped.stderr.splitlines() if line.startswith("grcn: stopped by a signal; ")]
+        claimed = [f"step_{int(step):08d}" for step in re.findall(r"step (\d+) is saved", stopped.stderr)]
         again = call(*command, folder=tmp_path)
         if (
             (stopped.code, len(told), not saved) != (CODES[number], 1, at_start)
+            or not {name[:13] for name in saved}.issuperset(claimed)
             or "Traceback" in stopped.stderr
             or (again.code, left(tmp_path / "run")) != (0, expected)
         ):
@@ -59,6 +63,22 @@ def test_every_signal_in_every_phase(
         shutil.rmtree(tmp_path / "run")
     assert not wrong
     record_property("faults", f"signals by phases: {len(chosen)} of {len(chosen)} ended with their code and continued")
+
+
+def stopped_on_a_full_disk() -> None:
+    """A patch: a signal comes, and the checkpoint for it does not fit."""
+    full_disk("step_*.pt", 100)
+    signal_at("grcn.models.detector:Detector.forward", signal.SIGTERM, 2)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_told_to_be_saved(tmp_path: Path) -> None:
+    expected = undisturbed(tmp_path / "straight")
+    command = ["tools/train.py", *RUN, "--output-dir", tmp_path / "run"]
+    result = call(*command, folder=tmp_path, patch=stopped_on_a_full_disk)
+    assert_contract(result, EnvironmentFault.exit_code, "step_00000002-", "cannot save", "--resume")
+    assert "is saved" not in result.stderr
+    assert call(*command, folder=tmp_path).code == 0
+    assert left(tmp_path / "run") == expected
 
 
 def deaf() -> None:
