@@ -26,7 +26,7 @@ PHASES = (
     ("warm-up", "grcn.models.detector:Detector.forward", 1),
     ("training", "grcn.models.detector:Detector.forward", 5),
     ("saving", "grcn.fileio:write_durably", 2),
-    ("evaluating", "grcn.models.roi_heads:RoIHeads._shortlist", 2),
+    ("evaluating", "grcn.models.roi_heads:RoIHeads.shortlist", 2),
     ("scoring", "grcn.run.train:score", 1),
 )
 CODES = {
@@ -125,7 +125,7 @@ def test_an_evaluation_of_a_checkpoint_is_given_up_and_can_be_repeated(tmp_path:
     undisturbed(tmp_path)
     (weights,) = tmp_path.glob("run/checkpoints/step_00000012-*")
     command = ["tools/eval.py", "--config", tmp_path / "run/config.yaml", "--checkpoint", weights]
-    for place in ("grcn.run.evaluate:evaluate", "grcn.models.roi_heads:RoIHeads._shortlist"):
+    for place in ("grcn.run.evaluate:evaluate", "grcn.models.roi_heads:RoIHeads.shortlist"):
         stopped = call(*command, folder=tmp_path, patch=partial(signal_at, place, signal.SIGTERM))
         assert (stopped.code, stopped.stdout) == (PREEMPTED, "")
         assert "grcn: stopped by a signal; run it again, training with --resume" in stopped.stderr.splitlines()
