@@ -61,7 +61,8 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
         dist.destroy_process_group()
         raise
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        # "Application timeout caused pair closure" is gloo's too.
+        if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "pair closure"))):
             raise
         what, remedy = "has ended", "see what it told"
         if "imed out" in str(error) or "timeout" in str(error):
