@@ -6,8 +6,8 @@ convolutions, matrix products and attention alone) and torchvision's Faster R-CN
 and RoIs; what a step asks of a GPU; and the loading of images and the scoring of detections. For a quick look, lower
 model.image.short and max, model.roi.batch and model.rpn.post_nms_test.
 
---gpu-suite OUT does all that is worth knowing of a GPU instead, in eight minutes: the tests marked cuda, then every
-family of models in every precision, eager and compiled, beside torchvision's.
+--gpu-suite OUT measures a GPU instead, for --minutes: the tests marked cuda, then every family of models in every
+precision, eager and compiled, beside torchvision's; the most valuable first.
 """
 
 import argparse

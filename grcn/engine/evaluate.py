@@ -54,7 +54,7 @@ def detect(
     outputs: list[dict[str, Tensor]] = []
     show = progress and distributed.is_main()
     bar = progress_bar(batches, "evaluate", total, disable=not show, leave=False)
-    # Around all images, since autocast keeps the weights that it has cast until it ends.
+    # Around all images, since autocast keeps the weights of linear layers that it has cast until it ends.
     with torch.no_grad(), torch.autocast(device.type, amp, enabled=amp is not None), bar:
         for batch_rows, images in bar:
             outputs += model(move_images(images, device))

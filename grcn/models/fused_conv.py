@@ -8,8 +8,12 @@ from torch import Tensor, nn
 
 from grcn import boxes
 
-# oneDNN's convolution that goes on with its result before it is written, as torch.compile calls it.
-_ONE_CALL = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# oneDNN's convolution that continues with its result before it is written, as torch.compile calls it. It fails on a CPU
+# that does not multiply bfloat16, where a convolution alone is imitated.
+_IS_SUPPORTED = (
+    torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+)
+_ONE_CALL = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if _IS_SUPPORTED else None
 
 
 def conv2d(

@@ -93,6 +93,9 @@ def train(
         raise ConfigError(
             f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"
         )
+    if cfg.run.compile == "reduce-overhead" and cfg.train.accumulate > 1:
+        # The gradient of a micro-batch lies in memory that the next one overwrites.
+        raise ConfigError("run.compile: reduce-overhead needs train.accumulate: 1; set run.compile=default")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         prepare(cfg, device)
@@ -105,7 +108,8 @@ def train(
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
         found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
-        cfg = with_precision(cfg, device, None if found is None else recorded_config(found[1], found[0]))
+        begun = recorded_config(found[1], found[0]) if found is not None and cfg.run.amp == "auto" else None
+        cfg = with_precision(cfg, device, begun)
         if found is None:
             suggest_bf16(cfg, device)
         training = distributed.together(lambda: _build(cfg, found, allow_changes))

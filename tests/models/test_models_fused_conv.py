@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -110,3 +113,16 @@ def test_a_graph_is_never_cut():
     with torch.autocast("cpu", torch.bfloat16):
         conv2d(*args, relu=True).sum().backward()
     assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_a_cpu_that_does_not_multiply_bfloat16_imitates_it():
+    program = """
+import torch
+from grcn.models import fused_conv
+x = torch.randn(1, 4, 5, 5)
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    print(fused_conv.conv2d(x, torch.randn(4, 4, 3, 3), None, padding=1, relu=True).dtype)
+"""
+    older = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=older, check=False)
+    assert done.stdout == "torch.bfloat16\n", done.stderr

@@ -205,3 +205,9 @@ def test_a_float32_run_says_that_its_cpu_multiplies_bfloat16(
     caplog.clear()
     train(config("train.steps=3"), tmp_path / "True", resume=True, allow_changes=True)
     assert hint not in caplog.text, "it cannot change on the way"
+
+
+def test_replayed_kernels_are_refused_with_several_micro_batches(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reduce-overhead needs train.accumulate: 1; set run.compile=default"):
+        train(config("run.compile=reduce-overhead", "train.accumulate=2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
