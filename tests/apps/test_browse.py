@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from grcn import rng
 from grcn.apps.browse import browse
 from grcn.apps.browse.sheet import COLORS, draw_sheet, object_colors
 from grcn.config.files import load_config
@@ -76,11 +77,12 @@ def test_what_is_shown_is_what_training_samples(name, settings, tmp_path, monkey
     samples = shown(monkeypatch, cfg, tmp_path, images=4)
     samples += shown(monkeypatch, cfg, tmp_path, images=4, weights=checkpoint)
     images = 0
-    for ((anchors, _, targets), first), ((_, _, _), second) in zip(firsts, seconds, strict=True):
-        for i, target in enumerate(targets):
+    for ((anchors, _, objects, states), first), (_, second) in zip(firsts, seconds, strict=True):
+        for i, valid in enumerate(objects.valid):
+            target = {"boxes": objects.boxes[i][valid], "labels": objects.labels[i][valid]}
             sample, fg, roi_fg = samples[images], first.foreground[i], second.foreground[i]
             assert_close(sample.target["boxes"], target["boxes"], rtol=0, atol=0)
-            assert sample.target["rng_key"] == target["rng_key"]
+            assert rng.image_states([sample.target], states.device, (rng.ANCHORS,))[0, 0] == states[i]
             assert torch.equal(sample.anchors.boxes, anchors[first.indices[i][fg]]) and fg.any()
             assert torch.equal(sample.anchors.owner, first.matched_gt[i][fg])
             assert sample.anchors.num_bg == (first.valid[i] & ~fg).sum() > 0

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
 
+from grcn import boxes, rng
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.roi_heads import SamplingSettings
 
@@ -102,13 +103,15 @@ def test_anchors_across_the_border_are_not_trained_on():
     anchors = model.rpn.anchors((torch.zeros(1, 1, 4, 6, dtype=torch.float64),), (64, 96))
     logits, deltas = torch.randn(2, len(anchors)).double(), torch.randn(2, len(anchors), 4).double()
     sizes = torch.tensor(batch.image_sizes).double()
-    losses = model.rpn._losses(logits, deltas, anchors, sizes, targets)
+    (states,) = rng.image_states(targets, anchors.device, (rng.ANCHORS,))
+    sample = model.rpn.sample(anchors, sizes, boxes.pad_objects(targets), states)
+    losses = model.rpn._losses(logits, deltas, sample)
     for image, (height, width) in enumerate(batch.image_sizes):
         for index, (x1, y1, x2, y2) in enumerate(anchors.tolist()):
             if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
                 logits[image, index] += 5
                 deltas[image, index] += 5
-    assert_close(model.rpn._losses(logits, deltas, anchors, sizes, targets), losses)
+    assert_close(model.rpn._losses(logits, deltas, sample), losses)
     assert model.rpn.last_stats["num_fg"] > 0 and losses["loss_rpn_box_reg"] > 0
 
 
