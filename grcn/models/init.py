@@ -32,8 +32,8 @@ _NEW_LAYERS = {
 _RESIDUAL = 0.25
 
 
-# What our layers and those of torch.nn draw their values with.
-_DRAWS = {nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.uniform_}
+# What our layers and those of torch.nn draw their values with; kaiming_normal_ calls normal_.
+_DRAWS = {nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_}
 
 
 class Undrawn(TorchFunctionMode):

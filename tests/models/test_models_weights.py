@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import small_batch, small_detector
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import vgg16
 
 from grcn.build import build_model
@@ -15,6 +16,7 @@ from grcn.config.files import load_config
 from grcn.config.model_schema import ModelConfig
 from grcn.errors import CheckpointError
 from grcn.models.layer_names import layer_name
+from grcn.models.resnet import Bottleneck
 from grcn.models.weights import CAFFE, TORCHVISION, load_weights, normalisation_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,28 @@ def test_every_value_is_set_although_layers_draw_none(path, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(value.isfinite().all() for value in (*model.parameters(), *model.buffers()))
+
+
+class Drawn(TorchDispatchMode):
+    """Counts the layers that draw their own values; what ``initialise`` draws is rand and randn."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name in ("aten::uniform_", "aten::normal_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "tiny_resnet", "resnet50"])
+def test_layers_draw_no_values_that_are_drawn_anew(backbone):
+    with Drawn() as alone:
+        Bottleneck(8, 2)
+        torch.nn.Linear(2, 2)
+    with Drawn() as drawn:
+        build_model(ModelConfig.model_validate({"backbone": backbone, "head": {"dim": 8}}), 4)
+    assert alone.count == 5 and drawn.count == 0
 
 
 def test_the_second_head_of_an_ensemble_is_not_the_first():
