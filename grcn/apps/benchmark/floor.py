@@ -9,8 +9,8 @@ layers is the time of issuing them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from grcn.apps.benchmark.parts import wait
+from grcn.apps.benchmark.parts import timed
 
 _ARITHMETIC = {
     *("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm"),
@@ -71,22 +71,16 @@ def record_floor(work: Callable[[], object], device: torch.device) -> Callable[[
     with _Recorder() as recorder:
         work()
 
-    def repeating(calls: list[_Call]) -> Callable[[], None]:
-        @torch.no_grad()
-        def floor() -> None:
-            for func, args, kwargs in calls:
-                func(*args, **kwargs)
-
-        return floor
-
-    floors = [
-        repeating(calls)
-        for calls in (
-            recorder.calls,
-            *(_laid_out(recorder.calls, form) for form in (torch.channels_last, torch.contiguous_format)),
-        )
-    ]
+    forms = (torch.channels_last, torch.contiguous_format)
+    recorded = [recorder.calls, *(_laid_out(recorder.calls, form) for form in forms)]
+    floors = [partial(_repeat, calls) for calls in recorded]
     return min(floors, key=lambda floor: min(seconds(floor, device) for _ in range(2)))
+
+
+@torch.no_grad()
+def _repeat(calls: list[_Call]) -> None:
+    for func, args, kwargs in calls:
+        func(*args, **kwargs)
 
 
 def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
@@ -96,7 +90,9 @@ def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
     def lay_out(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() != 4:
             return value
-        return copies.setdefault(id(value), value.contiguous(memory_format=form))
+        if id(value) not in copies:
+            copies[id(value)] = value.contiguous(memory_format=form)
+        return copies[id(value)]
 
     return [
         (func, *(tree_map(lay_out, (args, kwargs)) if _has_maps(func) else (args, kwargs)))
@@ -110,9 +106,5 @@ def _has_maps(func: Any) -> bool:
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Times ``work`` once: on a CPU by what it computes, whatever else the machine does."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    wait(device)
-    start = clock()
-    work()
-    wait(device)
-    return clock() - start
+    by_clock, computed = timed(work, device)
+    return by_clock if device.type == "cuda" else computed

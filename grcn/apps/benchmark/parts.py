@@ -65,6 +65,15 @@ def busy_ms(work: Callable[[], object], times: int = 5) -> float:
     return sum(event.self_device_time_total for event in profiler.key_averages()) / 1000 / times
 
 
+def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Does ``work`` once; returns its seconds by the clock, and those that all threads of the process computed."""
+    wait(device)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    work()
+    wait(device)
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
 def wait(device: torch.device) -> None:
     """Waits until a GPU has done what it was given."""
     if device.type == "cuda":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 
-from grcn.apps.benchmark.parts import wait
+from grcn.apps.benchmark.parts import timed
 from grcn.progress import progress_bar
 
 Variants = dict[str, Callable[[], object]]
 Times = dict[str, list[float]]
 
-# What a step and a detection are divided by, and what stands in front of the names of a detection.
+# What a step and a detection are divided by; their names for a detection begin with infer_.
 OTHERS = ("floor", "torchvision", "baseline", "compiled")
-DETECTION = "infer_"
 
 
 def interleaved(variants: Variants, repeats: int, device: torch.device) -> tuple[Times, Times]:
@@ -30,12 +28,9 @@ def interleaved(variants: Variants, repeats: int, device: torch.device) -> tuple
     with progress_bar(desc="benchmark", total=repeats * len(variants), leave=False) as bar:
         for _ in range(repeats):
             for name, variant in variants.items():
-                wait(device)
-                start, start_cpu = time.perf_counter(), time.process_time()
-                variant()
-                wait(device)
-                cpu[name].append(1000 * (time.process_time() - start_cpu))
-                wall[name].append(1000 * (time.perf_counter() - start))
+                seconds, cpu_seconds = timed(variant, device)
+                wall[name].append(1000 * seconds)
+                cpu[name].append(1000 * cpu_seconds)
                 bar.update()
     return wall, cpu
 
@@ -44,7 +39,7 @@ def ratios(times: Mapping[str, list[float]]) -> Times:
     """Divides the times of each round by those of :data:`OTHERS` in that round."""
     return {
         f"{prefix}ratio_to_{other}": [a / b for a, b in zip(times[ours], times[prefix + other], strict=True)]
-        for ours, prefix in (("step", ""), ("infer", DETECTION))
+        for ours, prefix in (("step", ""), ("infer", "infer_"))
         for other in OTHERS
         if prefix + other in times
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grcn.apps.benchmark.describe import Part, image_size, table
-from grcn.apps.benchmark.rounds import DETECTION, OTHERS
+from grcn.apps.benchmark.rounds import OTHERS
 from grcn.build import usual_classes
 from grcn.config.schema import Config
 
@@ -87,7 +87,7 @@ def suite_as_markdown(found: Mapping[str, Any]) -> str:
     if found["tests"] is not None:
         lines += [f"Tests marked cuda: {found['tests']['last']} (exit {found['tests']['code']})", ""]
     columns = "model precision batch compile ms torchvision ratio busy roofline kernels waits MB".split()
-    for name, prefix, title in (("step", "", "Training step"), ("infer", DETECTION, "Detection")):
+    for name, prefix, title in (("step", "", "Training step"), ("infer", "infer_", "Detection")):
         lines += [f"{title}, milliseconds", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for case in found["cases"]:
             if "error" not in case:
