@@ -40,9 +40,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     start_logging()
-    for name in ("repeats", "batch", "minutes"):
-        if getattr(args, name) < (0 if name == "minutes" else 1):
-            least = "0" if name == "minutes" else "1"
+    for name, least in (("repeats", 1), ("batch", 1), ("minutes", 0)):
+        if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least} (got {getattr(args, name)})")
     if args.gpu_suite and (args.describe or args.scaling or args.batch != 1):
         parser.error("--gpu-suite goes with none of --describe, --scaling and --batch")
@@ -60,12 +59,11 @@ Result = tuple[dict[str, Any], list[str]]  # figures, and texts for people
 
 def _suite(args: argparse.Namespace) -> Result:
     """Measures everything on one device."""
-    from grcn.apps.benchmark.suite import run_suite  # imports torch, for seconds
+    from grcn.apps.benchmark.suite import cases, run_suite  # imports torch, for seconds
     from grcn.apps.benchmark.text import suite_as_markdown
     from grcn.engine.distributed import process_group
 
-    device_settings = [word.partition("=")[2] for word in args.overrides if word.startswith("run.device=")]
-    with process_group(device_settings[-1] if device_settings else "auto") as device:
+    with process_group(next(cases()).config(args.overrides).run.device) as device:
         found = run_suite(args.gpu_suite, device, args.overrides, 60 * args.minutes, args.repeats)
     return found, [suite_as_markdown(found)]
 

@@ -101,22 +101,23 @@ def measure(
 
 
 def add_torchvision(
-    variants: Variants, counts: dict[str, dict[str, int]], cfg: Config, work: Work, device: torch.device
+    variants: Variants, counts: dict[str, dict[str, int]] | None, cfg: Config, work: Work, device: torch.device
 ) -> list[str]:
-    """Adds torchvision's detector; where there is none, or it does not run, returns why."""
+    """Adds torchvision's detector, and to ``counts`` what it asks of a GPU; where there is none, or it does not run,
+    returns why."""
     # What makes torchvision's another detector may make it another amount of work.
     if lacks := torchvision_lacks(cfg.model):
         return [f"torchvision: {line}" for line in lacks]
     theirs = torchvision_detector(cfg.model, work.model).to(device)
     # What torch chooses on a GPU is counted, what it chooses on this device is timed.
-    for foreach in (True, None):
+    for foreach in (None,) if counts is None else (True, None):
         optimizer = _torchvisions_optimizer(cfg.train, theirs, foreach)
         step, infer = _work(theirs, optimizer, *work.scene, work.amp)
         added: Variants = {"torchvision": step, "infer_torchvision": infer}
         if missing := add_what_runs(variants, added, "torchvision"):
             return missing
-        for name, variant in added.items():
-            counts.setdefault(name, count(variant))
+        if foreach and counts is not None:
+            counts.update({name: count(variant) for name, variant in added.items()})
     return []
 
 

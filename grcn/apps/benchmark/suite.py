@@ -1,10 +1,11 @@
-"""Everything that is worth knowing of a GPU in one go: the tests for it, then every family of models, most valuable
-first. What fails is noted, and the rest goes on; what is known so far is always on disk."""
+"""Measures a GPU by one command: the tests for it, then every family of models, most valuable first.
+
+A case that fails is noted, and the next one is begun; after each, what is known is on the disk.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from grcn.apps.benchmark.counts import count
-from grcn.apps.benchmark.measure import Work, add_torchvision, add_what_runs, prepare
+from grcn.apps.benchmark.measure import add_torchvision, add_what_runs, prepare
 from grcn.apps.benchmark.parts import busy_ms
 from grcn.apps.benchmark.roofline import Limits, measure_limits, roofline_ms
 from grcn.apps.benchmark.rounds import Variants, interleaved
@@ -126,7 +127,7 @@ def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
     """Runs the tests for a GPU; returns their exit code and last line, and leaves the rest in ``tests.txt``."""
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "tests"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, env=os.environ)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"code": None, "last": one_line(str(error))}
     (folder / "tests.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -160,7 +161,7 @@ def _measure(
 
 
 def _figures(cfg: Config, device: torch.device, batch: int, repeats: int, limits: Limits) -> dict[str, Any]:
-    work: Work = prepare(cfg, device, batch)
+    work = prepare(cfg, device, batch)
     found: dict[str, Any] = {"peak_mb": peak_mb(device)}
     variants: Variants = {"step": work.step, "infer": work.infer}
     missing: list[str] = []
@@ -168,7 +169,7 @@ def _figures(cfg: Config, device: torch.device, batch: int, repeats: int, limits
         found["counts"] = {"step": count(work.step), "infer": count(work.infer)}
         found["roofline_ms"] = roofline_ms(work.step, limits)
         found["infer_roofline_ms"] = roofline_ms(work.infer, limits)
-        missing = add_torchvision(variants, {}, cfg, work, device)
+        missing = add_torchvision(variants, None, cfg, work, device)
     else:
         compile_parts(work.model, cfg.run.compile)
         start = time.monotonic()
