@@ -169,16 +169,14 @@ class RoIHeads(nn.Module):
         proposals: Tensor,
         image_sizes: list[tuple[int, int]],
         targets: list[dict],
-        stage: int = 0,
     ) -> dict[str, Tensor]:
         """Samples RoIs and computes the losses of this stage and of those that follow.
 
         Args:
             features, proposals, image_sizes, targets: as of :meth:`forward`.
-            stage: its number, which the random draws depend on.
         """
         words: list[tuple[int, ...]] = []
-        for number in range(stage, stage + len(self.stages())):
+        for number in range(len(self.stages())):
             words.append((rng.ROIS, number) if number else (rng.ROIS,))
             words += (rng.DROPOUT, 2 * number), (rng.DROPOUT, 2 * number + 1)
         states = rng.image_states(targets, proposals.device, *words)
