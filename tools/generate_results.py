@@ -51,28 +51,20 @@ def with_tables(page: str, root: Path) -> str:
 
 def _table(spec: Mapping[str, Any], root: Path) -> str:
     columns = spec["columns"]
-    if "speed" in spec:
-        return _speed_table(spec, root)
+    cell = _speed_cell if "speed" in spec else _cell
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
-    for config, label in spec["rows"].items():
-        cells = [_cell(spec, config, shown, root) for shown in columns.values()]
+    for row, label in spec["rows"].items():
+        cells = [cell(spec, row, shown, root) for shown in columns.values()]
         if any(cells):  # of nothing but differences the baseline has none
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _speed_table(spec: Mapping[str, Any], root: Path) -> str:
-    columns = spec["columns"]
-    lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
-    for row, label in spec["rows"].items():
-        path = root / spec["speed"] / f"{row}.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        cells = ["not run" if found is None else _speed_cell(found, shown.split()) for shown in columns.values()]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _speed_cell(found: Any, place: list[str]) -> str:
+def _speed_cell(spec: Mapping[str, Any], row: str, shown: str, root: Path) -> str:
+    path = root / spec["speed"] / f"{row}.json"
+    if not path.exists():
+        return "not run"
+    found, place = json.loads(path.read_text(encoding="utf-8")), shown.split()
     for key in place:
         if key not in found:
             return ""
