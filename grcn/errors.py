@@ -94,8 +94,7 @@ _REMEDIES = {
 
 # Threads of OpenMP that wait for each other spin, by default for milliseconds: beside another process, which may have
 # taken the core of the one they wait for, a step then takes up to 25 times as long. So they spin for microseconds.
-_SPINNING = {"GOMP_SPINCOUNT": "1000"}
-_SPINNING_OF_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_SPINS = "1000"
 
 _SMALLER = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
 # How torch words the machine's faults, which it raises as plain RuntimeErrors, and what is to be told.
@@ -110,16 +109,16 @@ _RUNTIME_FAULTS = {
 def main(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command and exits with the documented code; a user's mistake is one line on stderr.
 
-    Threads of the command do without cores that other processes are busy on: OpenMP, which reads its environment when
-    torch is imported, is set to spin briefly, unless the user's environment says how.
+    Threads of OpenMP spin briefly while they wait for each other, unless the user's environment says how long. OpenMP
+    reads it when torch is imported.
 
     Args:
         command: imports torch itself, if it needs it; returns the exit code, or None for 0. An exception that is
             neither a :class:`UserError` nor a fault of the machine is a bug of ours: it keeps its traceback and exits
             with 1.
     """
-    if not any(name in os.environ for name in _SPINNING_OF_USER):
-        os.environ |= _SPINNING
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
         code = command() or 0
         if sys.stdout is not None:  # the shell's >&- leaves none

@@ -17,7 +17,8 @@ from grcn.progress import start_logging
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "shapes"
 METHODS = {"faster_rcnn": "Faster R-CNN", "grcn": "G-RCN"}
-SETTINGS = ["data.level=flat", "data.train_images=2000", "train.steps=1000", "train.lr=0.06", "run.amp=auto"]  # quick
+# Quick to learn.
+SETTINGS = ["data.level=flat", "data.train_images=2000", "train.steps=1000", "train.lr=0.06", "run.amp=auto"]
 SHOWN = ("voc_area_ap50", "voc_area_ap70", "coco_ap")
 
 

@@ -123,8 +123,9 @@ def train(
         optimizer, ema = training.optimizer(model), training.average(model)
         detector: Any = model if ema is None else ema.module  # to evaluate
         if cfg.run.compile != "none":
-            for each in (training.model, *([detector] if ema is not None else [])):
-                compile_parts(each, cfg.run.compile)
+            compile_parts(training.model, cfg.run.compile)
+            if ema is not None:
+                compile_parts(detector, cfg.run.compile)
         distributed.obey(stop)
         if dry_run:
             return try_steps(training, optimizer, ema, state, device)
