@@ -92,7 +92,7 @@ _REMEDIES = {
     errno.ETIMEDOUT: "check the network disk and run again",
 }
 
-# Threads of OpenMP that wait for each other spin, by default for milliseconds: beside another process, which may have
+# Threads of OpenMP that wait for each other spin, by default for milliseconds: beside other processes, which may have
 # taken the core of the one they wait for, a step then takes up to 25 times as long. So they spin for microseconds.
 _SPINS = "1000"
 

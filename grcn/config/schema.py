@@ -309,10 +309,10 @@ class RunConfig(Section):
     """Whether a GPU repeats its results to the bit, as a CPU does anyway; slower, and with roi.op: align only. [O]"""
     amp: Annotated[Literal["none", "bf16", "auto"], TRAINING] = "none"
     """Precision of the forward pass: float32, or bfloat16 by autocast; auto: bfloat16 on GPUs and CPUs that multiply it
-    (AVX512-BF16, AMX), where a new run records and keeps what it began with. [O]"""
+    (AVX512-BF16, AMX). The run records which, and keeps it. [O]"""
     compile: Annotated[Literal["none", "default", "reduce-overhead"], TRAINING] = "none"
-    """Mode of torch.compile for backbone, RPN and box heads; reduce-overhead replays a GPU's kernels without Python.
-    Minutes at the start of a run, and the more the more sizes of images there are: model.image.multiple=32 makes them
+    """Mode of torch.compile for backbone, RPN and RoI heads, which takes minutes at the start of a run. reduce-overhead
+    replays a GPU's kernels without Python, recorded for each size of a batch: model.image.multiple=32 makes them
     few. [O]"""
     tf32: Annotated[bool, TRAINING] = False
     """Whether a GPU multiplies float32 matrices with 10 bits of mantissa (TF32), faster; it convolves so in any case,
