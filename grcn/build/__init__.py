@@ -11,11 +11,11 @@ from grcn.build.data import (
     usual_classes,
 )
 from grcn.build.model import build_model
-from grcn.build.training import AMP, Training, build_optimizer, build_training
+from grcn.build.training import Training, amp_dtype, build_optimizer, build_training
 
 __all__ = [
-    "AMP",
     "Training",
+    "amp_dtype",
     "build_augmentations",
     "build_batches",
     "build_model",

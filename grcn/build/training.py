@@ -13,16 +13,26 @@ from torch import nn
 from grcn.build.data import build_batches, build_test_split, build_train_split
 from grcn.build.model import build_model
 from grcn.config.files import dump_config
-from grcn.config.schema import Config, TrainConfig
+from grcn.config.schema import Config, RunConfig, TrainConfig
 from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import TrainBatch
 from grcn.engine.average import WeightAverage
 from grcn.engine.recorder import Metrics, Recorder
 from grcn.engine.signals import StopSignals
 from grcn.engine.train import Batch, learning_rate, train
+from grcn.errors import ConfigError
 from grcn.models.detector import Detector
 
-AMP = {"none": None, "bf16": torch.bfloat16}
+
+def amp_dtype(cfg: RunConfig) -> torch.dtype | None:
+    """Returns the type that autocast computes in, None for float32 alone.
+
+    Raises:
+        ConfigError: ``amp`` is auto, and the device not known.
+    """
+    if cfg.amp == "auto":
+        raise ConfigError("run.amp: auto depends on the device; take grcn.run.backend.with_precision, or set bf16")
+    return torch.bfloat16 if cfg.amp == "bf16" else None
 
 
 def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -128,7 +138,7 @@ class Training:
         cfg = self.cfg.train
         return train(
             model, batches, optimizer, recorder, steps=cfg.steps, lr_at=self.lr_at, seed=self.cfg.run.seed,
-            accumulate=cfg.accumulate, amp=AMP[self.cfg.run.amp], clip_grad_norm=cfg.clip_grad_norm,
+            accumulate=cfg.accumulate, amp=amp_dtype(self.cfg.run), clip_grad_norm=cfg.clip_grad_norm,
             checkpoint_every=cfg.checkpoint_every, evaluate=evaluate, eval_every=cfg.eval_every, ema=ema, stop=stop,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grcn.build import AMP, Training
+from grcn.build import Training, amp_dtype
 from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint
 from grcn.engine.average import WeightAverage
@@ -42,7 +42,7 @@ def dry_run(
         the losses of the first batch.
     """
     model, train_table, test = training.model, training.train.table, training.test
-    dtype = AMP[training.cfg.run.amp]
+    dtype = amp_dtype(training.cfg.run)
     amp = torch.autocast(device.type, dtype, enabled=dtype is not None)
     if state is not None:
         restore(state, model)

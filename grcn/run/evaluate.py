@@ -108,7 +108,7 @@ def detect_all(
         timeout=cfg.run.timeout,
     )  # fmt: skip
     share = len(range(rank, len(images), world))
-    return detect(model, batches, device, total=share, amp=build.AMP[cfg.run.amp], stop=stop)
+    return detect(model, batches, device, total=share, amp=build.amp_dtype(cfg.run), stop=stop)
 
 
 def _read_to_evaluate(

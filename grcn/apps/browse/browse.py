@@ -132,7 +132,7 @@ def _fed(
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""
     device = model.transform.mean.device
-    amp = build.AMP[cfg.run.amp]
+    amp = build.amp_dtype(cfg.run)
     share = cfg.train.batch // cfg.train.accumulate
     number = -(-count // share)
     batches = build.build_batches(cfg, data, start_step=first, steps=first + MOST_IMAGES, workers=0, alone=True)
