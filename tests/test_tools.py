@@ -356,8 +356,7 @@ def assert_one_line(stderr, named):
 @pytest.mark.parametrize("native", [True, False])
 def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, capfd, tmp_path, native):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
     config = ROOT / "configs/shapes/grcn_tiny.yaml"
     arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", "run.amp=bf16", *SMALL)
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *arguments, code=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import platform
@@ -46,22 +45,18 @@ def device_name(device: torch.device) -> str:
     """Returns the name of a GPU, or that of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
-            return names[0]
-    return platform.processor() or platform.machine()
+    return str(_cpu().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def instruction_sets() -> list[str]:
     """Lists the vector and matrix instructions of an x86 CPU that its speed depends on; empty for others."""
-    known = {
-        "AVX2": torch.cpu._is_avx2_supported,
-        "AVX512": torch.cpu._is_avx512_supported,
-        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported,
-        "AMX": torch.cpu._is_amx_tile_supported,
-    }
-    return [name for name, is_supported in known.items() if is_supported()]
+    known = {"AVX2": "avx2", "AVX512": "avx512_f", "AVX512-BF16": "avx512_bf16", "AMX": "amx_bf16"}
+    return [name for name, key in known.items() if _cpu().get(key)]
+
+
+def _cpu() -> Mapping[str, Any]:
+    """Returns what torch knows of the CPU, by name; nothing in torch 2.10."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def multiplies_bf16(device: torch.device) -> bool:

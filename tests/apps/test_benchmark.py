@@ -10,7 +10,6 @@ from grcn.apps.benchmark.measure import measure
 from grcn.apps.benchmark.scene import make_scene
 from grcn.apps.benchmark.text import times_as_text
 from grcn.config.files import load_config
-from grcn.engine.environment import device_name, instruction_sets
 from grcn.models.box_heads import TaskHeads
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -35,7 +34,7 @@ def test_a_measurement_is_complete_and_finite(row):
     assert all(found[name] > 0 for name in ratios)
     assert found["cpu_ms"].keys() == found["times_ms"].keys() and found["cpu_ratios"].keys() == ratios
     assert all(value > 0 for name in found["cpu_ms"] for value in found["cpu_ms"][name])
-    assert found["device"] == device_name(CPU) and found["instruction_sets"] == instruction_sets()
+    assert found["device"] and isinstance(found["instruction_sets"], list)
     assert {"backbone", "RPN", "RoI heads", "RoI pooling", "backward and update"} <= found["breakdown_ms"].keys()
     assert all(0 <= value < 100 for value in found["losses"].values()) and len(found["losses"]) == 4
     assert found["data_wait_ms"] >= 0
