@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
-from torch._dynamo.utils import counters
 
 from grcn.errors import EnvironmentFault, one_line
 from grcn.models.detector import Detector
@@ -21,7 +19,7 @@ from grcn.models.detector import Detector
 logger = logging.getLogger("grcn")
 
 
-def compile_parts(model: Detector, mode: str, backend: str = "inductor", whole: bool = False) -> None:
+def compile_parts(model: Detector, mode: str, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compiles the parts of a detector, in place, each when it is first called.
 
     Sizes are symbols from the start. So few forms are compiled (training and evaluation, one object or several, odd
@@ -32,14 +30,16 @@ def compile_parts(model: Detector, mode: str, backend: str = "inductor", whole: 
         model: on its device. A copy made afterwards would share its compiled parts: copy it first.
         mode: ``"default"``, or ``"reduce-overhead"``, which replays a GPU's kernels without the host.
         backend: of ``torch.compile``.
-        whole: refuse a part that is not one graph.
 
     Raises:
-        EnvironmentFault: at the first call: torch cannot compile on this machine.
+        EnvironmentFault: at the first call: the backend cannot compile on this machine.
+        torch._dynamo.exc.Unsupported: at the first call: a part is not one graph; the message says where it breaks.
     """
+    if mode == "reduce-overhead" and model.transform.multiple < 32:
+        logger.info("run.compile=reduce-overhead records each size of a batch; model.image.multiple=32 makes them few")
     for owner, method, name in parts(model):
         compiled = torch.compile(
-            getattr(owner, method), dynamic=True, fullgraph=whole, backend=backend,
+            getattr(owner, method), dynamic=True, fullgraph=True, backend=backend,
             mode=mode if backend == "inductor" else None,
         )  # fmt: skip
         is_first = name == "backbone" and mode == "reduce-overhead"
@@ -62,6 +62,10 @@ def _logged(compiled: Callable[..., Any], name: str, is_first: bool) -> Callable
     Args:
         is_first: of the parts of a step; results of the step before may be overwritten from here on.
     """
+    # Loaded for this only: they take a second, and are not part of torch's public interface.
+    from torch._dynamo.exc import ShortenTraceback
+    from torch._dynamo.utils import counters
+
     forms = 0
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -71,8 +75,9 @@ def _logged(compiled: Callable[..., Any], name: str, is_first: bool) -> Callable
         before = counters["stats"]["unique_graphs"]
         try:
             found = compiled(*args, **kwargs)
-        except TorchDynamoException as error:
-            cause = one_line(str(error).partition("\n")[0], 120)
+        except ShortenTraceback as error:  # of the backend alone, as without a C++ compiler or Triton
+            cause = getattr(error, "inner_exception", error)
+            cause = one_line(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}", 150)
             raise EnvironmentFault(f"run.compile: torch cannot compile the {name} here ({cause}); set none") from error
         if counters["stats"]["unique_graphs"] > before:
             forms += 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_batch
+from torch._dynamo.exc import Unsupported
 from torch.testing import assert_close
 
 from grcn import boxes
@@ -51,7 +52,7 @@ def forgotten():
 def pair(name):
     model = build_model(load_config(ROOT / f"configs/{name}.yaml", CASES[name]).model, 6)
     compiled = copy.deepcopy(model)
-    compile_parts(compiled, "default", backend="aot_eager", whole=True)
+    compile_parts(compiled, "default", backend="aot_eager")
     return model, compiled
 
 
@@ -78,6 +79,17 @@ def check_equal_in_evaluation(model, compiled):
 def test_every_part_in_its_form_for_a_gpu_is_one_graph_that_computes_the_same():
     with boxes.as_if_on_gpu():
         check_equal_in_training("shapes/grcn_tiny")
+
+
+@pytest.mark.slow
+def test_every_part_is_one_graph_in_bfloat16_too():
+    images, targets = small_batch()
+    model, compiled = pair("shapes/grcn_tiny")
+    with boxes.as_if_on_gpu(), torch.autocast("cpu", torch.bfloat16):
+        losses, expected = (m.train()(images, targets) for m in (compiled, model))
+        assert_close(losses, expected, rtol=0.02, atol=1e-3)
+        with torch.no_grad():
+            assert len(compiled.eval()(images)) == 2
 
 
 @pytest.mark.slow
@@ -120,8 +132,26 @@ def test_a_machine_that_cannot_compile_is_one_line():
 
     model = build_model(load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml", NARROW).model, 6)
     compile_parts(model, "default", backend=broken)
-    with pytest.raises(EnvironmentFault, match=r"run.compile: torch cannot compile the backbone here \(.*\); set none"):
+    expected = r"run.compile: torch cannot compile the backbone here \(RuntimeError: no compiler\); set none"
+    with pytest.raises(EnvironmentFault, match=expected):
         model.train()(*small_batch())
+
+
+def test_a_part_of_your_own_that_is_not_one_graph_is_named_by_torch(monkeypatch):
+    model = build_model(load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml", NARROW).model, 6)
+    plain = model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda x: (print("a side effect"), plain(x))[1])
+    compile_parts(model, "default", backend="eager")
+    with pytest.raises(Unsupported, match="print"):
+        model.train()(*small_batch())
+
+
+@pytest.mark.parametrize(("multiple", "hinted"), [(1, True), (32, False)])
+def test_many_sizes_to_record_are_hinted_at(multiple, hinted, caplog):
+    caplog.set_level(logging.INFO, "grcn")
+    cfg = load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml", [*NARROW, f"model.image.multiple={multiple}"])
+    compile_parts(build_model(cfg.model, 6), "reduce-overhead")
+    assert ("model.image.multiple=32 makes them few" in caplog.text) == hinted
 
 
 @pytest.mark.slow
