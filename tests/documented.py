@@ -83,7 +83,7 @@ FILLED = {
     "folder/": "runs/**/devkit",
 }
 FLAGS = {
-    "tools/benchmark.py --gpu-suite": ("--minutes", "0"),
+    "tools/benchmark.py --gpu-suite": ("--minutes", "0", "run.device=cpu"),
     "tools/benchmark.py": ("--repeats", "1"),
     "tools/reproduce.py --table 4": ("--draws", "10", "--output-dir", "runs/table4"),  # runs/voc has another network
     "tools/reproduce.py --table": ("--draws", "10"),

@@ -36,13 +36,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the tables")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of steps and detections to time (default: 5)")
     parser.add_argument("--batch", type=int, default=1, help="images of a step and of a detection (default: 1)")
-    parser.add_argument("--minutes", type=float, default=7.5, help="--gpu-suite begins no case after (default: 7.5)")
+    parser.add_argument("--minutes", type=float, help="--gpu-suite takes no longer than this (default: 7.5)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     start_logging()
     for name, least in (("repeats", 1), ("batch", 1), ("minutes", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least} (got {getattr(args, name)})")
+        if (given := getattr(args, name)) is not None and given < least:
+            parser.error(f"--{name} must be at least {least} (got {given})")
+    if args.minutes is not None and not args.gpu_suite:
+        parser.error("--minutes goes with --gpu-suite only")
     if args.gpu_suite and (args.describe or args.scaling or args.batch != 1):
         parser.error("--gpu-suite goes with none of --describe, --scaling and --batch")
     if args.scaling:
@@ -61,10 +63,13 @@ def _suite(args: argparse.Namespace) -> Result:
     """Measures everything on one device."""
     from grcn.apps.benchmark.suite import cases, run_suite  # imports torch, for seconds
     from grcn.apps.benchmark.text import suite_as_markdown
-    from grcn.engine.distributed import process_group
+    from grcn.engine.distributed import local_device
 
-    with process_group(next(cases()).config(args.overrides).run.device) as device:
-        found = run_suite(args.gpu_suite, device, args.overrides, 60 * args.minutes, args.repeats)
+    device = local_device(wanted := next(cases()).config(args.overrides).run.device)
+    if device.type == "cpu" and wanted == "auto":
+        raise errors.EnvironmentFault("--gpu-suite: torch sees no GPU; run.device=cpu tries it on the CPU, for hours")
+    minutes = 7.5 if args.minutes is None else args.minutes
+    found = run_suite(args.gpu_suite, device, args.overrides, 60 * minutes, args.repeats)
     return found, [suite_as_markdown(found)]
 
 

@@ -86,6 +86,10 @@ def suite_as_markdown(found: Mapping[str, Any]) -> str:
     lines = [f"{found['device']}, torch {found['torch']}, CUDA {found['cuda']}", ""]
     if found["tests"] is not None:
         lines += [f"Tests marked cuda: {found['tests']['last']} (exit {found['tests']['code']})", ""]
+    lines += [
+        "fp32 is without TF32, tf32 with it in products and convolutions. By default torch has it in convolutions.",
+        "",
+    ]
     columns = "model precision batch compile ms torchvision ratio busy roofline kernels waits MB".split()
     for name, prefix, title in (("step", "", "Training step"), ("infer", "infer_", "Detection")):
         lines += [f"{title}, milliseconds", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
