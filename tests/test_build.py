@@ -6,8 +6,9 @@ import pytest
 import torch
 from support import small_detector
 
-from grcn.build import build_optimizer
-from grcn.config.schema import TrainConfig
+from grcn.build import amp_dtype, build_optimizer
+from grcn.config.schema import RunConfig, TrainConfig
+from grcn.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,9 @@ def test_biases_and_scales_have_groups_of_their_own(
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
     assert {weight.dim() for weight in scales["params"]} == {1}
     assert {weight.dim() for weight in weights["params"]} == {2, 4}
+
+
+def test_autocast_computes_in_the_type_of_the_config():
+    assert amp_dtype(RunConfig(amp="bf16")) is torch.bfloat16 and amp_dtype(RunConfig()) is None
+    with pytest.raises(ConfigError, match="run.amp: auto depends on the device"):
+        amp_dtype(RunConfig(amp="auto"))

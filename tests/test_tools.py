@@ -412,9 +412,20 @@ def test_benchmark_describes_and_measures(monkeypatch, capfd):
         (["--scaling", "nowhere/x.png"], "nowhere"),
         (["--scaling", "x.png", "--batch", "2"], "--batch"),
         (["--scaling", "x.png", "--describe"], "--describe"),
+        (["--minutes", "5"], "--minutes"),
     ):
         stderr = call_here(monkeypatch, capfd, "tools/benchmark.py", "--config", config, *wrong, code=2)
         assert_one_line(stderr, named)
+
+
+def test_the_suite_for_a_gpu_asks_for_one(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for settings, code, named in ((["run.device=auto"], 5, "torch sees no GPU"), (["run.amp=none"], 2, "run.amp")):
+        stderr = call_here(
+            monkeypatch, capfd, "tools/benchmark.py", "--gpu-suite", tmp_path / "out", *settings, code=code
+        )
+        assert_one_line(stderr, named)
+    assert not (tmp_path / "out").exists()
 
 
 def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch, capfd):
