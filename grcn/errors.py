@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PREFIX = "grcn: error: "
 LONGEST_LINE = 300
@@ -24,7 +24,13 @@ INTERRUPTED = 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose complaints are like all others: one line, exit code 2."""
+    """A parser whose complaints are like all others: one line, exit code 2.
+
+    Its name is that of the command, also under ``python -m grcn``, which argparse would show in its place.
+    """
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog=prog or os.path.basename(sys.argv[0]), **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help")

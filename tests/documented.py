@@ -115,6 +115,8 @@ def small(command: str, place: Path) -> list[str]:
     for long, short in SHORTER.items():
         command = command.replace(long, short)
     words = [fill(word, place) for word in shlex.split(command)]
+    if words[0] == "grcn":  # the same without its start
+        words = ["python", f"tools/{words[1].replace('-', '_')}.py", *words[2:]]
     if words[0] == "torchrun":
         words += ["--output-dir", f"runs/torchrun/{len(list(place.glob('runs/torchrun/*')))}"]
     words += next((flags for start, flags in FLAGS.items() if start in command), ())

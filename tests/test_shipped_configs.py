@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from generate_config_table import catalogue
+from generate_config_table import as_json, entries, page
 from PIL import Image
 
 from grcn.catalog import COCO_CLASSES, RESNET_UNITS, VGG16_BLOCKS
@@ -101,8 +101,10 @@ def test_a_config_trains_and_evaluates(path, data, tmp_path, caplog, monkeypatch
 
 
 def test_the_page_of_all_configs_is_current():
-    page = (ROOT / "configs/README.md").read_text()
-    assert page == catalogue(ROOT / "configs", ROOT / "results"), "run: make generated"
+    found = entries(ROOT / "configs")
+    current = page(ROOT / "configs", ROOT / "results", found)
+    assert (ROOT / "configs/README.md").read_text() == current, "run: make generated"
+    assert (ROOT / "configs/catalogue.json").read_text() == as_json(found), "run: make generated"
 
 
 def test_the_page_shows_what_was_measured(tmp_path):
@@ -118,8 +120,8 @@ def test_the_page_shows_what_was_measured(tmp_path):
         text = (ROOT / "configs/shapes" / name).read_text().replace("../_base", str(ROOT / "configs/_base"))
         (configs / "shapes" / name).write_text(text)
     shutil.copy(ROOT / "configs/paper_tables.yaml", configs)
-    page = catalogue(configs, tmp_path)
-    assert "| 55.0 / 25.0 / – (2 seeds) |" in page and "| not run |" in page
+    written = page(configs, tmp_path, entries(configs))
+    assert "| 55.0 / 25.0 / – (2 seeds) |" in written and "| not run |" in written
 
 
 def test_every_row_of_every_table_has_a_config_for_its_data():

@@ -101,7 +101,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "train.lr=0.5", code=2)
     assert "train.lr: 0.06 -> 0.5" in stderr and "--allow-changes" in stderr
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *args, "--resume", "eval.limit=2", code=2)
-    assert "evaluated under other settings; use tools/eval.py" in stderr and "eval.limit: null -> 2" in stderr
+    assert "evaluated under other settings; use grcn eval" in stderr and "eval.limit: null -> 2" in stderr
     other = [*args, "--resume", "--allow-changes", "model.roi.nms=0.9"]
     stderr = call_here(monkeypatch, capfd, "tools/train.py", *other, code=2)
     assert "evaluated under other settings" in stderr and "model.roi.nms: 0.3 -> 0.9" in stderr

@@ -1,49 +1,7 @@
-"""Draws what a model is fed in training: python tools/browse.py --config C [--checkpoint W] [key=value ...]
-
-Each image up to three times, side by side: as the network sees it, with ground truth; with the anchors, and with the
-RoIs that the losses of a training step read. Figures of them go to stdout. docs/data.md says how to read the picture.
-"""
-
-import argparse
-from pathlib import Path
+"""Draws what a model is fed in training: in a clone, the command ``grcn browse``."""
 
 from grcn import errors
-from grcn.config.files import load_config
-from grcn.progress import start_logging
-
-
-def main() -> None:
-    """Reads the command line and draws."""
-    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path, help="YAML file")
-    parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="picture to write, PNG or JPEG")
-    parser.add_argument("--images", type=int, default=8, help="how many (default: 8)")
-    parser.add_argument("--show", nargs="+", metavar="WHAT", help="inputs, anchors, rois (default: all three)")
-    parser.add_argument("--checkpoint", type=Path, help="whose proposals to show (default: of an untrained network)")
-    parser.add_argument("--step", type=int, help="of training, whose images come first (default: the next, or 1)")
-    parser.add_argument("--allow-changes", action="store_true", help="go on where the model's settings have changed")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    args = parser.parse_intermixed_args()
-    start_logging()
-    words = args.show or []  # which takes the settings behind it as well
-    cfg = load_config(args.config, [*args.overrides, *(word for word in words if "=" in word)])
-    from grcn.apps.browse.browse import MOST_IMAGES, browse  # imports torch, for seconds
-    from grcn.apps.browse.sheet import PANELS
-
-    wanted = {word for word in words if "=" not in word} or set(PANELS)
-    if unknown := sorted(wanted.difference(PANELS)):
-        parser.error(f"argument --show: choose from {', '.join(PANELS)} (got {unknown[0]!r})")
-    if not 1 <= args.images <= MOST_IMAGES:
-        parser.error(f"argument --images: 1 to {MOST_IMAGES} (got {args.images})")
-    if args.step is not None and args.step < 1:
-        parser.error(f"argument --step: counted from 1 (got {args.step})")
-    panels = [panel for panel in PANELS if panel in wanted]
-    found = browse(
-        cfg, args.output, images=args.images, panels=panels, weights=args.checkpoint, step=args.step,
-        allow_changes=args.allow_changes,
-    )  # fmt: skip
-    print(found)
-
+from grcn.commands.browse import main
 
 if __name__ == "__main__":
     errors.main(main)

@@ -1,4 +1,5 @@
-"""Writes configs/README.md: every config beside the paper's rows, its cost, and what was measured with it."""
+"""Writes configs/README.md, every config beside the paper's rows, its cost and what was measured with it, and the same
+without figures of the paper and of results as configs/catalogue.json, which the command ``grcn configs`` shows."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import itertools
 import json
 import re
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,47 +49,78 @@ One file for each row of the paper's tables, and a few beyond them. This page is
 *Parameters* in millions count convolutions, linear layers, biases and norms, frozen ones too. *Strides* are those of
 the classification and the localization map. *GMAC* are 10^9 multiply-accumulates of one detection at the config's
 largest image size, with all test RoIs in both passes and the usual number of classes;
-`python tools/benchmark.py --config C --describe` lists them by part. With `caffe:` weights a ResNet is strided earlier
+`grcn benchmark --config C --describe` lists them by part. With `caffe:` weights a ResNet is strided earlier
 and costs a little less. *Paper* are the paper's numbers, in percent, from [paper_tables.yaml](paper_tables.yaml).
 *Ours* were measured with this code, mean over seeds, from the files in [results](../results).
 """
 
 
-def catalogue(configs: Path, results: Path) -> str:
+@dataclass(frozen=True)
+class Entry:
+    """A config and what is known of it."""
+
+    path: Path
+    cfg: Config
+    facts: dict[str, Any]
+
+
+def entries(configs: Path) -> list[Entry]:
+    """Describes all configs, those of a data set together, in the order of the paper's tables.
+
+    Args:
+        configs: the folder with one folder for each data set.
+    """
+    labels = _labels(configs)
+    found = []
+    for folder in _FOLDERS:
+        loaded = [(path, load_config(path)) for path in sorted((configs / folder).glob("*.yaml"))]
+        for path, cfg in sorted(loaded, key=lambda pair: _place(pair[1], labels)):
+            rows = "; ".join(f"{ref.table}: {labels[ref.table, ref.row]['label']}" for ref in cfg.paper)
+            facts = {"name": f"{folder}/{path.stem}", "what": rows or _purpose(path), **_cost(cfg)}
+            found.append(Entry(path, cfg, facts))
+    return found
+
+
+def page(configs: Path, results: Path, found: list[Entry]) -> str:
     """Writes the page.
 
     Args:
         configs: the folder with one folder for each data set.
         results: ``<data>/<config>/seed<k>.json``, each with ``metrics``.
+        found: of :func:`entries`.
     """
-    tables = yaml.safe_load((configs / "paper_tables.yaml").read_text())
-    labels = {(t, row["id"]): row for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
+    labels = _labels(configs)
     lines = [_HEAD]
     for folder, (title, text, metrics) in _FOLDERS.items():
-        found = [(path, load_config(path)) for path in sorted((configs / folder).glob("*.yaml"))]
-        found.sort(key=lambda pair: _place(pair[1], labels))
         lines += [f"## {title}\n", f"{text}\n"]
         for beyond in (False, True):
-            chosen = [(path, cfg) for path, cfg in found if (cfg.paper == ()) == beyond]
+            chosen = [one for one in found if one.path.parent.name == folder and (one.cfg.paper == ()) == beyond]
             if not chosen:
                 continue
             lines += ["Beyond the tables:\n"] * beyond
             lines += [f"| {'what' if beyond else 'table: row'} | config | parameters | strides | GMAC | paper | ours |"]
             lines += ["|---|---|---|---|---|---|---|"]
-            for path, cfg in chosen:
-                rows = [labels[ref.table, ref.row] for ref in cfg.paper]
+            for one in chosen:
+                rows = [labels[ref.table, ref.row] for ref in one.cfg.paper]
                 paper = " / ".join(str(rows[-1][name]) for name in metrics) if rows and folder != "shapes" else "–"
                 # Results on data of one's own belong to the data, not to the config.
-                ours = (
-                    "–"
-                    if folder == "own"
-                    else _ours(sorted((results / folder / path.stem).glob("seed*.json")), metrics)
-                )
-                named = "; ".join(f"{ref.table}: {row['label']}" for ref, row in zip(cfg.paper, rows, strict=True))
-                cells = [named or _purpose(path), f"[{path.stem}]({folder}/{path.name})", *_cost(cfg), paper, ours]
-                lines.append("| " + " | ".join(cells) + " |")
+                seeds = sorted((results / folder / one.path.stem).glob("seed*.json"))
+                ours = "–" if folder == "own" else _ours(seeds, metrics)
+                named = f"[{one.path.stem}]({folder}/{one.path.name})"
+                costs = [f"{one.facts['parameters']:.2f}", one.facts["strides"], f"{one.facts['gmac']:.3g}"]
+                lines.append("| " + " | ".join([one.facts["what"], named, *costs, paper, ours]) + " |")
             lines.append("")
     return "\n".join(lines)
+
+
+def as_json(found: list[Entry]) -> str:
+    """Writes the entries, one on each line."""
+    return "[\n" + ",\n".join(json.dumps(one.facts, ensure_ascii=False) for one in found) + "\n]\n"
+
+
+def _labels(configs: Path) -> dict[tuple[int, str], Any]:
+    tables = yaml.safe_load((configs / "paper_tables.yaml").read_text(encoding="utf-8"))
+    return {(number, row["id"]): row for number in range(1, 6) for row in tables[f"table{number}"]["rows"]}
 
 
 def _purpose(path: Path) -> str:
@@ -102,15 +135,14 @@ def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
     return min((order.index((ref.table, ref.row)) for ref in cfg.paper), default=len(order)), cfg.model.backbone
 
 
-def _cost(cfg: Config) -> tuple[str, str, str]:
+def _cost(cfg: Config) -> dict[str, Any]:
     parts, strides = costs(cfg)
     gmac = sum(part.gmac for part in parts)
-    parameters = sum(part.parameters for part in parts) / 1e6
-    return (
-        f"{parameters:.2f}",
-        " / ".join(strides_as_text(strides[task]) for task in TASKS),
-        f"{gmac:.0f}" if gmac >= 10 else f"{gmac:.2f}",
-    )
+    return {
+        "parameters": round(sum(part.parameters for part in parts) / 1e6, 2),
+        "strides": " / ".join(strides_as_text(strides[task]) for task in TASKS),
+        "gmac": round(gmac) if gmac >= 10 else round(gmac, 2),
+    }
 
 
 def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:
@@ -128,4 +160,6 @@ def _ours(paths: list[Path], metrics: tuple[str, ...]) -> str:
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
     root = Path(__file__).resolve().parents[1]
-    (root / "configs/README.md").write_text(catalogue(root / "configs", root / "results"), encoding="utf-8")
+    described = entries(root / "configs")
+    (root / "configs/README.md").write_text(page(root / "configs", root / "results", described), encoding="utf-8")
+    (root / "configs/catalogue.json").write_text(as_json(described), encoding="utf-8")

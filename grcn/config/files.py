@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from grcn.config import shipped
 from grcn.config.messages import clip, explain, show
 from grcn.config.rules import without_effect
 from grcn.config.schema import Config
@@ -44,7 +45,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """Reads a config file and applies overrides.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one that comes with grcn (:mod:`grcn.config.shipped`).
         overrides: ``key=value`` each, as ``train.lr=3e-4`` or ``data.train=[a, b]``; the last wins.
 
     Raises:
@@ -64,7 +65,7 @@ def load_config_with_sources(
     """
     problems: list[Problem] = []
     try:
-        tree = _read_with_parents(os.fspath(path), problems)
+        tree = _read_with_parents(shipped.find(path), problems)
     except ConfigError as error:
         raise ConfigError(one_line(str(error))) from error
     for override in overrides:
@@ -89,7 +90,7 @@ def set_in_vain(config: Config, sources: Mapping[str, str], path: str | os.PathL
     own = ["command line"]
     # The config.yaml of a run has every setting, wanted or not.
     if "default" in sources.values():
-        own.append(f"{os.fspath(path)}:")
+        own.append(f"{shipped.find(path)}:")
     return [f"{key} ({why})" for key, why in without_effect(config).items() if sources[key].startswith(tuple(own))]
 
 

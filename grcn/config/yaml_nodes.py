@@ -6,7 +6,7 @@ keys, aliases, tags and several documents in one file are problems.
 
 from __future__ import annotations
 
-import glob
+import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from grcn.config import shipped
 from grcn.errors import ConfigError
 
 MAX_BYTES = 2**17  # a config has some thousands; a data set given in its place has many millions
@@ -120,10 +121,11 @@ def read_file(path: str, problems: list[Problem]) -> Node:
 
 
 def _likely(path: str) -> str:
-    """Names the configs of a checkout that are called like a file that is not there."""
-    stem = glob.escape(Path(path).name.removesuffix(".yaml"))
-    alike = sorted(str(file) for file in Path("configs").glob(f"*/{stem}.yaml"))[:3]
-    return f"did you mean {' or '.join(alike)}?" if alike else "check the path"
+    """Names the configs that come with grcn and are called like a file that is not there."""
+    given = path.removesuffix(".yaml")
+    named = [name for name in shipped.names() if name.rpartition("/")[2] == Path(given).name]
+    alike = named[:3] or difflib.get_close_matches(given, shipped.names(), 1, 0.8)
+    return f"did you mean {' or '.join(alike)}?" if alike else "check the path, or see grcn configs"
 
 
 def read_text(text: str, name: str, problems: list[Problem]) -> Node:

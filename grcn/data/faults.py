@@ -106,7 +106,7 @@ class Notes:
         """Warns in one line of everything that was counted for a data set of this name."""
         if self.counts:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-            logger.warning("%s", one_line(f"{name}: read as meant: {counts}; tools/check_data.py lists them"))
+            logger.warning("%s", one_line(f"{name}: read as meant: {counts}; grcn check-data lists them"))
 
 
 def shown(value: object, limit: int = 60) -> str:

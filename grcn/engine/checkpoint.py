@@ -129,7 +129,7 @@ def restore(
     theirs, ours = state["model"], model.state_dict()
     if _OF_TORCHVISION in theirs.keys() - ours.keys():
         raise CheckpointError(
-            f"{where}: of torchvision's detector; pass one of ours, or the detections.json of its run to tools/eval.py"
+            f"{where}: of torchvision's detector; pass one of ours, or the detections.json of its run to grcn eval"
         )
     missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     for kind, names in (("missing", missing), ("unexpected", unexpected)):

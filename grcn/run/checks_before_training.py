@@ -77,7 +77,7 @@ def check_before_training(
     for one in warnings[:MOST_WARNINGS]:
         logger.warning("%s: %s", one.split, one.text)
     if len(warnings) > MOST_WARNINGS:
-        logger.warning("%d more such warnings; tools/check_data.py lists all", len(warnings) - MOST_WARNINGS)
+        logger.warning("%d more such warnings; grcn check-data lists all", len(warnings) - MOST_WARNINGS)
 
 
 Sample = Sequence[tuple[int, Header | None]]

@@ -1,4 +1,4 @@
-"""A checkpoint, pretrained weights or a file of detections, scored on the test splits: what ``tools/eval.py`` calls."""
+"""A checkpoint, pretrained weights or a file of detections, scored on the test splits: what ``grcn eval`` calls."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def load_detector(
     classes: Sequence[str] | None = None,
     allow_changes: bool = False,
 ) -> Predictor:
-    """Loads a detector that ``tools/train.py`` has trained, ready to predict; with averaged weights if it has them.
+    """Loads a detector that ``grcn train`` has trained, ready to predict; with averaged weights if it has them.
 
     Args:
         path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
@@ -205,7 +205,7 @@ def check_same_evaluation(cfg: Config, folder: Path) -> None:
         its = parse_config(path.read_text(encoding="utf-8"), str(path))
     changes = _changes(its, cfg, lambda role: role.measure or role.detection)
     _refuse(
-        changes, f"{folder}: finished, and evaluated under other settings; use tools/eval.py with its checkpoint", False
+        changes, f"{folder}: finished, and evaluated under other settings; use grcn eval with its checkpoint", False
     )
 
 
@@ -229,7 +229,7 @@ def recorded_config(state: Mapping[str, Any], path: Path, classes: Sequence[str]
     kinds = {"config": str, "classes": list, "data_fingerprint": str}
     missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if missing:
-        raise CheckpointError(f"{path}: not of tools/train.py (no {', '.join(missing)} in it); use one of its runs")
+        raise CheckpointError(f"{path}: not of grcn train (no {', '.join(missing)} in it); use one of its runs")
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))

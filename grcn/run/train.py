@@ -1,4 +1,4 @@
-"""One run, from a config to a run folder: what ``tools/train.py`` calls."""
+"""One run, from a config to a run folder: what ``grcn train`` calls."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_no_split_is_not_advised_as_one(write: Any, text: str) -> None:
     data = "data: {format: coco, root: r, train: [a], test: [b]}\ntrain: {steps: 1}"
     assert problems(write(data), f"data.test={text}", f"model.anchors.sizes={text}") == [
         f"command line: data.test={text}: data.test: expected a list (got null); name one, as [val]; "
-        "tools/prepare_data.py split makes a test split of data without one",
+        "grcn prepare-data split makes a test split of data without one",
         f"command line: model.anchors.sizes={text}: model.anchors.sizes: expected a list (got null); write [a, b]",
     ]
 
@@ -272,13 +272,11 @@ def test_problems_are_single_lines_of_limited_length(write: Any) -> None:
 
 
 def test_files_that_cannot_be_read(write: Any) -> None:
-    assert problems("none.yaml") == [f"none.yaml: no such file in {Path.cwd()}; check the path"]
-    assert problems("/none.yaml") == ["/none.yaml: no such file; check the path"]
-    write(MINIMAL, "configs/coco/tiny.yaml")
-    write(MINIMAL, "configs/voc/tiny.yaml")
-    for name in ("tiny", "tiny.yaml", "configs/tiny.yaml"):
+    assert problems("none.yaml") == [f"none.yaml: no such file in {Path.cwd()}; check the path, or see grcn configs"]
+    assert problems("/none.yaml") == ["/none.yaml: no such file; check the path, or see grcn configs"]
+    for name in ("grcn_resnet50", "grcn_resnet50.yaml", "configs/grcn_resnet50.yaml"):
         assert problems(name) == [
-            f"{name}: no such file in {Path.cwd()}; did you mean configs/coco/tiny.yaml or configs/voc/tiny.yaml?"
+            f"{name}: no such file in {Path.cwd()}; did you mean coco/grcn_resnet50 or voc/grcn_resnet50?"
         ]
     os.mkdir("folder")
     assert problems("folder") == ["folder: cannot read this file (Is a directory); check the path"]

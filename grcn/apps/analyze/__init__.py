@@ -1,1 +1,1 @@
-"""What a trained detector, or its detections, tell about the two tasks: what `tools/analyze.py` calls."""
+"""What a trained detector, or its detections, tell about the two tasks: what `grcn analyze` calls."""

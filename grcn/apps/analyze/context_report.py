@@ -1,4 +1,4 @@
-"""What ``tools/analyze.py context`` prints and writes: figures of the context attention, and a picture of them."""
+"""What ``grcn analyze context`` prints and writes: figures of the context attention, and a picture of them."""
 
 from __future__ import annotations
 

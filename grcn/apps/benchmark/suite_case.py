@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +29,11 @@ from grcn.errors import ConfigError, one_line
 from grcn.models.compiled import compile_parts
 from grcn.run.backend import prepare as prepare_backend
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FAMILIES = {
-    "VGG16": "coco/{}_vgg16.yaml",
-    "ResNet50-C4": "coco/{}_resnet50.yaml",
-    "ResNet50-det": "coco/{}_resnet50_det.yaml",
-    "ResNet50-FPN": "coco/{}_resnet50_fpn.yaml",
+    "VGG16": "coco/{}_vgg16",
+    "ResNet50-C4": "coco/{}_resnet50",
+    "ResNet50-det": "coco/{}_resnet50_det",
+    "ResNet50-FPN": "coco/{}_resnet50_fpn",
 }
 METHODS = {"Faster R-CNN": "faster_rcnn", "G-RCN": "grcn"}
 PRECISIONS = {"bf16": ["run.amp=bf16"], "fp32": [], "tf32": ["run.tf32=true"]}
@@ -56,7 +54,7 @@ class Case(NamedTuple):
         Raises:
             ConfigError: overrides that the config does not have, or that choose what the case chooses.
         """
-        path = CONFIGS / FAMILIES[self.family].format(METHODS[self.method])
+        path = FAMILIES[self.family].format(METHODS[self.method])
         own = ["model.weights=null", f"run.compile={self.mode}", *PRECISIONS[self.precision]]
         cfg, plain = load_config(path, [*own, *overrides]), load_config(path, own)
         for key in ("amp", "tf32", "compile"):

@@ -1,4 +1,4 @@
-"""What a model is fed in training, as a picture and in figures: what ``tools/browse.py`` calls."""
+"""What a model is fed in training, as a picture and in figures: what ``grcn browse`` calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the whole data set of a config: what ``tools/check_data.py`` calls."""
+"""Checks the whole data set of a config: what ``grcn check-data`` calls."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from grcn.apps.reproduce.runs import Trial
     from grcn.config.schema import Config
 
-# Flags of tools/train.py after which a run is not what its config says.
+# Flags of grcn train after which a run is not what its config says.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 

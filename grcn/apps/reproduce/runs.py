@@ -111,7 +111,7 @@ def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: Stop
     they would meet it too.
 
     Args:
-        command: starts a training, as ``[python, tools/train.py]``.
+        command: starts a training, as ``[python, -m, grcn, train]``.
         jobs: processes at a time. They share the cores, and where there are several GPUs these too.
         stop: signals to obey: the processes save their step and end.
 
@@ -179,7 +179,7 @@ def _size(path: Path) -> int:
 
 
 def arguments(run: Trial) -> list[str]:
-    """Returns the arguments of ``tools/train.py`` for a run, which start it or continue it."""
+    """Returns the arguments of ``grcn train`` for a run, which start it or continue it."""
     flags = ["--torchvision"] if run.row.torchvision else []
     return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *flags, *run.overrides]
 
