@@ -22,7 +22,7 @@ def test_a_name_is_a_config_that_comes_with_grcn(tmp_path, monkeypatch):
 def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("shapes").mkdir()
-    text = f"base: {ROOT}/configs/_base/tiny.yaml\nmodel: {{width: 4}}\n"
+    text = f"base: {ROOT}/configs/_base/shapes.yaml\nmodel: {{backbone: tiny, width: 4}}\n"
     for name in ("grcn_tiny", "grcn_tiny.yaml"):
         Path("shapes", name).write_text(text)
         assert load_config(f"shapes/{name}").model.width == 4
