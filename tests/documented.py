@@ -46,7 +46,7 @@ EXEMPT = {
     "make test": "it would run itself",
     "make demo PYTHON=": "is make demo with a Python from elsewhere",
     "python3 -m venv": "downloads torch",
-    "python tools/eval.py --config configs/coco/faster_rcnn_resnet50_fpn.yaml --initial": "downloads weights",
+    "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
     "export ": "sets a variable of the next command, which is run with it",
 }
 # What runs for another.
@@ -100,8 +100,14 @@ def commands() -> list[str]:
             if language in ("", "bash"):
                 script = block.startswith("#!")
                 lines = [block] if script else re.sub(r" +#.*", "", block.replace("\\\n", " ")).splitlines()
-                found |= dict.fromkeys(lines)
+                # A command in the form of its launcher, which spares the start of a program.
+                launched = (re.sub(r"^( *)grcn ([a-z-]+)", _launcher, line, flags=re.M) for line in lines)
+                found |= dict.fromkeys(launched)
     return sorted(found, key=lambda line: "tools/prepare_data.py" not in line)
+
+
+def _launcher(command: re.Match[str]) -> str:
+    return f"{command[1]}python tools/{command[2].replace('-', '_')}.py"
 
 
 def data_of(command: str) -> str:
@@ -115,8 +121,6 @@ def small(command: str, place: Path) -> list[str]:
     for long, short in SHORTER.items():
         command = command.replace(long, short)
     words = [fill(word, place) for word in shlex.split(command)]
-    if words[0] == "grcn":  # the same without its start
-        words = ["python", f"tools/{words[1].replace('-', '_')}.py", *words[2:]]
     if words[0] == "torchrun":
         words += ["--output-dir", f"runs/torchrun/{len(list(place.glob('runs/torchrun/*')))}"]
     words += next((flags for start, flags in FLAGS.items() if start in command), ())

@@ -512,7 +512,7 @@ def test_a_shipped_config_is_short_and_says_what_it_is(path: Path) -> None:
     comment = [line for line in lines if line.startswith("#")]
     assert lines[: len(comment)] == comment and 3 <= len(lines) - len(comment) <= 10
     text = " ".join(line.lstrip("# ") for line in comment)
-    assert f"python tools/train.py --config {path.relative_to(ROOT)}" in text
+    assert f"grcn train --config {path.parent.name}/{path.stem}" in text
     model = load_config(path).model
     assert re.fullmatch(
         rf"[a-z0-9_]+_{model.backbone}(_(align|pool|fc|conv|conv5|align14|stride32|v2|26epochs))?", path.stem
