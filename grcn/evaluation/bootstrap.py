@@ -92,7 +92,9 @@ class Curves:
         self._recalls = recalls
         self.overlaps = classes[0].hits.shape[0]
         self.objects = np.stack([one.objects for one in classes])
-        hits, counted = (np.concatenate([getattr(one, name) for one in classes], axis=1) for name in ("hits", "counted"))
+        hits, counted = (
+            np.concatenate([getattr(one, name) for one in classes], axis=1) for name in ("hits", "counted")
+        )
         self._hits = [np.flatnonzero(row) for row in hits]
         self._ignored = [np.flatnonzero(~row) for row in counted]
         self._bounds = [
