@@ -57,30 +57,34 @@ def resampled(
     return found
 
 
-class Ranked:
-    """Detections of all classes in one row, class after class, and running sums within each class.
+class Places:
+    """Some of the detections of all classes, which stand in one row, class after class.
 
     Args:
-        rows: int64 ``[D]`` of each class, the images of its detections, best score first.
+        lengths: of each class, how many detections it has.
+        places: int64 ``[P]``, rising, in that row.
     """
 
-    def __init__(self, rows: Sequence[np.ndarray]) -> None:
-        lengths = [len(of_class) for of_class in rows]
-        self.rows = np.concatenate(rows)
-        self.labels = np.repeat(np.arange(len(rows)), lengths)
-        self.starts = np.cumsum([0, *lengths[:-1]])
+    def __init__(self, lengths: Sequence[int], places: np.ndarray) -> None:
+        starts = np.cumsum([0, *lengths])
+        self.bounds = np.searchsorted(places, starts)  # of each class among the places
+        self.labels = np.repeat(np.arange(len(lengths)), np.diff(self.bounds))
+        self._starts, self._ends = starts[self.labels], places + 1
 
-    def running(self, weights: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Sums weights ``[D]`` of a class up to and including those at ``places``."""
-        total = np.concatenate(([0], np.cumsum(weights)))
-        return total[places + 1] - total[self.starts[self.labels[places]]]
+    def sums(self, total: np.ndarray) -> np.ndarray:
+        """Returns the sums within a class up to and including each place, ``[P]``, of a :func:`running_total`."""
+        return total[self._ends] - total[self._starts]
+
+
+def running_total(weights: np.ndarray) -> np.ndarray:
+    """Sums weights ``[D]``: ``[D + 1]``, from 0 on, int64 for integers."""
+    total = np.zeros(len(weights) + 1, np.result_type(weights, np.int64) if weights.dtype.kind == "i" else np.float64)
+    np.cumsum(weights, out=total[1:])
+    return total
 
 
 class Curves:
     """Precision over recall of all classes at T overlaps, on images that are counted as often as they were drawn.
-
-    Precision can be the best at a recall or a higher one only where a detection is a true positive, so nothing is
-    computed elsewhere.
 
     Args:
         classes: as of :func:`resampled`.
@@ -88,43 +92,54 @@ class Curves:
     """
 
     def __init__(self, classes: Sequence[Matches], recalls: np.ndarray = COCO_RECALLS) -> None:
-        self._ranked = Ranked([one.rows for one in classes])
         self._recalls = recalls
-        self.overlaps = classes[0].hits.shape[0]
         self.objects = np.stack([one.objects for one in classes])
+        self._rows = np.concatenate([one.rows for one in classes])
+        lengths = [len(one.rows) for one in classes]
         hits, counted = (
             np.concatenate([getattr(one, name) for one in classes], axis=1) for name in ("hits", "counted")
         )
-        self._hits = [np.flatnonzero(row) for row in hits]
-        self._ignored = [np.flatnonzero(~row) for row in counted]
-        self._bounds = [
-            np.searchsorted(self._ranked.labels[places], np.arange(len(classes) + 1)) for places in self._hits
-        ]
+        self._curves = [_Curve(lengths, *of_overlap) for of_overlap in zip(hits, counted, strict=True)]
+        self.overlaps = len(hits)
 
     def average_precision(self, drawn: np.ndarray) -> np.ndarray:
         """Returns float64 ``[T, C]`` for images that count ``drawn`` times, int64 ``[N]``; 0 without objects."""
-        weights = drawn[self._ranked.rows]
-        total = np.concatenate(([0], np.cumsum(weights)))
+        weights = drawn.astype(np.int32)[self._rows]
+        total = running_total(weights)
         needed = _needed(self._recalls, self.objects @ drawn)
-        return np.stack([self._at(overlap, weights, total, needed) for overlap in range(self.overlaps)])
+        return np.stack([curve.average_precision(weights, total, needed) for curve in self._curves])
 
-    def _at(self, overlap: int, weights: np.ndarray, total: np.ndarray, needed: np.ndarray) -> np.ndarray:
-        places, bounds, ignored = self._hits[overlap], self._bounds[overlap], self._ignored[overlap]
-        labels, starts = self._ranked.labels[places], self._ranked.starts
-        found = np.concatenate(([0], np.cumsum(weights[places])))
-        counted = total[places + 1] - total[starts[labels]]
-        if len(ignored):
-            uncounted = np.concatenate(([0], np.cumsum(weights[ignored])))
-            at, first = np.searchsorted(ignored, places), np.searchsorted(ignored, starts)
-            counted = counted - (uncounted[at] - uncounted[first[labels]])
-        precision = (found[1:] - found[bounds[labels]]) / np.maximum(counted, 1)
-        # The best from each place on, of all classes at once: a class lies above those behind it.
-        above = 2.0 * (len(starts) - labels)
-        best = np.maximum.accumulate((precision + above)[::-1])[::-1] - above
-        reached = np.searchsorted(found[1:], found[bounds[:-1], None] + needed)
-        reached = np.maximum(reached, bounds[:-1, None])  # for recall 0
-        best = np.append(best, 0.0)
-        return np.where(reached < bounds[1:, None], best[np.minimum(reached, len(places))], 0.0).mean(axis=1)
+
+class _Curve:
+    """Those at one overlap.
+
+    Precision can be the best at a recall or a higher one only where a detection is a true positive, so nothing is
+    computed elsewhere.
+    """
+
+    def __init__(self, lengths: Sequence[int], hits: np.ndarray, counted: np.ndarray) -> None:
+        self._hits, self._ignored = np.flatnonzero(hits), np.flatnonzero(~counted)
+        self._at = Places(lengths, self._hits)
+        self._found_at = Places(np.diff(self._at.bounds).tolist(), np.arange(len(self._hits)))
+        # How many of the ignored stand before each hit, and before the first of its class.
+        starts = np.cumsum([0, *lengths])[self._at.labels]
+        self._ignored_before = [np.searchsorted(self._ignored, places) for places in (self._hits, starts)]
+        # Lifts each class above those behind it, so that one running maximum is that of all.
+        self._lift = 2.0 * (len(lengths) - 1 - np.arange(len(lengths)))
+        self._lifts = self._lift[self._at.labels]
+
+    def average_precision(self, weights: np.ndarray, total: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        bounds = self._at.bounds
+        found = running_total(weights[self._hits])
+        counted = self._at.sums(total)
+        if len(self._ignored):
+            ignored = running_total(weights[self._ignored])
+            counted -= ignored[self._ignored_before[0]] - ignored[self._ignored_before[1]]
+        precision = np.append(self._found_at.sums(found) / np.maximum(counted, 1) + self._lifts, 0.0)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        # For recall 0 nothing has to be found, which would be reached before the class begins.
+        reached = np.maximum(np.searchsorted(found[1:], found[bounds[:-1], None] + needed), bounds[:-1, None])
+        return np.where(reached < bounds[1:, None], best[reached] - self._lift[:, None], 0.0).mean(axis=1)
 
 
 def _needed(recalls: np.ndarray, objects: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grcn.data.annotations import Annotations
-from grcn.evaluation.bootstrap import Ranked
+from grcn.evaluation.bootstrap import Places, running_total
 from grcn.evaluation.detections import Detections, check
 from grcn.evaluation.matching import Pairs, ignored_objects, iou, match, objects_to_find, overlapping, ranked
 
@@ -101,16 +101,20 @@ class ErrorCurves:
 
     def __init__(self, classes: Sequence[Localized], tau: float = 0.5) -> None:
         self._tau = tau
-        self._ranked = Ranked([one.rows for one in classes])
+        lengths = [len(one.rows) for one in classes]
+        self._rows = np.concatenate([one.rows for one in classes])
         self.objects = np.stack([one.objects for one in classes])
         self._scores = np.concatenate([one.scores for one in classes])
         ious = np.concatenate([one.ious for one in classes])
-        self._hits = ~np.isnan(ious)
-        self._distances = np.where(self._hits, 1 - ious, 0.0)
-        labels = self._ranked.labels
+        self._hits = np.flatnonzero(~np.isnan(ious))
+        self._distances = 1 - ious[self._hits]
+        labels = np.repeat(np.arange(len(classes)), lengths)
         changes = (labels[1:] != labels[:-1]) | (self._scores[1:] != self._scores[:-1])
         last = np.flatnonzero(np.append(changes, True)[: len(labels)])  # of each score of a class
-        self._ends = last[np.unique(np.searchsorted(last, np.flatnonzero(self._hits)))]
+        self._ends = last[np.unique(np.searchsorted(last, self._hits))]
+        self._at = Places(lengths, self._ends)
+        in_class = np.bincount(labels[self._hits], minlength=len(classes)).tolist()
+        self._hits_at = Places(in_class, np.searchsorted(self._hits, self._ends, side="right") - 1)
         self._labels = labels[self._ends]
         self._present, self._starts = np.unique(self._labels, return_index=True)
 
@@ -127,10 +131,11 @@ class ErrorCurves:
         scores = np.full(len(objects), np.nan)
         if not len(self._ends):
             return values, scores
-        weights = drawn[self._ranked.rows]
-        counted = self._ranked.running(weights, self._ends)
-        hits = self._ranked.running(weights * self._hits, self._ends)
-        distance = self._ranked.running(weights * self._distances, self._ends)
+        weights = drawn.astype(np.int32)[self._rows]
+        weights_of_hits = weights[self._hits]
+        counted = self._at.sums(running_total(weights))
+        hits = self._hits_at.sums(running_total(weights_of_hits))
+        distance = self._hits_at.sums(running_total(weights_of_hits * self._distances))
         missed = objects[self._labels] - hits
         false = counted - hits
         errors = (distance / (1 - self._tau) + false + missed) / np.maximum(hits + false + missed, 1)
