@@ -31,6 +31,9 @@ class Calibration:
         self._defined = bool(len(scores)) and 0 <= scores.min() and scores.max() <= 1
 
     def error(self, drawn: np.ndarray) -> float:
-        """Returns it for images that count ``drawn`` times, int64 ``[N]``; NaN if nothing is there or a score is not in 0-1."""
+        """Returns it for images that count ``drawn`` times, int64 ``[N]``.
+
+        NaN where there is no detection, or if a score is not in 0-1.
+        """
         counts = drawn @ self._counts
         return float(np.abs(drawn @ self._gaps).sum() / counts.sum()) if self._defined and counts.any() else np.nan

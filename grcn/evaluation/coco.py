@@ -26,7 +26,7 @@ from grcn.errors import EnvironmentFault
 from grcn.evaluation.detections import Detections, Matches, check
 from grcn.evaluation.matching import matches_by_class, overlapping
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 # Where each figure lies in the evaluators' arrays. IoU: 0 is 0.5, 5 is 0.75, None averages over
 # 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Most detections: 1, 10, 100.
