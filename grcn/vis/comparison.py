@@ -130,7 +130,7 @@ def _differences(axes: Axes, compared: Mapping[str, Any], colors: Sequence[str])
     axes.set_ylim(len(titles) - 0.5, -0.5)
     bars = "; bars: 95 % over images, filled dots: 0 is outside" if compared["draws"] else ""
     axes.set_title(f"difference to {compared['files'][0]['name']}", parse_math=False)
-    axes.set_xlabel(f"points{bars}")
+    axes.set_xlabel(f"percentage points{bars}")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

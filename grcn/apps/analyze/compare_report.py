@@ -113,7 +113,7 @@ def _report(
     stop: StopSignals | None,
 ) -> dict[str, Any]:
     if names is not None and (len(set(names)) != len(names) or len(names) != len(paths)):
-        raise ConfigError(f"--names must be one for each of {len(paths)} (got {list(names)}), each once")
+        raise ConfigError(f"--names: not one for each of {len(paths)} (got {list(names)}); give each a name of its own")
     compared = compare(table, dict(zip(names or unique_names(paths), found, strict=True)), draws, stop)
     for file, path in zip(compared["files"], paths, strict=True):
         file["path"] = str(path)
