@@ -222,7 +222,7 @@ def run_runs(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call each in the table and picture")
-    parser.add_argument("--draws", type=int, default=500, help="resamples of the images (default: 500, 0: none)")
+    parser.add_argument("--draws", type=int, default=1000, help="resamples of the images (default: 1000, 0: none)")
     parser.add_argument("--output-dir", type=Path, help="where results go (default: runs/compare, or the next free)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import programs
 import pytest
+from coco_made import document, write
 from PIL import Image
 
 from grcn.apps.analyze.compare import compare, unique_names
@@ -100,7 +101,8 @@ def test_files_are_compared_with_the_first(files: list[Path], table: Annotations
     assert page.count("\n| ") == len(FIGURES) + 2 and "**+50.0 [+50.0, +50.0]**" in page
     with Image.open(folder / "compare.png") as picture:
         assert picture.size[0] > 1500 and len(np.unique(np.asarray(picture.convert("L")))) > 50
-    again = analyze(tmp_path, "compare", *files, "--config", CONFIG, "--draws", "40", "--json", *SMALL)
+    words = ("compare", *files, "--config", CONFIG, "--draws", "40", "--json", *SMALL)
+    again = programs.call("tools/analyze.py", *words, folder=tmp_path, patch=without_matplotlib)
     assert json.loads(again.stdout) == found and (tmp_path / "runs/compare-2/compare.json").exists()
 
 
@@ -138,6 +140,18 @@ def test_files_with_nothing_in_them(table: Annotations, tmp_path: Path) -> None:
     comparison_panels(compare(table, {"a": nothing}, draws=0), tmp_path / "b.png")
     sizes = [Image.open(tmp_path / name).size for name in ("a.png", "b.png")]
     assert sizes[0][0] > sizes[1][0] > 500
+
+
+def test_images_need_not_be_there(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write(root, document())
+    found = [dict(image_id=n, category_id=7 - n, bbox=[4, 5, 20, 10], score=0.5) for n in (5, 6)]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    data = [f"data.root={root}", "data.train=[train]", "data.test=[train]", "data.format=coco"]
+    words = ["--config", ROOT / "configs/own/grcn_tiny.yaml", *data, "--draws", "0", "--json"]
+    result = analyze(tmp_path, "compare", "found.json", *words)
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["figures"]["ap"]["values"] == pytest.approx([1])
 
 
 def make_run(folder: Path, table: Annotations, found: Found, settings: list[str]) -> None:

@@ -25,7 +25,7 @@ _LEVELS = (2.5, 97.5)
 def compare(
     table: Annotations,
     detections: Mapping[str, Mapping[str, Any]],
-    draws: int = 500,
+    draws: int = 1000,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
     """Compares packed detections with those of the first name.

@@ -13,7 +13,7 @@ import numpy as np
 from grcn import build
 from grcn.apps.analyze.compare import compare, unique_names
 from grcn.config.files import load_config
-from grcn.config.schema import Config
+from grcn.config.schema import Config, DataConfig, ShapesDataConfig
 from grcn.data.annotations import Annotations
 from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError, EnvironmentFault, named
@@ -35,7 +35,7 @@ def report_files(
     folder: Path,
     *,
     names: Sequence[str] | None = None,
-    draws: int = 500,
+    draws: int = 1000,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
     """Compares files of detections in the test splits of a config; writes ``compare.json``, ``.md``, ``.png``.
@@ -54,7 +54,7 @@ def report_files(
         UserError: whatever is wrong with config, data, files or machine.
         Stopped: a signal came.
     """
-    table = build.build_test_split(cfg.data, build.class_names(cfg.data)).table
+    table = _test_table(cfg.data)
     found = [read_detections(cfg, table, path) for path in files]
     return _report(build.limit_images(cfg.eval, table), found, files, folder, names, draws, stop)
 
@@ -65,7 +65,7 @@ def report_runs(
     folder: Path,
     *,
     names: Sequence[str] | None = None,
-    draws: int = 500,
+    draws: int = 1000,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
     """Compares the newest evaluations of runs, which have the same test data; otherwise as :func:`report_files`.
@@ -78,7 +78,7 @@ def report_runs(
     found = []
     for run in runs:
         cfg = load_config(run / "config.yaml", overrides)
-        table = build.build_test_split(cfg.data, build.class_names(cfg.data)).table
+        table = _test_table(cfg.data)
         tables.append(build.limit_images(cfg.eval, table))
         if tables[-1].fingerprint() != tables[0].fingerprint():
             what = f"tested on {_size(tables[-1])}, and {runs[0]} on {_size(tables[0])}"
@@ -97,6 +97,13 @@ def newest_detections(run: Path) -> Path:
     if not found:
         raise ConfigError(f"{run}: no eval/step_*/detections.json; finish the run with tools/train.py --resume")
     return found[max(found)]
+
+
+def _test_table(cfg: DataConfig) -> Annotations:
+    """Reads the annotations of the test split; nobody looks at its images, which need not be there."""
+    if isinstance(cfg, ShapesDataConfig):
+        return build.build_test_split(cfg, None).table
+    return build.read_annotations(cfg, "test", build.class_names(cfg))
 
 
 def _size(table: Annotations) -> str:
