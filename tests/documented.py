@@ -47,6 +47,10 @@ EXEMPT = {
     "make demo PYTHON=": "is make demo with a Python from elsewhere",
     "python3 -m venv": "downloads torch",
     "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
+    "yolo val": "is Ultralytics",
+    "python save_results.py": "is D-FINE",
+    "python tools/train_net.py": "is detectron2",
+    "python tools/test.py": "is mmdetection",
     "export ": "sets a variable of the next command, which is run with it",
 }
 # What runs for another.
@@ -80,6 +84,9 @@ FILLED = {
     "C": "configs/shapes/grcn_tiny.yaml",
     "W": "runs/shapes/grcn_tiny/seed0/checkpoints/step_*.pt",
     "detections.json": "runs/coco/*/seed0/eval/step_*/detections.json",
+    "ours.json": "runs/coco/*/seed0/eval/step_*/detections.json",
+    "theirs.json": "runs/coco/*/seed0/eval/step_*/detections.json",
+    "runs/shapes/faster_rcnn_tiny/seed0": "runs/shapes/grcn_tiny/seed0",  # the only one that is there by then
     "folder/": "runs/**/devkit",
 }
 FLAGS = {
@@ -88,6 +95,8 @@ FLAGS = {
     "tools/reproduce.py --table 4": ("--draws", "10", "--output-dir", "runs/table4"),  # runs/voc has another network
     "tools/reproduce.py --table": ("--draws", "10"),
     "tools/reproduce.py --config": ("--draws", "10", "--seeds", "0"),
+    "tools/analyze.py compare": ("--draws", "10"),
+    "tools/analyze.py runs": ("--draws", "10"),
     "tools/analyze.py gradients": ("--images", "2", "--points", "1"),
 }
 

@@ -3,11 +3,14 @@
 errors: where average precision is lost, to classification or to localization.
 gradients: where the losses of the two tasks disagree on the layers that they share, over training.
 context: how much the context attention adds, where it looks, and whether that differs between RoIs and images.
+compare: detections of any detectors by the same figures, with intervals of their differences.
+runs: the same for finished runs.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ def main() -> None:
     add_errors(commands)
     add_gradients(commands)
     add_context(commands)
+    add_compare(commands)
+    add_runs(commands)
     # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
     args, rest = parser.parse_known_args()
     start_logging()
@@ -171,3 +176,71 @@ def run_context(args: argparse.Namespace, overrides: list[str]) -> None:
             cfg, folder, weights=args.checkpoint, images=args.images, allow_changes=args.allow_changes, stop=stop
         )
     print(json.dumps(found) if args.json else as_text(found))
+
+
+def add_compare(commands: Any) -> None:
+    """Adds the command ``compare``."""
+    parser = commands.add_parser(
+        "compare", usage="%(prog)s FILE [FILE ...] --config C [options] [key=value ...]",
+        help="detections of any detectors, by the same figures",
+        description="Compares files of detections, of whatever detectors, in the test images of a config: AP, TIDE's "
+        "errors, AP with oracles, score-IoU correlation, oLRP and calibration, with paired bootstrap intervals of the "
+        "differences to the first file. Prints a table; writes compare.json, compare.md and compare.png. key=value "
+        "replaces a setting of the config.",
+    )  # fmt: skip
+    parser.set_defaults(analyze=run_compare, parser=parser)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="COCO result JSON, or folder of devkit files")
+    parser.add_argument(
+        "--config", "--data", required=True, type=Path, help="YAML file; its data section says what to test on"
+    )
+    _add_comparison(parser)
+
+
+def run_compare(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Does the command ``compare``."""
+    files, settings = _split_settings([*args.files, *overrides])
+    cfg = load_config(args.config, settings)
+    _compare(args, lambda report, **options: report.report_files(cfg, files, **options))
+
+
+def add_runs(commands: Any) -> None:
+    """Adds the command ``runs``."""
+    parser = commands.add_parser(
+        "runs", usage="%(prog)s RUN [RUN ...] [options] [key=value ...]",
+        help="the same for finished runs",
+        description="Compares the newest evaluations of runs with the same test data, as compare does for files. "
+        "key=value replaces a setting of all their configs, as eval.limit=100.",
+    )  # fmt: skip
+    parser.set_defaults(analyze=run_runs, parser=parser)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run of grcn train")
+    _add_comparison(parser)
+
+
+def run_runs(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Does the command ``runs``."""
+    runs, settings = _split_settings([*args.runs, *overrides])
+    _compare(args, lambda report, **options: report.report_runs(runs, settings, **options))
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call each in the table and picture")
+    parser.add_argument("--draws", type=int, default=1000, help="resamples of the images (default: 1000, 0: none)")
+    parser.add_argument("--output-dir", type=Path, help="where results go (default: runs/compare, or the next free)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+
+
+def _split_settings(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Separates paths from settings that stand beside them."""
+    settings = [word for word in words if "=" in word and not Path(word).exists()]
+    return [Path(word) for word in words if word not in settings], settings
+
+
+def _compare(args: argparse.Namespace, compare: Callable[..., dict[str, Any]]) -> None:
+    if args.draws < 0:
+        args.parser.error(f"--draws must be at least 0 (got {args.draws})")
+    with StopSignals() as stop:
+        from grcn.apps.analyze import compare_report as report  # imports torch, for seconds
+
+        folder = args.output_dir or report.next_folder(Path("runs/compare"))
+        found = compare(report, folder=folder, names=args.names, draws=args.draws, stop=stop)
+    print(json.dumps(found) if args.json else report.as_text(found))

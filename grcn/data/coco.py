@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,8 @@ from grcn.data.cache import cached
 from grcn.data.coco_images import Images
 from grcn.data.coco_json import FORMAT, HEADINGS, columns, parse
 from grcn.data.coco_records import Records
-from grcn.data.coco_values import Known, Readings, tell_readings
+from grcn.data.coco_result_ids import class_labels, image_rows
+from grcn.data.coco_values import Readings, tell_readings
 from grcn.data.faults import Fault, Notes, Report, fault, read_bytes, split_remedy, tell
 from grcn.data.validate import PART, pack, pack_detections
 from grcn.errors import DataError, one_line
@@ -72,8 +72,8 @@ def load(
 def read_detections(file: str | Path, table: Annotations, strict: bool = False) -> dict[str, np.ndarray]:
     """Reads COCO's result file: a list of {image_id, category_id, bbox: [x, y, w, h], score}.
 
-    An image may be called by its file, or the end of its path, too. Detections in other images or of other categories
-    are left out; a warning counts them, and what is read as it was meant.
+    Images and categories may be called otherwise, see :mod:`grcn.data.coco_result_ids`. Detections in other images or
+    of other categories are left out; a warning counts them, and what is read as it was meant.
 
     Args:
         strict: refuse all of that.
@@ -92,9 +92,8 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
     records = Records(path, "", document, readings)
     scores = np.array(records.column("score", float, int), np.float64)
     foreign = f"detections left out, as {table.name} has no such"
-    rows = records.positions("image_id", _images_of(table), f"{foreign} image")
-    categories = Known(table.category_ids.tolist())
-    labels = records.positions("category_id", categories, f"{foreign} category") + 1
+    rows = image_rows(records, table, f"{foreign} image")
+    labels = class_labels(records, table, f"{foreign} category")
     boxes = records.boxes()
     known = np.flatnonzero((rows >= 0) & (labels > 0))
     if len(document) and not len(known):
@@ -106,11 +105,6 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
         counts = ", ".join(f"{number:,} {kind}" for kind, number in notes.counts.items())
         logger.warning("%s", one_line(f"{path}: {counts}"))
     return pack_detections(rows[known], boxes[known], scores[known], labels[known], lambda k: f"{path}#/{known[k]}")
-
-
-def _images_of(table: Annotations) -> Known:
-    files = [os.fsdecode(file) for file in table.files.tolist()]
-    return Known(table.result_ids(), files=files if any(files) else ())
 
 
 def write_detections(file: str | Path, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:

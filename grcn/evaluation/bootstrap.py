@@ -1,4 +1,4 @@
-"""How far an average precision may be off because of the images that it was measured on: a bootstrap over images.
+"""How far a figure may be off because of the images that it was measured on: a bootstrap over images.
 
 Detections are matched to objects once; a resample then only counts each image as often as it was drawn. Two detectors
 that see the same draws are compared in pairs, which takes out how hard the drawn images are.
@@ -46,22 +46,109 @@ def resampled(
         float64 ``[B, T]``: at each overlap, the mean over those classes that have objects in the resample; NaN where
         there are none.
     """
-    overlaps = classes[0].hits.shape[0]
-    found = np.full((len(times), overlaps), np.nan)
+    curves = Curves(classes, recalls)
+    found = np.full((len(times), curves.overlaps), np.nan)
     for drawn, row in zip(times, found, strict=True):
-        values = [_average_precision(one, drawn, recalls) for one in classes if one.objects @ drawn]
-        if values:
-            row[:] = np.mean(values, axis=0)
+        values = curves.average_precision(drawn)
+        present = curves.objects @ drawn > 0
+        if present.any():
+            row[:] = values[:, present].mean(axis=1)
         advance()
     return found
 
 
-def _average_precision(found: Matches, times: np.ndarray, recalls: np.ndarray) -> np.ndarray:
-    """Returns the mean precision ``[T]`` at the recalls, each the best at that recall or a higher one."""
-    weights = times[found.rows] * found.counted
-    hits = np.cumsum(weights * found.hits, axis=1)
-    precision = hits / np.maximum(np.cumsum(weights, axis=1), 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 beyond the highest recall
-    reached = [np.searchsorted(row, recalls) for row in hits / (found.objects @ times)]
-    return np.take_along_axis(precision, np.stack(reached), axis=1).mean(axis=1)
+class Places:
+    """Some of the detections of all classes, which stand in one row, class after class.
+
+    Args:
+        lengths: of each class, how many detections it has.
+        places: int64 ``[P]``, rising, in that row.
+    """
+
+    def __init__(self, lengths: Sequence[int], places: np.ndarray) -> None:
+        starts = np.cumsum([0, *lengths])
+        self.bounds = np.searchsorted(places, starts)  # of each class among the places
+        self.labels = np.repeat(np.arange(len(lengths)), np.diff(self.bounds))
+        self._starts, self._ends = starts[self.labels], places + 1
+
+    def sums(self, total: np.ndarray) -> np.ndarray:
+        """Returns the sums within a class up to and including each place, ``[P]``, of a :func:`running_total`."""
+        return total[self._ends] - total[self._starts]
+
+
+def running_total(weights: np.ndarray) -> np.ndarray:
+    """Sums weights ``[D]``: ``[D + 1]``, from 0 on, int64 for integers."""
+    total = np.zeros(len(weights) + 1, np.result_type(weights, np.int64) if weights.dtype.kind == "i" else np.float64)
+    np.cumsum(weights, out=total[1:])
+    return total
+
+
+class Curves:
+    """Precision over recall of all classes at T overlaps, on images that are counted as often as they were drawn.
+
+    Args:
+        classes: as of :func:`resampled`.
+        recalls: likewise.
+    """
+
+    def __init__(self, classes: Sequence[Matches], recalls: np.ndarray = COCO_RECALLS) -> None:
+        self._recalls = recalls
+        self.objects = np.stack([one.objects for one in classes])
+        self._rows = np.concatenate([one.rows for one in classes])
+        lengths = [len(one.rows) for one in classes]
+        hits, counted = (
+            np.concatenate([getattr(one, name) for one in classes], axis=1) for name in ("hits", "counted")
+        )
+        self._curves = [_Curve(lengths, *of_overlap) for of_overlap in zip(hits, counted, strict=True)]
+        self.overlaps = len(hits)
+
+    def average_precision(self, drawn: np.ndarray) -> np.ndarray:
+        """Returns float64 ``[T, C]`` for images that count ``drawn`` times, int64 ``[N]``; 0 without objects."""
+        weights = drawn.astype(np.int32)[self._rows]
+        total = running_total(weights)
+        needed = _needed(self._recalls, self.objects @ drawn)
+        return np.stack([curve.average_precision(weights, total, needed) for curve in self._curves])
+
+
+class _Curve:
+    """Those at one overlap.
+
+    Precision can be the best at a recall or a higher one only where a detection is a true positive, so nothing is
+    computed elsewhere.
+    """
+
+    def __init__(self, lengths: Sequence[int], hits: np.ndarray, counted: np.ndarray) -> None:
+        self._hits, self._ignored = np.flatnonzero(hits), np.flatnonzero(~counted)
+        self._at = Places(lengths, self._hits)
+        self._found_at = Places(np.diff(self._at.bounds).tolist(), np.arange(len(self._hits)))
+        # How many of the ignored stand before each hit, and before the first of its class.
+        starts = np.cumsum([0, *lengths])[self._at.labels]
+        self._ignored_before = [np.searchsorted(self._ignored, places) for places in (self._hits, starts)]
+        # Lifts each class above those behind it, so that one running maximum is that of all.
+        self._lift = 2.0 * (len(lengths) - 1 - np.arange(len(lengths)))
+        self._lifts = self._lift[self._at.labels]
+
+    def average_precision(self, weights: np.ndarray, total: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        bounds = self._at.bounds
+        found = running_total(weights[self._hits])
+        counted = self._at.sums(total)
+        if len(self._ignored):
+            ignored = running_total(weights[self._ignored])
+            counted -= ignored[self._ignored_before[0]] - ignored[self._ignored_before[1]]
+        precision = np.append(self._found_at.sums(found) / np.maximum(counted, 1) + self._lifts, 0.0)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        # For recall 0 nothing has to be found, which would be reached before the class begins.
+        reached = np.maximum(np.searchsorted(found[1:], found[bounds[:-1], None] + needed), bounds[:-1, None])
+        return np.where(reached < bounds[1:, None], best[reached] - self._lift[:, None], 0.0).mean(axis=1)
+
+
+def _needed(recalls: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Returns how many of ``objects`` ``[C]`` have to be found for each recall, int64 ``[C, R]``.
+
+    The quotient is compared in floating point, as all evaluators do: 3 of 10 fall short of ``3 * 0.1``.
+    """
+    counts = objects[:, None]
+    needed = np.ceil(recalls * counts).astype(np.int64)
+    whole = np.maximum(counts, 1)
+    needed -= (needed > 0) & ((needed - 1) / whole >= recalls)
+    return needed + (needed / whole < recalls)

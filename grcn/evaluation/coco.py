@@ -24,6 +24,9 @@ import numpy as np
 from grcn.data.annotations import Annotations
 from grcn.errors import EnvironmentFault
 from grcn.evaluation.detections import Detections, Matches, check
+from grcn.evaluation.matching import matches_by_class, overlapping
+
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 # Where each figure lies in the evaluators' arrays. IoU: 0 is 0.5, 5 is 0.75, None averages over
 # 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Most detections: 1, 10, 100.
@@ -94,35 +97,10 @@ def evaluate(table: Annotations, detections: Mapping[str, Any], backend: str | N
 def matches(table: Annotations, detections: Mapping[str, Any]) -> list[Matches]:
     """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class what its AP is computed from.
 
-    All areas, and at most 100 detections of a class per image. pycocotools does it, whatever is installed.
+    All areas, and at most 100 detections of a class per image.
     """
     found = check(table, detections)
-    image_ids = _image_ids(table)
-    evaluator = _evaluator(_ground_truth(table, image_ids), _results(table, found, image_ids))
-    evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.evaluate()
-    rows_of = np.argsort(image_ids)
-    images = [image for image in evaluator.evalImgs if image is not None]
-    found_in: dict[int, list[dict[str, Any]]] = {category: [] for category in table.category_ids.tolist()}
-    for image in images:
-        found_in[image["category_id"]].append(image)
-    return [
-        _joined(found_in[category], rows_of, evaluator.params.maxDets[-1]) for category in table.category_ids.tolist()
-    ]
-
-
-def _joined(images: list[dict[str, Any]], rows_of: np.ndarray, most: int) -> Matches:
-    """Joins what pycocotools found out about one class in each image."""
-    scores = np.concatenate([[], *(image["dtScores"][:most] for image in images)])
-    hits = np.concatenate([np.zeros((10, 0)), *(image["dtMatches"][:, :most] for image in images)], axis=1) > 0
-    ignored = np.concatenate([np.zeros((10, 0)), *(image["dtIgnore"][:, :most] for image in images)], axis=1) > 0
-    rows = np.concatenate([[], *([rows_of[image["image_id"]]] * min(most, len(image["dtScores"])) for image in images)])
-    objects = np.zeros(len(rows_of), dtype=np.int64)
-    for image in images:
-        objects[rows_of[image["image_id"]]] = np.count_nonzero(image["gtIgnore"] == 0)
-    order = np.argsort(-scores, kind="stable")
-    return Matches(rows[order].astype(np.int64), (hits & ~ignored)[:, order], ~ignored[:, order], objects)
+    return matches_by_class(table, found, overlapping(table, found), THRESHOLDS)
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from grcn.data.annotations import Annotations
-from grcn.evaluation.detections import Detections
+from grcn.evaluation.detections import Detections, Matches
 
 # Pairs of a detection and an object whose IoU is computed at once; bounds the memory to 0.1 GB.
 _PAIRS = 2**19
@@ -113,6 +114,38 @@ def match(table: Annotations, pairs: Pairs, order: np.ndarray, count: int, thres
         if matched[k] < 0 and not taken[m]:
             matched[k], taken[m] = m, not table.iscrowd[m]
     return matched
+
+
+def matches_by_class(table: Annotations, found: Detections, pairs: Pairs, thresholds: Sequence[float]) -> list[Matches]:
+    """Matches detections to objects of their class, as COCO does, at each IoU of ``thresholds``.
+
+    Args:
+        pairs: of :func:`overlapping`.
+
+    Returns:
+        for each class how its detections fare; at most 100 of a class in an image.
+    """
+    order, ignored = ranked(table, found), ignored_objects(table)
+    order = order[np.argsort(found.labels[order], kind="stable")]
+    own = pairs.where(found.labels[pairs.detections] == table.labels[pairs.objects])
+    by_score = order[np.argsort(-found.scores[order], kind="stable")]
+    objects = np.stack([match(table, own, by_score, len(found.rows), threshold)[order] for threshold in thresholds])
+    counted = (objects < 0) | ~ignored[objects] if len(ignored) else np.ones(objects.shape, dtype=bool)
+    hits = (objects >= 0) & counted
+    to_find = objects_to_find(table)
+    ends = np.searchsorted(found.labels[order], np.arange(1, len(table.classes) + 2))
+    return [
+        Matches(found.rows[order[start:end]], hits[:, start:end], counted[:, start:end], to_find[label])
+        for label, (start, end) in enumerate(itertools.pairwise(ends))
+    ]
+
+
+def objects_to_find(table: Annotations) -> np.ndarray:
+    """Counts the objects of each class in each image that are neither difficult nor crowd, int64 ``[C, N]``."""
+    to_find = ~ignored_objects(table)
+    rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    places = (table.labels[to_find] - 1) * len(table) + rows[to_find]
+    return np.bincount(places, minlength=len(table.classes) * len(table)).reshape(len(table.classes), len(table))
 
 
 def ignored_objects(table: Annotations) -> np.ndarray:

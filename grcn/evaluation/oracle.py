@@ -32,12 +32,18 @@ def oracle_split(table: Annotations, found: Detections, pairs: Pairs) -> dict[st
         Values are in 0-1, or None where there are no objects to find. That one is above another is usual, not
         necessary: the best-scored of two duplicates may have the worse box.
     """
+    versions = oracle_versions(table, found, pairs)
+    return {name: coco.evaluate(table, some._asdict())["metrics"]["coco_ap"] for name, some in versions.items()}
+
+
+def oracle_versions(table: Annotations, found: Detections, pairs: Pairs) -> dict[str, Detections]:
+    """Returns the detections that :func:`oracle_split` scores, with the same keys."""
     count = len(found.rows)
     about = pairs.where((pairs.ious >= BACKGROUND) & ~table.iscrowd[pairs.objects])
     of_own_class = found.labels[about.detections] == table.labels[about.objects]
     nearest, own = (most_overlapped(some, count)[0] for some in (about, about.where(of_own_class)))
     labels = np.where(nearest >= 0, table.labels[nearest], found.labels)
-    versions = {
+    return {
         "no_duplicates": _best_scored(found, own),
         "right_class": _best_scored(found._replace(labels=labels), nearest),
         "right_box": _best_scored(found._replace(boxes=_boxes(table, found, own)), own),
@@ -45,7 +51,6 @@ def oracle_split(table: Annotations, found: Detections, pairs: Pairs) -> dict[st
             found._replace(labels=labels, boxes=_boxes(table, found, nearest)), nearest
         ),
     }
-    return {name: coco.evaluate(table, some._asdict())["metrics"]["coco_ap"] for name, some in versions.items()}
 
 
 def _boxes(table: Annotations, found: Detections, objects: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grcn.data.annotations import Annotations
-from grcn.evaluation.detections import Detections
+from grcn.evaluation.detections import Detections, Matches
 from grcn.evaluation.matching import Pairs, ignored_objects, match, most_overlapped, ranked
 from grcn.evaluation.voc import interpolated_ap
 
@@ -114,24 +114,64 @@ def gains(table: Annotations, found: Detections, verdicts: Verdicts) -> tuple[np
     """
     classes = len(table.classes)
     totals = _count(table.labels[~ignored_objects(table)], classes)
-    order, hits, errors = verdicts.order, verdicts.hits, verdicts.errors
+    order = verdicts.order
 
-    def ap(labels: np.ndarray, positive: np.ndarray, kept: np.ndarray, lost: np.ndarray) -> np.ndarray:
-        chosen = order[kept[order]]
-        values = _ap50(labels[chosen], positive[chosen], totals - _count(table.labels[lost], classes))
-        return np.where(totals > 0, values, np.nan)
+    def ap(fixed: _Fixed) -> np.ndarray:
+        chosen = order[fixed.kept[order]]
+        left = totals - _count(table.labels[fixed.lost], classes)
+        return np.where(totals > 0, _ap50(fixed.labels[chosen], fixed.hits[chosen], left), np.nan)
 
+    before, *after = map(ap, _versions(table, found, verdicts).values())
+    return before, dict(zip((*ERRORS, "FP", "FN"), (values - before for values in after), strict=True))
+
+
+def matches_without(table: Annotations, found: Detections, verdicts: Verdicts) -> dict[str, list[Matches]]:
+    """Returns what AP50 is computed from, as it is, under ``""``, and without the errors of each kind.
+
+    The keys are those of :func:`gains`. Objects that need not be found any more are not in ``objects``; a class whose
+    objects are all among them has an AP of 0, and is part of the mean still.
+    """
+    rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    to_find = ~ignored_objects(table)
+    found_by_kind = {}
+    for name, fixed in _versions(table, found, verdicts).items():
+        chosen = verdicts.order[fixed.kept[verdicts.order]]
+        left = to_find & ~fixed.lost
+        found_by_kind[name] = [
+            Matches(
+                found.rows[own],
+                fixed.hits[None, own],
+                np.ones((1, len(own)), dtype=bool),
+                np.bincount(rows[left & (table.labels == label)], minlength=len(table)),
+            )
+            for label in range(1, len(table.classes) + 1)
+            for own in [chosen[fixed.labels[chosen] == label]]
+        ]
+    return found_by_kind
+
+
+class _Fixed(NamedTuple):
+    """Detections and objects where errors of one kind are mended."""
+
+    labels: np.ndarray  # int64 [K]
+    hits: np.ndarray  # bool [K], the true positives
+    kept: np.ndarray  # bool [K], false for false positives that vanish
+    lost: np.ndarray  # bool [M], objects that need not be found any more
+
+
+def _versions(table: Annotations, found: Detections, verdicts: Verdicts) -> dict[str, _Fixed]:
+    """Returns the detections as they are, under ``""``, and where one kind of error is mended."""
+    hits, errors, labels = verdicts.hits, verdicts.errors, found.labels
     everything, nothing = np.ones(len(hits), dtype=bool), np.zeros(len(table.labels), dtype=bool)
-    fixed = {}
+    versions = {"": _Fixed(labels, hits, everything, nothing)}
     for error in (_CLS, _LOC, _BOTH, _DUPE, _BKG):
         mended = verdicts.mended & (errors == error)
-        labels = np.where(mended, table.labels[verdicts.targets], found.labels)
-        fixed[ERRORS[error]] = ap(labels, hits | mended, mended | (errors != error), nothing)
-    fixed[ERRORS[_MISS]] = ap(found.labels, hits, everything, verdicts.missed)
-    fixed["FP"] = ap(found.labels, hits, hits, nothing)
-    fixed["FN"] = ap(found.labels, hits, everything, verdicts.unmatched)
-    before = ap(found.labels, hits, everything, nothing)
-    return before, {name: after - before for name, after in fixed.items()}
+        own = np.where(mended, table.labels[verdicts.targets], labels)
+        versions[ERRORS[error]] = _Fixed(own, hits | mended, mended | (errors != error), nothing)
+    versions[ERRORS[_MISS]] = _Fixed(labels, hits, everything, verdicts.missed)
+    versions["FP"] = _Fixed(labels, hits, hits, nothing)
+    versions["FN"] = _Fixed(labels, hits, everything, verdicts.unmatched)
+    return versions
 
 
 def _count(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -155,9 +155,19 @@ def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -
 
 def _read_detections(cfg: Config, path: Path) -> tuple[DetectionDataset, dict[str, np.ndarray]]:
     test = build.build_test_split(cfg.data, build.class_names(cfg.data))
+    return test, read_detections(cfg, test.table, path)
+
+
+def read_detections(cfg: Config, table: Annotations, path: Path) -> dict[str, np.ndarray]:
+    """Reads detections in the images of a test split that count (``eval.limit``).
+
+    Args:
+        table: of the whole split.
+        path: COCO result JSON, or a folder of VOC devkit files.
+    """
     if path.is_dir():
-        found = voc_files.read_detections(path, test.table)
+        found = voc_files.read_detections(path, table)
     else:
-        found = coco_files.read_detections(path, test.table, getattr(cfg.data, "strict", False))
-    known = found["rows"] < len(build.limit_images(cfg.eval, test.table))
-    return test, {key: values[known] for key, values in found.items()}
+        found = coco_files.read_detections(path, table, getattr(cfg.data, "strict", False))
+    known = found["rows"] < len(build.limit_images(cfg.eval, table))
+    return {key: values[known] for key, values in found.items()}
