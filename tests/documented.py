@@ -42,15 +42,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What does not run, and why.
-EXEMPT = {
-    "make test": "it would run itself",
-    "make demo PYTHON=": "is make demo with a Python from elsewhere",
-    "python3 -m venv": "downloads torch",
-    "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
+FOREIGN = {
     "yolo val": "is Ultralytics",
     "python save_results.py": "is D-FINE",
     "python tools/train_net.py": "is detectron2",
     "python tools/test.py": "is mmdetection",
+}
+EXEMPT = FOREIGN | {
+    "make test": "it would run itself",
+    "make demo PYTHON=": "is make demo with a Python from elsewhere",
+    "python3 -m venv": "downloads torch",
+    "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
     "export ": "sets a variable of the next command, which is run with it",
 }
 # What runs for another.
