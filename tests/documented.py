@@ -48,7 +48,6 @@ EXEMPT = {
     "python3 -m venv": "downloads torch",
     "python tools/eval.py --config configs/coco/faster_rcnn_resnet50_fpn.yaml --initial": "downloads weights",
     "export ": "sets a variable of the next command, which is run with it",
-    "wandb sync": "needs an account; test_other_tools.py looks for the file",
 }
 # What runs for another.
 INSTEAD = {"make demo": "python tools/demo.py"}  # make would make .venv first
