@@ -17,7 +17,7 @@ VENV_PYTHON := .venv/bin/python
 venv: .venv/installed
 
 .venv/installed: pyproject.toml | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot,tb,timm]'
+	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot,tb,timm,export]'
 	touch $@
 
 # A venv sees the packages of the interpreter behind PYTHON, but not those of a venv that PYTHON is in;
