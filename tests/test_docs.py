@@ -40,8 +40,9 @@ DATA = {
     language: code
     for language, code in re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
 }
-# Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation) and test_walkthrough.py.
-TESTED = {"README.md": 1, "evaluation.md": 1, "own_detector.md": 8, "pyramid.md": 1, "the_split.md": 1}
+# Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation), test_walkthrough.py and
+# test_export.py.
+TESTED = {"README.md": 1, "evaluation.md": 1, "export.md": 3, "own_detector.md": 8, "pyramid.md": 1, "the_split.md": 1}
 
 
 def make_files(folder: Path) -> None:

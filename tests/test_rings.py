@@ -15,11 +15,12 @@ RINGS = (
     ("torchvision_baseline", "vis"),
     ("run",),
     ("apps",),
+    ("commands",),
     ("__init__",),
 )
 RANK = {name: rank for rank, ring in enumerate(RINGS) for name in ring}
 BESIDE = {("evaluation", "data")}  # scores are of annotations
-HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}
+HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit", "onnx", "onnxscript", "onnxruntime"}
 
 
 def imports(path: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from grcn.errors import CheckpointError, EnvironmentFault
 from grcn.fileio import cause, read_file
+
+logger = logging.getLogger("grcn")
 
 # The keys of its metadata, whose values are JSON.
 FORMAT, CLASSES, SIZE, SCORE, STEP, BITS = "grcn_format", "classes", "image_size", "score_threshold", "step", "bits"
@@ -49,11 +52,15 @@ class OnnxDetector(nn.Module):
             raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({cause(error)}); {remedy}") from error
         self.facts = _facts(path, self._session.get_modelmeta().custom_metadata_map)
         self.score_thresh: float = self.facts[SCORE]
+        self._warned_of_threshold = False
 
     def forward(
         self, images: Sequence[Tensor], targets: None = None, score_thresh: float | None = None
     ) -> list[dict[str, Tensor]]:
         """Detects; the arguments and the result are those of :class:`grcn.models.detector.Detector` in evaluation."""
+        if score_thresh is not None and score_thresh < self.score_thresh and not self._warned_of_threshold:
+            self._warned_of_threshold = True
+            logger.warning("the ONNX file has no detections of scores below its own threshold, %g", self.score_thresh)
         return [self._detect(image, score_thresh or 0.0) for image in images]
 
     def _detect(self, image: Tensor, score_thresh: float) -> dict[str, Tensor]:

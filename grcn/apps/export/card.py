@@ -31,7 +31,7 @@ def model_card(
         _front_matter(name, tested, metrics),
         f"# {name}",
         f"A two-stage object detector of [grcn](https://arxiv.org/abs/2012.03677): {_method(cfg)}.",
-        f"```python\nimport grcn\n\nfound = grcn.load({name!r}).predict('photo.jpg')\nprint(found.names, found.boxes)\n```",
+        f"```python\nimport grcn\n\nfound = grcn.load({name!r}).predict('photo.jpg')\nprint(found.names)\n```",
         f"## Training\n\nData: {trained}. {state['step']} steps of {cfg.train.batch} images, seed {cfg.run.seed}; "
         "`config.yaml` has every setting.",
     ]
