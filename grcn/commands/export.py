@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 from grcn import errors
-from grcn.engine.signals import StopSignals
 from grcn.progress import start_logging
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -36,10 +35,9 @@ def main() -> None:
         parser.error("argument --size: not allowed with --format safetensors, which takes pictures of any size")
     if args.format != "torch" and args.device != "cpu":
         parser.error("argument --device: only with --format torch")
-    with StopSignals():
-        from grcn.apps.export.export import export  # imports torch, for seconds
+    from grcn.apps.export.export import export  # imports torch, for seconds
 
-        export(args.checkpoint, args.format, args.output_dir, size, args.device)
+    export(args.checkpoint, args.format, args.output_dir, size, args.device)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
