@@ -53,6 +53,7 @@ EXEMPT = FOREIGN | {
     "make demo PYTHON=": "is make demo with a Python from elsewhere",
     "python3 -m venv": "downloads torch",
     "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
+    "hf upload": "publishes",
     "export ": "sets a variable of the next command, which is run with it",
 }
 # What runs for another.
@@ -81,7 +82,9 @@ NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_res
 PYRAMID = (
     "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
 )  # fmt: skip
-NO_SETTINGS = ("tools/prepare_data.py", "tools/predict.py", "tools/walkthrough.py", "--gpu-suite")
+NO_SETTINGS = (
+    "tools/prepare_data.py", "tools/predict.py", "tools/export.py", "tools/walkthrough.py", "--gpu-suite",
+)  # fmt: skip
 FILLED = {
     "C": "configs/shapes/grcn_tiny.yaml",
     "W": "runs/shapes/grcn_tiny/seed0/checkpoints/step_*.pt",

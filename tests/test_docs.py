@@ -41,10 +41,10 @@ DATA = {
     for language, code in re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
 }
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation), test_other_tools.py,
-# test_walkthrough.py and apps/test_analyze_compare_files.py.
+# test_walkthrough.py, apps/test_export.py and apps/test_analyze_compare_files.py.
 TESTED = {
-    "README.md": 1, "compare.md": 3, "evaluation.md": 1, "other_tools.md": 7, "own_detector.md": 8, "pyramid.md": 1,
-    "the_split.md": 1,
+    "README.md": 1, "compare.md": 3, "evaluation.md": 1, "export.md": 3, "other_tools.md": 7, "own_detector.md": 8,
+    "pyramid.md": 1, "the_split.md": 1,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ RINGS = (
 )
 RANK = {name: rank for rank, ring in enumerate(RINGS) for name in ring}
 BESIDE = {("evaluation", "data")}  # scores are of annotations
-HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit"}
+HEAVY = {"matplotlib", "hotcoco", "pycocotools", "tensorboard", "submitit", "onnx", "onnxscript", "onnxruntime"}
 
 
 def imports(path: Path) -> set[str]:

@@ -56,7 +56,7 @@ def add_errors(commands: Any) -> None:
     parser.set_defaults(analyze=run_errors)
     parser.add_argument("--config", required=True, type=Path, help="YAML file; its data section says what to test on")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="checkpoint of grcn train")
+    source.add_argument("--checkpoint", type=Path, help="checkpoint, run folder or exported folder")
     source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
     parser.add_argument("--output-dir", type=Path, help="where results go (default: <run>/eval/<checkpoint>-errors)")
     parser.add_argument("--allow-changes", action="store_true", help="detect under other settings of the model")

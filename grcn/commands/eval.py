@@ -18,7 +18,7 @@ def main() -> None:
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML file; its data section says what to test on")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="checkpoint of grcn train")
+    source.add_argument("--checkpoint", type=Path, help="checkpoint, run folder or exported folder")
     source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
     source.add_argument(
         "--initial", action="store_true", help="the detector that model.weights are of, as COCO_V1, without training"

@@ -33,7 +33,9 @@ def main() -> None:
     """Reads the command line and predicts."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with all below them) or patterns")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="checkpoint of grcn train")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="checkpoint, run folder, exported folder or .onnx"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: predictions")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that is shown (default: 0.5)")
     parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
@@ -108,7 +110,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
 
     predictor = load_detector(args.checkpoint, device=args.device)
     # What the model finds anyway tells the best score where nothing is shown.
-    least = min(args.score_threshold, predictor.model.roi_heads.detecting.score_thresh)
+    least = min(args.score_threshold, predictor.model.score_thresh)
     records: list[dict[str, object]] = []
     faults = boxes = 0
     args.output_dir.mkdir(parents=True, exist_ok=True)

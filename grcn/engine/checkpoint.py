@@ -156,9 +156,13 @@ def restore(
 
 def _near(path: Path) -> str:
     """Names a checkpoint that may be meant by a path that is none, such as the folder of a run."""
-    folders = (path / "checkpoints", path, path.parent)
-    found = [*path.glob("best-*.pt"), *(newest for folder in folders for newest in _checkpoints(folder)[-1:])]
-    return str(found[0]) if found else "step_00001000-….pt"
+    return str(best_or_newest(path) or best_or_newest(path.parent) or "step_00001000-….pt")
+
+
+def best_or_newest(folder: Path) -> Path | None:
+    """Returns the best checkpoint of a run's folder, or else the newest in it, by their names alone; None without."""
+    newest = (path for inside in (folder / "checkpoints", folder) for path in _checkpoints(inside)[-1:])
+    return next(iter(sorted(folder.glob("best-step_*.pt"))), None) or next(newest, None)
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

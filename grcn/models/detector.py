@@ -29,6 +29,11 @@ class Detector(nn.Module):
         self.rpn = rpn
         self.roi_heads = roi_heads
 
+    @property
+    def score_thresh(self) -> float:
+        """The score that a detection must exceed."""
+        return self.roi_heads.detecting.score_thresh
+
     def forward(
         self, images: Sequence[Tensor], targets: list[dict] | None = None, score_thresh: float | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

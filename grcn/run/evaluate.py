@@ -28,11 +28,13 @@ from grcn.models.layer_names import in_first_stage
 from grcn.models.memory_format import to_device
 from grcn.run.backend import prepare, with_precision
 from grcn.run.load_detector import check_classes, load_detector, load_initial_weights
+from grcn.run.read_weights import resolve
 from grcn.run.results import score
 
 
 def folder_beside(given: Path, kind: str) -> Path:
     """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
+    given = resolve(given)
     beside = given.parent
     if beside.name == "checkpoints":
         beside = beside.parent / "eval"

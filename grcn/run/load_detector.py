@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +25,9 @@ from grcn.models.class_rows import ClassRows, place_rows
 from grcn.models.detector import Detector
 from grcn.models.layer_names import under_names_of
 from grcn.models.weights import load_weights, normalisation_of
+from grcn.run.onnx_detector import OnnxDetector
 from grcn.run.predict import Predictor
+from grcn.run.read_weights import read_weights
 
 logger = logging.getLogger("grcn")
 
@@ -41,7 +43,9 @@ def load_detector(
     """Loads a detector that ``grcn train`` has trained, ready to predict; with averaged weights if it has them.
 
     Args:
-        path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes.
+        path: a checkpoint; nothing else is needed, it holds its settings and the names of its classes. Or the folder of
+            a run, for its best checkpoint, or else its newest; or what ``grcn export`` has written: a folder with
+            ``model.safetensors``, or an ``.onnx`` file, which is only to predict with, on the CPU.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU, if there is one.
         cfg: build the detector by this config instead of the checkpoint's own.
         classes: those of the data; the checkpoint must have them, in this order.
@@ -54,7 +58,9 @@ def load_detector(
         EnvironmentFault: there is no such device.
     """
     path = Path(path)
-    state = checkpoint.load(path)
+    if path.suffix == ".onnx" and cfg is None:
+        return _from_onnx(path, classes, str(device))
+    path, state = read_weights(path)
     own = recorded_config(state, path, classes)
     if cfg is not None:
         # Which weights it has started from is past, where they expect the same images.
@@ -62,12 +68,47 @@ def load_detector(
         changes = _changes(own, cfg, lambda role: role.detection, but=("model.weights",) if same else ())
         remedy = "use the config.yaml of its run or pass --allow-changes"
         _refuse(changes, f"{path}: trained with other settings (its -> the config's); {remedy}", allow_changes)
-    model = build_model((cfg or own).model, len(state["classes"]) + 1)
-    _restore(state, model, path)
-    return Predictor(model, state["classes"], distributed.local_device(str(device)), state["step"], _bits(own))
+    return assemble(state, own, path, device, None if cfg is None else cfg.model)
 
 
 load = load_detector  # its public name, grcn.load
+
+
+def assemble(
+    state: Mapping[str, Any],
+    cfg: Config,
+    path: Path,
+    device: str | torch.device,
+    model_cfg: ModelConfig | None = None,
+) -> Predictor:
+    """Builds the detector of a checkpoint that has been read.
+
+    Args:
+        state: what it holds.
+        cfg: its settings.
+        path: of it, for messages.
+        device: as of :func:`load_detector`.
+        model_cfg: build the detector by this section instead.
+
+    Raises:
+        CheckpointError: its weights are not those of such a detector.
+        EnvironmentFault: there is no such device.
+    """
+    model = build_model(model_cfg or cfg.model, len(state["classes"]) + 1)
+    _restore(state, model, path)
+    bits = None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.bits
+    return Predictor(model, state["classes"], distributed.local_device(str(device)), state["step"], bits)
+
+
+def _from_onnx(path: Path, classes: Sequence[str] | None, device: str) -> Predictor:
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"{path}: an ONNX file is run on the CPU (got device {device}); pass cpu, or the checkpoint")
+    model = OnnxDetector(path)
+    its, step, bits = (model.facts[key] for key in ("classes", "step", "bits"))
+    if classes is not None:
+        check_classes(its, path, classes)
+    # It has all of a detector that predicting asks for.
+    return Predictor(cast(Detector, model), its, torch.device("cpu"), step, bits)
 
 
 def load_initial_weights(
@@ -82,7 +123,7 @@ def load_initial_weights(
 
     Args:
         cfg: the ``model`` section that it was built by.
-        init: a checkpoint; None for ``model.weights``.
+        init: a checkpoint, or a folder as :func:`load_detector` takes; None for ``model.weights``.
         classes: those of the data.
         same_as: for some of them, their names in the weights (``data.same_as``).
         new_classes: with ``init``: ``"by-name"``, its classes may be others, and a class of the data starts from the
@@ -115,7 +156,7 @@ def _load_initial_weights(
 ) -> tuple[int, str, list[str]]:
     """Loads the initial weights; returns how urgent it is to log about it, what, and the weights that are new."""
     if init is not None:
-        state = checkpoint.load(init)
+        init, state = read_weights(init)
         # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
         theirs = recorded_config(state, init).model
         if new_classes is None:
@@ -233,10 +274,6 @@ def recorded_config(state: Mapping[str, Any], path: Path, classes: Sequence[str]
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))
-
-
-def _bits(cfg: Config) -> int | None:
-    return None if isinstance(cfg.data, ShapesDataConfig) else cfg.data.bits
 
 
 def _changes(before: Config, after: Config, matters: Callable[[Role], bool], but: Sequence[str] = ()) -> list[str]:

@@ -105,7 +105,7 @@ class Predictor:
         if not read:
             return []
         tensors = move_images(read, self.device)
-        usual = self.model.roi_heads.detecting.score_thresh
+        usual = self.model.score_thresh
         least = usual if score_threshold is None else score_threshold
         detections = self.model(tensors, score_thresh=max(0.0, min(least, usual)))
         return [self._prediction(found, least) for found in detections]
