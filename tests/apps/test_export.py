@@ -242,7 +242,7 @@ def test_onnx_files_of_others_and_damaged_ones_are_one_line(made, tmp_path):
     other = model.SerializeToString()
     onnx.helper.set_model_props(model, {"grcn_format": "1", "classes": "[", "bits": "null"})
     files = {
-        "other": (other, "not an ONNX file of tools/export.py"),
+        "other": (other, "not an ONNX file of grcn export"),
         "short": (own[: len(own) // 2], "ONNX Runtime cannot read it"),
         "empty": (b"", "ONNX Runtime cannot read it"),
         "text": (b"<html>", "ONNX Runtime cannot read it"),

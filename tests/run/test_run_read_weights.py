@@ -125,10 +125,10 @@ def test_damaged_and_foreign_folders_are_one_line(copy):
         ("config.yaml", None, "config.yaml: no such file"),
         ("detector.json", facts[:-9], "detector.json: damaged"),
         ("detector.json", b"\xff\xfe", "detector.json: damaged"),
-        ("detector.json", b"[]", "detector.json: not of tools/export.py"),
-        ("detector.json", foreign, "detector.json: not of tools/export.py"),
+        ("detector.json", b"[]", "detector.json: not of grcn export"),
+        ("detector.json", foreign, "detector.json: not of grcn export"),
         ("detector.json", newer, "detector.json: written in another format"),
-        ("detector.json", None, "detector.json: no such file; pass a folder of tools/export.py"),
+        ("detector.json", None, "detector.json: no such file; pass a folder of grcn export"),
     ]
     for name, contents, message in cases:
         if contents is None:
