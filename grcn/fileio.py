@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import itertools
 import os
 import pickle
 import socket
@@ -103,6 +104,12 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def next_free(folder: Path) -> Path:
+    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([folder], names) if not name.exists())
 
 
 def read_file(path: Path, remedy: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 from grcn import errors
 from grcn.config.files import load_config
 from grcn.engine.signals import StopSignals
+from grcn.fileio import next_free
 from grcn.progress import start_logging
 
 ERRORS = """Where average precision is lost, to classification or to localization.
@@ -198,7 +199,7 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace, overrides: list[str]) -> None:
     """Does the command ``compare``."""
-    files, settings = _split_settings([*args.files, *overrides])
+    files, settings = _split_settings(args, [*args.files, *overrides])
     cfg = load_config(args.config, settings)
     _compare(args, lambda report, **options: report.report_files(cfg, files, **options))
 
@@ -218,7 +219,10 @@ def add_runs(commands: Any) -> None:
 
 def run_runs(args: argparse.Namespace, overrides: list[str]) -> None:
     """Does the command ``runs``."""
-    runs, settings = _split_settings([*args.runs, *overrides])
+    runs, settings = _split_settings(args, [*args.runs, *overrides])
+    for run in runs:
+        if not (run / "config.yaml").is_file():
+            raise errors.ConfigError(f"{run}: no config.yaml in it; pass the folder of a run of grcn train")
     _compare(args, lambda report, **options: report.report_runs(runs, settings, **options))
 
 
@@ -229,9 +233,11 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
 
 
-def _split_settings(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Separates paths from settings that stand beside them."""
-    settings = [word for word in words if "=" in word and not Path(word).exists()]
+def _split_settings(args: argparse.Namespace, words: list[str]) -> tuple[list[Path], list[str]]:
+    """Separates paths, and names, from settings that stand beside them."""
+    settings = [word for word in [*words, *(args.names or [])] if "=" in word and not Path(word).exists()]
+    if args.names is not None:
+        args.names = [name for name in args.names if name not in settings]
     return [Path(word) for word in words if word not in settings], settings
 
 
@@ -241,6 +247,6 @@ def _compare(args: argparse.Namespace, compare: Callable[..., dict[str, Any]]) -
     with StopSignals() as stop:
         from grcn.apps.analyze import compare_report as report  # imports torch, for seconds
 
-        folder = args.output_dir or report.next_folder(Path("runs/compare"))
+        folder = args.output_dir or next_free(Path("runs/compare"))
         found = compare(report, folder=folder, names=args.names, draws=args.draws, stop=stop)
     print(json.dumps(found) if args.json else report.as_text(found))

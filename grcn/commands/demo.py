@@ -4,14 +4,15 @@ Everything goes to a new folder, runs/demo. The last line on stdout is ``demo: `
 """
 
 import argparse
-import itertools
 import json
 import shlex
 import sys
 import time
 from pathlib import Path
 
+from grcn import errors
 from grcn.config.files import load_config
+from grcn.fileio import next_free
 from grcn.progress import start_logging
 
 METHODS = {"faster_rcnn": "Faster R-CNN", "grcn": "G-RCN"}
@@ -20,15 +21,9 @@ SETTINGS = ["data.level=flat", "data.train_images=2000", "train.steps=1000", "tr
 SHOWN = ("voc_area_ap50", "voc_area_ap70", "coco_ap")
 
 
-def next_free(folder: Path) -> Path:
-    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that does not exist."""
-    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([folder], names) if not name.exists())
-
-
 def main() -> None:
     """Reads the command line, trains both detectors and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, help="folder of both runs (default: runs/demo, or the next free)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")
     args = parser.parse_intermixed_args()

@@ -1,6 +1,7 @@
 """Reads, prints and compares config files: strict YAML in, :class:`grcn.config.schema.Config` out.
 
-A file may name one parent, ``base: FILE`` relative to itself, which may name one more. Mappings
+A file may name one parent, ``base: FILE`` relative to itself or the name of one that comes with grcn, which may name
+one more. Mappings
 merge key by key, anything else replaces. Overrides, ``key=value`` with a dotted key and a YAML
 value, are merged last. All problems are reported at once, each with the place where it stands.
 
@@ -190,6 +191,8 @@ def _read_with_parents(path: str, problems: list[Problem], children: tuple[str, 
         chain = " -> ".join((*children, path))
         raise ConfigError(f"{base.place}: base: too many levels (got {chain}); join two files")
     parent = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
+    if not os.path.isfile(parent):
+        parent = shipped.find_base(base.value) or parent
     if not os.path.isfile(parent):
         raise ConfigError(f"{base.place}: base: no such file (got {parent}); name it relative to this file")
     return merge(_read_with_parents(parent, problems, (*children, path)), tree)

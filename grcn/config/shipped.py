@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,22 @@ def find(path: str | os.PathLike[str]) -> str:
     """
     given = os.fspath(path)
     name = given.removesuffix(".yaml")
-    if Path(given).is_file() or name not in names():
-        return given
+    if own := next((file for file in (given, f"{name}.yaml") if os.path.isfile(file)), None):
+        return own
+    return _place(name) if name in names() else given
+
+
+def find_base(name: str) -> str | None:
+    """Returns the path of a config that another may begin with, ``_base/voc`` or ``shapes/grcn_tiny``, if there is one.
+
+    In a clone they are in ``configs/``; a name that begins so is read everywhere.
+    """
+    name = name.removesuffix(".yaml").removeprefix("configs/")
+    is_one = re.fullmatch(r"\w+/\w+", name) and (folder() / f"{name}.yaml").is_file()
+    return _place(name) if is_one else None
+
+
+def _place(name: str) -> str:
     file = folder() / f"{name}.yaml"
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 

@@ -113,10 +113,16 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
 
 
 def _warn_of_places(records: Records, table: Annotations, found: set[int]) -> None:
-    """Warns where ids that count from 1 would fit data that count from 0, with every class one too high."""
-    lowest = table.category_ids == 0
-    if found and 0 not in found and lowest.any() and (table.labels == np.flatnonzero(lowest)[0] + 1).any():
-        what = f"no detection of category 0; if its categories count from 1, subtract 1 ({len(found)} categories)"
+    """Warns where ids that are places, counted from the other of 0 and 1, would fit the data one class further."""
+    ids = table.category_ids.tolist()
+    start = min(ids, default=-1)
+    if not found or start not in (0, 1) or sorted(ids) != list(range(start, start + len(ids))):
+        return
+    end, counts, remedy = (start, 1, "subtract 1") if start == 0 else (max(ids), 0, "add 1")
+    if end not in found and (table.labels == ids.index(end) + 1).any():
+        what = (
+            f"no detection of category {end}; if its categories count from {counts}, {remedy} ({len(found)} categories)"
+        )
         logger.warning("%s", one_line(f"{records.place}: {what}"))
 
 

@@ -111,7 +111,8 @@ def _result_files(folder: Path, table: Annotations) -> dict[int, Path]:
         files[table.classes.index(name) + 1] = path
         splits.add(rest.removesuffix(f"_{name}"))
     if not files:
-        raise fault(folder, "no file comp4_det_<split>_<class>.txt; use another folder")
+        hint = "; compare runs with grcn analyze runs" if (folder / "config.yaml").exists() else "; use another folder"
+        raise fault(folder, f"no file comp4_det_<split>_<class>.txt{hint}")
     if len(splits) > 1:
         raise fault(folder, "files of several splits (got {}); use one", sorted(splits))
     for label, name in enumerate(table.classes, start=1):

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from grcn.errors import EnvironmentFault, one_line
+from grcn.errors import ConfigError, EnvironmentFault, one_line
 from grcn.models.detector import Detector
 
 logger = logging.getLogger("grcn")
+
+# Of one part. Torch's own limit, 8, is for code that ought to have fewer; small maps alone have forms of their own.
+MOST_FORMS = 64
 
 
 def compile_parts(model: Detector, mode: str, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compiles the parts of a detector, in place, each when it is first called.
 
-    Sizes are symbols from the start. So few forms are compiled (training and evaluation, one object or several, odd
-    or even maps), and which one a step runs does not depend on the steps before it: a resumed run repeats. Each new
-    form is logged.
+    Sizes are symbols from the start. So a part has some forms (training and evaluation, one object or several, odd or
+    even maps, small or large ones) and not one for each size, and which one a step runs does not depend on the steps
+    before it: a resumed run repeats. Each new form is logged.
 
     Args:
         model: on its device. A copy made afterwards would share its compiled parts: copy it first.
@@ -33,10 +36,12 @@ def compile_parts(model: Detector, mode: str, backend: str | Callable[..., Any] 
 
     Raises:
         EnvironmentFault: at the first call: the backend cannot compile on this machine.
+        ConfigError: at a call: a part would have more than :data:`MOST_FORMS` forms.
         torch._dynamo.exc.Unsupported: at the first call: a part is not one graph; the message says where it breaks.
     """
     if mode == "reduce-overhead" and model.transform.multiple < 32:
         logger.info("run.compile=reduce-overhead records each size of a batch; model.image.multiple=32 makes them few")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_FORMS)
     for owner, method, name in parts(model):
         compiled = torch.compile(
             getattr(owner, method), dynamic=True, fullgraph=True, backend=backend,
@@ -63,7 +68,7 @@ def _logged(compiled: Callable[..., Any], name: str, is_first: bool) -> Callable
         is_first: of the parts of a step; results of the step before may be overwritten from here on.
     """
     # Loaded for this only: they take a second, and are not part of torch's public interface.
-    from torch._dynamo.exc import ShortenTraceback
+    from torch._dynamo.exc import FailOnRecompileLimitHit, ShortenTraceback
     from torch._dynamo.utils import counters
 
     forms = 0
@@ -75,6 +80,9 @@ def _logged(compiled: Callable[..., Any], name: str, is_first: bool) -> Callable
         before = counters["stats"]["unique_graphs"]
         try:
             found = compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            remedy = "set model.image.multiple=32, or run.compile=none"
+            raise ConfigError(f"run.compile: the {name} takes more than {forms} forms; {remedy}") from error
         except ShortenTraceback as error:  # of the backend alone, as without a C++ compiler or Triton
             cause = getattr(error, "inner_exception", error)
             cause = one_line(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}", 150)

@@ -1,8 +1,8 @@
 """The suite for a GPU, tried on a CPU with tiny sizes: complete, and continued where a case fails."""
 
 import json
-import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +20,14 @@ TINY = [
     "model.head={kind: fc, dim: 16}", "model.roi={op: align, size: 4, batch: 8}", "model.loc.last_pool=max",
     "model.rpn={post_nms_train: 20, post_nms_test: 20}", "model.loc.stride=16",
 ]  # fmt: skip
+
+
+def is_alive(process):
+    """Tells whether a process runs; a dead one may wait for its parent to ask."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def only(monkeypatch, *cases):
@@ -71,12 +79,10 @@ def test_a_suite_continues_after_an_error_and_a_death(tmp_path, monkeypatch):
 def test_a_case_that_takes_too_long_is_stopped_with_what_it_started():
     process = CaseProcess(measure_badly)
     child = process.run(600, case(batch=PARENT), [], 1, None)["child"]
-    os.kill(child, 0)
+    assert is_alive(child)
     assert process.run(0.5, case(batch=HANG), [], 1, None) == {"error": "no result within 0.5 s"}
-    with pytest.raises(ProcessLookupError):
-        for _ in range(600):  # until init has collected it
-            os.kill(child, 0)
-            time.sleep(0.05)
+    while is_alive(child):  # the signal is on its way
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("seconds", [600, 0.5])

@@ -23,9 +23,20 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("shapes").mkdir()
     text = f"base: {ROOT}/configs/_base/shapes.yaml\nmodel: {{backbone: tiny, width: 4}}\n"
-    for name in ("grcn_tiny", "grcn_tiny.yaml"):
-        Path("shapes", name).write_text(text)
-        assert load_config(f"shapes/{name}").model.width == 4
+    Path("shapes/grcn_tiny.yaml").write_text(text)
+    assert load_config("shapes/grcn_tiny").model.width == load_config("shapes/grcn_tiny.yaml").model.width == 4
+    Path("shapes/grcn_tiny").write_text(text.replace("4", "8"))
+    assert load_config("shapes/grcn_tiny").model.width == 8
+
+
+@pytest.mark.parametrize("base", ["_base/shapes", "_base/shapes.yaml", "configs/_base/shapes.yaml"])
+def test_a_file_begins_with_a_config_that_comes_with_grcn(tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"base: {base}\nmodel: {{backbone: tiny, width: 4}}\n")
+    assert load_config("mine.yaml").data == load_config("shapes/faster_rcnn_tiny").data
+    Path("mine.yaml").write_text("base: ../../etc/passwd\n")
+    with pytest.raises(ConfigError, match="base: no such file"):
+        load_config("mine.yaml")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from grcn import boxes
 from grcn.build import build_model
 from grcn.config.files import load_config
 from grcn.engine import checkpoint
-from grcn.errors import EnvironmentFault
+from grcn.errors import ConfigError, EnvironmentFault
 from grcn.models.compiled import compile_parts
 from grcn.run.train import train
 
@@ -144,6 +144,32 @@ def test_a_part_of_your_own_that_is_not_one_graph_is_named_by_torch(monkeypatch)
     compile_parts(model, "default", backend="eager")
     with pytest.raises(Unsupported, match="print"):
         model.train()(*small_batch())
+
+
+def test_a_part_of_too_many_forms_is_one_line():
+    model = build_model(load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml", NARROW).model, 6)
+    compile_parts(model, "default", backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        images, targets = small_batch()
+        model.train()(images, targets)
+        with pytest.raises(
+            ConfigError, match=r"run.compile: the \w+ takes more than 1 forms; set model.image.multiple"
+        ):
+            model.eval()(images)
+
+
+@pytest.mark.slow
+def test_sizes_that_vary_freely_do_not_end_a_run():
+    model = build_model(load_config(ROOT / "configs/shapes/grcn_tiny_resnet.yaml", NARROW).model, 6)
+    compile_parts(model, "default", backend="eager")
+    draw = torch.Generator().manual_seed(0)
+    target = {"boxes": torch.tensor([[2.0, 2.0, 30.0, 30.0]]), "labels": torch.tensor([1]), "rng_key": 1}
+    for _ in range(60):
+        height, width = torch.randint(40, 140, (2,), generator=draw).tolist()
+        images = [torch.rand(3, height, width)] * int(torch.randint(1, 3, (1,), generator=draw))
+        model.train()(images, [target] * len(images))
+        with torch.no_grad():
+            model.eval()(images)
 
 
 @pytest.mark.parametrize(("multiple", "hinted"), [(1, True), (32, False)])

@@ -121,13 +121,14 @@ def _report(
 ) -> dict[str, Any]:
     if names is not None and (len(set(names)) != len(names) or len(names) != len(paths)):
         raise ConfigError(f"--names: not one for each of {len(paths)} (got {list(names)}); give each a name of its own")
+    with named(folder):  # before minutes are spent
+        folder.mkdir(parents=True, exist_ok=True)
     compared = compare(table, dict(zip(names or unique_names(paths), found, strict=True)), draws, stop)
     for file, path in zip(compared["files"], paths, strict=True):
         file["path"] = str(path)
         if file["diagnosis"]:
             logger.warning("%s: %s", path, file["diagnosis"])
     with named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / "compare.json", (json.dumps(compared, indent=1) + "\n").encode())
         write_durably(folder / "compare.md", as_markdown(compared).encode())
         try:
@@ -136,14 +137,6 @@ def _report(
             logger.info("no picture drawn: %s", error)
     logger.info("the table and a picture are in %s", folder)
     return compared
-
-
-def next_folder(folder: Path) -> Path:
-    """Returns a folder, or the first of ``<folder>-2``, ``-3``, … that is not there."""
-    number = 1
-    while (place := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return place
 
 
 def as_text(compared: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def run_suite(
         folder: gets ``suite.json`` and ``suite.md``, written anew after every case, and ``tests.txt``.
         device: what the cases run on.
         overrides: settings that replace those of every config, ``run.device`` among them.
-        seconds: a case that is not done by then is stopped, and no other begun.
+        seconds: a case that is not done by then is stopped, and no other begun; none gets more than a third of it.
         repeats: rounds of each case.
         tests: run the tests too, in another process, for a third of the time at most.
         measure: what measures a case, in a process of its own.
@@ -98,7 +98,9 @@ def run_suite(
         for case in progress_bar(every, "suite", len(every), leave=False):
             if (left := end - time.monotonic()) <= 0:
                 break
-            figures = process.run(left, case, overrides, repeats, limits.get(case.precision))
+            figures = process.run(min(left, seconds / 3), case, overrides, repeats, limits.get(case.precision))
+            if "error" in figures and time.monotonic() >= end:  # the end of the time, not a fault of the case
+                break
             if "limits" in figures:
                 limits[case.precision] = figures.pop("limits")
                 found["limits"][case.precision] = limits[case.precision]._asdict()
@@ -112,7 +114,7 @@ def run_suite(
 
 def _run_tests(output: Path, seconds: float) -> dict[str, Any]:
     """Runs the tests for a GPU, the shortest first; returns their exit code and last line."""
-    if not (ROOT / "tests").is_dir():
+    if not (ROOT / "tests/test_cuda.py").is_file():
         return {"code": None, "last": "not in an installed package; use a clone"}
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"]
     with output.open("w", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -82,14 +83,14 @@ def measure_case(case: Case, overrides: list[str], repeats: int, limits: Limits 
         torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
         if limits is None:
             limits = measure_limits(device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
-        return {"limits": limits} | _figures(cfg, device, case.batch, repeats, limits)
-    except Exception as error:  # whatever a device makes torch raise, the other cases matter
-        return {"error": one_line(f"{type(error).__name__}: {error}", 200)}
-    finally:
+        found = {"limits": limits} | _figures(cfg, device, case.batch, repeats, limits)
         gc.collect()  # models refer to themselves
         torch.compiler.reset()
-        if torch.cuda.is_initialized():
+        if device.type == "cuda":
             torch.cuda.empty_cache()
+        return found
+    except Exception as error:  # whatever a device makes torch raise, the other cases matter
+        return {"error": one_line(f"{type(error).__name__}: {error}", 200)}
 
 
 def _figures(cfg: Config, device: torch.device, batch: int, repeats: int, limits: Limits) -> Figures:
@@ -156,8 +157,9 @@ class CaseProcess:
         if self._running is not None:
             process, pipe = self._running
             self._running = None
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.ident or 0, signal.SIGKILL)
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.join()
             pipe.close()
@@ -165,6 +167,14 @@ class CaseProcess:
 
 def _serve(pipe: Connection, measure: Measure) -> None:
     os.setsid()  # a group, to be killed as one
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the suite has gone
         while True:
             pipe.send(measure(*pipe.recv()))
+
+
+def _end_with(suite: int) -> None:
+    """Ends this process when the suite has, however that ended: a case that hangs would keep the GPU."""
+    while os.getppid() == suite:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)

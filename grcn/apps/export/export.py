@@ -16,7 +16,7 @@ from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError, named
 from grcn.fileio import write_durably
 from grcn.run import onnx_detector
-from grcn.run.exported_folder import CONFIG, FACTS, WEIGHTS, facts_of, require_safetensors
+from grcn.run.exported_folder import CONFIG, FACTS, WEIGHTS, facts_of, is_exported, require_safetensors
 from grcn.run.load_detector import assemble, recorded_config
 from grcn.run.predict import Predictor
 from grcn.run.read_weights import read_weights
@@ -94,13 +94,12 @@ def _folder(folder: Path, weights: Path, state: dict[str, Any], cfg: Config, pre
 
 def _results(run: Path, step: int) -> bytes | None:
     """Returns what the evaluation of a step has left in a run's folder, or was exported with it; None without."""
-    places = (run / RESULTS, run / "eval" / f"step_{step}" / RESULTS)
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
+    path = run / RESULTS if is_exported(run) else run / "eval" / f"step_{step}" / RESULTS
+    if not path.is_file():
         return None
     contents = path.read_bytes()
     try:
-        json.loads(contents)["metrics"].items()
+        [round(value, 4) for value in json.loads(contents)["metrics"].values() if value is not None]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged; evaluate again, or remove it") from error
     return contents
