@@ -13,13 +13,14 @@ from coco_made import document, write
 from PIL import Image
 
 from grcn.apps.analyze.compare import compare, unique_names
-from grcn.apps.analyze.compare_report import as_markdown, as_text, next_folder
+from grcn.apps.analyze.compare_report import as_markdown, as_text
 from grcn.build import build_test_split
 from grcn.config.files import load_config
 from grcn.data.annotations import Annotations
 from grcn.data.coco import write_detections
 from grcn.evaluation import ap_loss, olrp
 from grcn.evaluation.comparison import FIGURES
+from grcn.fileio import next_free
 from grcn.vis.comparison import comparison_panels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +181,7 @@ def test_runs_are_compared_by_their_newest_evaluations(table: Annotations, tmp_p
     shutil.rmtree(tmp_path / "c/eval")
     none = analyze(tmp_path, "runs", "c")
     programs.assert_contract(none, 2, "c: no eval/step_*/detections.json; finish the run")
-    programs.assert_contract(analyze(tmp_path, "runs", "nowhere"), 2, "nowhere/config.yaml")
+    programs.assert_contract(analyze(tmp_path, "runs", "nowhere"), 2, "nowhere: no config.yaml in it")
 
 
 @pytest.mark.parametrize(
@@ -210,4 +211,4 @@ def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
     assert unique_names([b, c]) == ["x/predictions", "y/predictions"]
     assert unique_names([a, b, a]) == ["a/x/predictions", "b/x/predictions", "a/x/predictions (2)"]
     assert unique_names([a.parent, c.parent]) == ["x", "y"]
-    assert next_folder(tmp_path / "a") == tmp_path / "a-2" and next_folder(tmp_path / "z") == tmp_path / "z"
+    assert next_free(tmp_path / "a") == tmp_path / "a-2" and next_free(tmp_path / "z") == tmp_path / "z"
