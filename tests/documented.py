@@ -83,7 +83,8 @@ PYRAMID = (
     "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
 )  # fmt: skip
 NO_SETTINGS = (
-    "tools/prepare_data.py", "tools/predict.py", "tools/export.py", "tools/walkthrough.py", "--gpu-suite",
+    "tools/prepare_data.py", "tools/predict.py", "tools/export.py", "tools/walkthrough.py", "tools/configs.py",
+    "--gpu-suite",
 )  # fmt: skip
 FILLED = {
     "C": "configs/shapes/grcn_tiny.yaml",
