@@ -133,18 +133,26 @@ def matches_by_class(table: Annotations, found: Detections, pairs: Pairs, thresh
     counted = (objects < 0) | ~ignored[objects] if len(ignored) else np.ones(objects.shape, dtype=bool)
     hits = (objects >= 0) & counted
     to_find = objects_to_find(table)
-    ends = np.searchsorted(found.labels[order], np.arange(1, len(table.classes) + 2))
     return [
-        Matches(found.rows[order[start:end]], hits[:, start:end], counted[:, start:end], to_find[label])
-        for label, (start, end) in enumerate(itertools.pairwise(ends))
+        Matches(found.rows[order[own]], hits[:, own], counted[:, own], to_find[label])
+        for label, own in enumerate(slices_of_classes(found.labels[order], len(table.classes)))
     ]
+
+
+def slices_of_classes(labels: np.ndarray, classes: int) -> list[slice]:
+    """Returns where each of the labels 1..C stands in sorted ``labels``."""
+    return list(itertools.starmap(slice, itertools.pairwise(np.searchsorted(labels, np.arange(1, classes + 2)))))
 
 
 def objects_to_find(table: Annotations) -> np.ndarray:
     """Counts the objects of each class in each image that are neither difficult nor crowd, int64 ``[C, N]``."""
-    to_find = ~ignored_objects(table)
+    return count_objects(table, ~ignored_objects(table))
+
+
+def count_objects(table: Annotations, chosen: np.ndarray) -> np.ndarray:
+    """Counts the ``chosen`` objects, bool ``[M]``, of each class in each image, int64 ``[C, N]``."""
     rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
-    places = (table.labels[to_find] - 1) * len(table) + rows[to_find]
+    places = (table.labels[chosen] - 1) * len(table) + rows[chosen]
     return np.bincount(places, minlength=len(table.classes) * len(table)).reshape(len(table.classes), len(table))
 
 

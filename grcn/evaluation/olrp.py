@@ -18,7 +18,6 @@ program a score takes all detections of this score, not the first few of equals.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,16 @@ import numpy as np
 from grcn.data.annotations import Annotations
 from grcn.evaluation.bootstrap import Places, running_total
 from grcn.evaluation.detections import Detections, check
-from grcn.evaluation.matching import Pairs, ignored_objects, iou, match, objects_to_find, overlapping, ranked
+from grcn.evaluation.matching import (
+    Pairs,
+    ignored_objects,
+    iou,
+    match,
+    objects_to_find,
+    overlapping,
+    ranked,
+    slices_of_classes,
+)
 
 PARTS = ("olrp", "localization", "false_positives", "false_negatives")
 
@@ -82,10 +90,9 @@ def localized(table: Annotations, found: Detections, pairs: Pairs, tau: float = 
     hits = objects[order] >= 0
     ious[hits] = iou(found.boxes[order[hits]], table.boxes[objects[order[hits]]])
     to_find = objects_to_find(table)
-    ends = np.searchsorted(found.labels[order], np.arange(1, len(table.classes) + 2))
     return [
-        Localized(found.rows[order[start:end]], found.scores[order[start:end]], ious[start:end], to_find[label])
-        for label, (start, end) in enumerate(itertools.pairwise(ends))
+        Localized(found.rows[order[own]], found.scores[order[own]], ious[own], to_find[label])
+        for label, own in enumerate(slices_of_classes(found.labels[order], len(table.classes)))
     ]
 
 

@@ -11,7 +11,7 @@ one error, the first of these that fits; IoUs are with objects that have to be f
 
 ``Miss`` is an object that no detection matches and no ``Loc`` or ``Cls`` error is about.
 
-What an error costs is by how much AP50 (COCO's, the mean over classes) rises when all errors of the kind are mended and
+What an error costs is by how much AP50 (COCO's, the mean over classes) rises when all errors of the kind are fixed and
 nothing else is. Of the ``Loc`` and ``Cls`` errors about one object that nothing matches, the best-scored becomes a true
 positive of the object's class; all other false positives of the kind vanish, and missed objects need not be found any
 more. The six gains do not add up to what AP lacks. ``FP`` and ``FN`` are the gains where all false positives vanish,
@@ -31,9 +31,18 @@ from typing import NamedTuple
 import numpy as np
 
 from grcn.data.annotations import Annotations
+from grcn.evaluation.bootstrap import Curves
 from grcn.evaluation.detections import Detections, Matches
-from grcn.evaluation.matching import Pairs, ignored_objects, match, most_overlapped, ranked
-from grcn.evaluation.voc import interpolated_ap
+from grcn.evaluation.matching import (
+    Pairs,
+    count_objects,
+    ignored_objects,
+    match,
+    most_overlapped,
+    objects_to_find,
+    ranked,
+    slices_of_classes,
+)
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
@@ -48,7 +57,7 @@ class Verdicts(NamedTuple):
         hits: bool ``[K]``, the true positives.
         errors: int64 ``[K]``, of each false positive its place in :data:`ERRORS`; -1 for others.
         targets: int64 ``[K]``, the object that a ``Cls`` or ``Loc`` error is about; -1 for others.
-        mended: bool ``[K]``, the ``Cls`` and ``Loc`` errors that become true positives when mended.
+        fixed: bool ``[K]``, the ``Cls`` and ``Loc`` errors that become true positives when fixed.
         own_ious: float64 ``[K]``, IoU with the object of its class that a detection overlaps most.
         matches: int64 ``[K]``, the object that a true positive matches; -1 for others.
         unmatched: bool ``[M]``, objects to find that no detection matches.
@@ -59,7 +68,7 @@ class Verdicts(NamedTuple):
     hits: np.ndarray
     errors: np.ndarray
     targets: np.ndarray
-    mended: np.ndarray
+    fixed: np.ndarray
     own_ious: np.ndarray
     matches: np.ndarray
     unmatched: np.ndarray
@@ -98,30 +107,26 @@ def judge(table: Annotations, found: Detections, pairs: Pairs) -> Verdicts:
     unmatched[matches[hits]] = False
     about = order[(targets[order] >= 0) & unmatched[targets[order]]]
     recovered, first = np.unique(targets[about], return_index=True)
-    mended = np.zeros(count, dtype=bool)
-    mended[about[first]] = True
+    fixed = np.zeros(count, dtype=bool)
+    fixed[about[first]] = True
     missed = unmatched.copy()
     missed[recovered] = False
-    return Verdicts(order, hits, errors, targets, mended, own_ious, np.where(hits, matches, -1), unmatched, missed)
+    return Verdicts(order, hits, errors, targets, fixed, own_ious, np.where(hits, matches, -1), unmatched, missed)
 
 
 def gains(table: Annotations, found: Detections, verdicts: Verdicts) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Computes AP50, and by how much it rises when errors of one kind are mended.
+    """Computes AP50, and by how much it rises when errors of one kind are fixed.
 
     Returns:
         AP50 of each class, float64 ``[C]``, NaN where there are no objects to find; and the gains by class, with the
         keys of :data:`ERRORS`, ``FP`` and ``FN``.
     """
-    classes = len(table.classes)
-    totals = _count(table.labels[~ignored_objects(table)], classes)
-    order = verdicts.order
-
-    def ap(fixed: _Fixed) -> np.ndarray:
-        chosen = order[fixed.kept[order]]
-        left = totals - _count(table.labels[fixed.lost], classes)
-        return np.where(totals > 0, _ap50(fixed.labels[chosen], fixed.hits[chosen], left), np.nan)
-
-    before, *after = map(ap, _versions(table, found, verdicts).values())
+    to_find = objects_to_find(table).any(axis=1)
+    once = np.ones(len(table), dtype=np.int64)
+    before, *after = (
+        np.where(to_find, Curves(matches).average_precision(once)[0], np.nan)
+        for matches in matches_without(table, found, verdicts).values()
+    )
     return before, dict(zip((*ERRORS, "FP", "FN"), (values - before for values in after), strict=True))
 
 
@@ -131,27 +136,21 @@ def matches_without(table: Annotations, found: Detections, verdicts: Verdicts) -
     The keys are those of :func:`gains`. Objects that need not be found any more are not in ``objects``; a class whose
     objects are all among them has an AP of 0, and is part of the mean still.
     """
-    rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
-    to_find = ~ignored_objects(table)
     found_by_kind = {}
     for name, fixed in _versions(table, found, verdicts).items():
         chosen = verdicts.order[fixed.kept[verdicts.order]]
-        left = to_find & ~fixed.lost
+        chosen = chosen[np.argsort(fixed.labels[chosen], kind="stable")]
+        rows, hits = found.rows[chosen], fixed.hits[None, chosen]
+        left = count_objects(table, ~ignored_objects(table) & ~fixed.lost)
         found_by_kind[name] = [
-            Matches(
-                found.rows[own],
-                fixed.hits[None, own],
-                np.ones((1, len(own)), dtype=bool),
-                np.bincount(rows[left & (table.labels == label)], minlength=len(table)),
-            )
-            for label in range(1, len(table.classes) + 1)
-            for own in [chosen[fixed.labels[chosen] == label]]
+            Matches(rows[own], hits[:, own], np.ones_like(hits[:, own]), left[label])
+            for label, own in enumerate(slices_of_classes(fixed.labels[chosen], len(table.classes)))
         ]
     return found_by_kind
 
 
 class _Fixed(NamedTuple):
-    """Detections and objects where errors of one kind are mended."""
+    """Detections and objects where errors of one kind are fixed."""
 
     labels: np.ndarray  # int64 [K]
     hits: np.ndarray  # bool [K], the true positives
@@ -160,33 +159,15 @@ class _Fixed(NamedTuple):
 
 
 def _versions(table: Annotations, found: Detections, verdicts: Verdicts) -> dict[str, _Fixed]:
-    """Returns the detections as they are, under ``""``, and where one kind of error is mended."""
+    """Returns the detections as they are, under ``""``, and where one kind of error is fixed."""
     hits, errors, labels = verdicts.hits, verdicts.errors, found.labels
     everything, nothing = np.ones(len(hits), dtype=bool), np.zeros(len(table.labels), dtype=bool)
     versions = {"": _Fixed(labels, hits, everything, nothing)}
     for error in (_CLS, _LOC, _BOTH, _DUPE, _BKG):
-        mended = verdicts.mended & (errors == error)
-        own = np.where(mended, table.labels[verdicts.targets], labels)
-        versions[ERRORS[error]] = _Fixed(own, hits | mended, mended | (errors != error), nothing)
+        fixed = verdicts.fixed & (errors == error)
+        own = np.where(fixed, table.labels[verdicts.targets], labels)
+        versions[ERRORS[error]] = _Fixed(own, hits | fixed, fixed | (errors != error), nothing)
     versions[ERRORS[_MISS]] = _Fixed(labels, hits, everything, verdicts.missed)
     versions["FP"] = _Fixed(labels, hits, hits, nothing)
     versions["FN"] = _Fixed(labels, hits, everything, verdicts.unmatched)
     return versions
-
-
-def _count(labels: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(labels, minlength=classes + 1)[1:]
-
-
-def _ap50(labels: np.ndarray, hits: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Averages COCO's interpolated precision at recall 0, 0.01, …, 1, by class.
-
-    Args:
-        labels: ``[D]`` in 1..C, best score first.
-        hits: bool ``[D]``, the true positives.
-        totals: int ``[C]``, objects to find; AP is 0 where there are none left.
-    """
-    values = np.zeros(len(totals))
-    for k in np.flatnonzero(totals):
-        values[k] = interpolated_ap(hits[labels == k + 1], totals[k], np.linspace(0, 1, 101))
-    return values
