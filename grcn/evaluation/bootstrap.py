@@ -27,6 +27,15 @@ def draws(images: int, count: int, seed: int = 0) -> np.ndarray:
     return np.concatenate((np.ones((1, images), dtype=np.int64), drawn))
 
 
+def interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Returns what 95 % of a figure's values ``[B]`` on resampled images lie between; None if all are NaN."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    low, high = np.percentile(known, [2.5, 97.5]).tolist()
+    return low, high
+
+
 def resampled(
     classes: Sequence[Matches],
     times: np.ndarray,

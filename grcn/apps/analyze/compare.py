@@ -19,7 +19,6 @@ from grcn.evaluation.matching import ignored_objects
 from grcn.progress import progress_bar
 
 _EVALUATED = ("ap", "ap50", "ap75")  # as grcn eval has them
-_LEVELS = (2.5, 97.5)
 
 
 def compare(
@@ -92,15 +91,10 @@ def _figure(key: str, values: Sequence[np.ndarray]) -> dict[str, Any]:
     differences = [own - values[0] for own in values]
     return FIGURES[key]._asdict() | {
         "values": [_plain(own[0]) for own in values],
-        "intervals": [_interval(own[1:]) for own in values],
+        "intervals": [bootstrap.interval(own[1:]) for own in values],
         "differences": [None, *(_plain(own[0]) for own in differences[1:])],
-        "intervals_of_differences": [None, *(_interval(own[1:]) for own in differences[1:])],
+        "intervals_of_differences": [None, *(bootstrap.interval(own[1:]) for own in differences[1:])],
     }
-
-
-def _interval(values: np.ndarray) -> list[float] | None:
-    known = values[~np.isnan(values)]
-    return np.percentile(known, _LEVELS).tolist() if len(known) else None
 
 
 def _plain(value: float) -> float | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grcn.evaluation.bootstrap import interval
+
 # Student's t at 97.5 %, where the expansion below is not good to three digits.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 
@@ -62,8 +64,7 @@ def compare(
     images = None
     if row_draws and baseline_draws and all(seed in row_draws and seed in baseline_draws for seed in common):
         means = np.mean([row_draws[seed] - baseline_draws[seed] for seed in common], axis=0)
-        low, high = np.nanpercentile(means, [2.5, 97.5])
-        images = float(low), float(high)
+        images = interval(means)
     return Difference(values, student_interval(list(values.values())), images)
 
 
