@@ -159,6 +159,11 @@ def _near(path: Path) -> str:
     return str(best_or_newest(path) or best_or_newest(path.parent) or "step_00001000-….pt")
 
 
+def folder_of(path: Path) -> Path:
+    """Returns the folder of the run that a checkpoint lies in, as its best or among ``checkpoints``."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def best_or_newest(folder: Path) -> Path | None:
     """Returns the best checkpoint of a run's folder, or else the newest in it, by their names alone; None without."""
     newest = (path for inside in (folder / "checkpoints", folder) for path in _checkpoints(inside)[-1:])

@@ -16,7 +16,7 @@ from grcn.data import voc_results as voc_files
 from grcn.data.annotations import Annotations
 from grcn.data.dataset import DetectionDataset
 from grcn.data.loader import eval_batches
-from grcn.engine import distributed
+from grcn.engine import checkpoint, distributed
 from grcn.engine.evaluate import detect
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
@@ -35,10 +35,8 @@ from grcn.run.results import score
 def folder_beside(given: Path, kind: str) -> Path:
     """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
     given = resolve(given)
-    beside = given.parent
-    if beside.name == "checkpoints":
-        beside = beside.parent / "eval"
-    elif (beside / "env.json").exists():  # the best of a run lies in its folder
+    beside = checkpoint.folder_of(given)
+    if beside != given.parent or (beside / "env.json").exists():  # the best of a run lies in its folder
         beside /= "eval"
     return beside / f"{given.stem}-{kind}"
 

@@ -12,6 +12,7 @@ import torch
 from grcn.apps.export.card import model_card
 from grcn.apps.export.graph import as_onnx, as_program
 from grcn.config.schema import Config
+from grcn.engine import checkpoint
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError, named
 from grcn.fileio import write_durably
@@ -74,13 +75,7 @@ def _folder(folder: Path, weights: Path, state: dict[str, Any], cfg: Config, pre
 
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in predictor.model.state_dict().items()}
     contents = {WEIGHTS: save(tensors, {"format": "pt"}), CONFIG: state["config"].encode()}
-    run = (
-        weights
-        if weights.is_dir()
-        else weights.parent.parent
-        if weights.parent.name == "checkpoints"
-        else weights.parent
-    )
+    run = weights if weights.is_dir() else checkpoint.folder_of(weights)
     results = _results(run, state["step"])
     command = read_environment(run).get("command")
     if results is not None:
