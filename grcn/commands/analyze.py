@@ -123,7 +123,7 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
     for name, value in (("images", args.images), ("points", points)):
         if value is not None and value < 1:
             args.parser.error(f"--{name} must be at least 1 (got {value})")
-    cfg = load_config(args.config or args.run / "config.yaml", overrides)
+    cfg = load_config(args.config or _config_of(args.run), overrides)
     with StopSignals() as stop:
         from grcn.apps.analyze import gradients_over_training as training  # imports torch, for seconds
 
@@ -136,6 +136,13 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
             allow_changes=args.allow_changes, stop=stop,
         )  # fmt: skip
     print(json.dumps(found) if args.json else training.as_text(found))
+
+
+def _config_of(run: Path) -> Path:
+    """Returns the config of a run's folder, which must be there."""
+    if not (run / "config.yaml").is_file():
+        raise errors.ConfigError(f"{run}: no config.yaml in it; pass the folder of a run of grcn train")
+    return run / "config.yaml"
 
 
 def add_context(commands: Any) -> None:
@@ -221,8 +228,7 @@ def run_runs(args: argparse.Namespace, overrides: list[str]) -> None:
     """Does the command ``runs``."""
     runs, settings = _split_settings(args, [*args.runs, *overrides])
     for run in runs:
-        if not (run / "config.yaml").is_file():
-            raise errors.ConfigError(f"{run}: no config.yaml in it; pass the folder of a run of grcn train")
+        _config_of(run)
     _compare(args, lambda report, **options: report.report_runs(runs, settings, **options))
 
 
