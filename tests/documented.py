@@ -51,7 +51,9 @@ FOREIGN = {
 EXEMPT = FOREIGN | {
     "make test": "it would run itself",
     "make demo PYTHON=": "is make demo with a Python from elsewhere",
-    "python3 -m venv": "downloads torch",
+    "make venv": "it would run itself",
+    "pip install": "downloads torch",
+    "source ": "is the shell's",
     "python tools/eval.py --config coco/faster_rcnn_resnet50_fpn --initial": "downloads weights",
     "hf upload": "publishes",
     "export ": "sets a variable of the next command, which is run with it",
@@ -77,6 +79,8 @@ SETTINGS = {
                "data.test_images=2"),
     "voc": FILES,
     "coco": FILES,
+    "own": (*FILES, "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]",
+            "train.accumulate=1", "model.width=4"),
 }  # fmt: skip
 NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_resnet"}  # of a config that is named
 PYRAMID = (
@@ -127,7 +131,8 @@ def _launcher(command: re.Match[str]) -> str:
 
 def data_of(command: str) -> str:
     """Tells which data a command is about; the built-in ones unless it says so."""
-    return next((name for name in ("voc", "coco") if name in command), "shapes")
+    names = {"voc": "voc", "coco": "coco", "own.yaml": "own", "runs/own": "own"}
+    return next((data for name, data in names.items() if name in command), "shapes")
 
 
 def small(command: str, place: Path) -> list[str]:
@@ -230,6 +235,29 @@ def published(url: str) -> dict[str, downloads.Published]:
     return {"voc": _voc(url), "coco2014": _coco(url)}
 
 
+def write_own_data(place: Path) -> None:
+    """Writes what the README's example of data of one's own reads: ``own.yaml``, and two splits in COCO's layout."""
+    (config,) = re.findall(r"^```yaml\n(base: own/.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.S | re.M)
+    (place / "own.yaml").write_text(config)
+    for split in ("train", "val"):
+        for name, contents in _coco_split(split).items():
+            path = place / "data/own" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(contents)
+
+
+def _coco_split(split: str) -> dict[str, bytes]:
+    """The files of two images in COCO's layout, the annotations first."""
+    images = [{"id": k, "file_name": f"{split}_{k}.jpg", "width": 64, "height": 48} for k in (1, 2)]
+    objects = [
+        {"id": k, "image_id": k, "category_id": k, "bbox": [5, 6, 35, 34], "area": 1190, "iscrowd": 0} for k in (1, 2)
+    ]
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}]
+    document = {"images": images, "annotations": objects, "categories": categories}
+    pictures = {f"{split}/{one['file_name']}": picture(str(one["file_name"])) for one in images}
+    return {f"annotations/instances_{split}.json": json.dumps(document).encode(), **pictures}
+
+
 def _voc(url: str) -> downloads.Published:
     box = "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
     xml = "<annotation><size><width>64</width><height>48</height></size>{}</annotation>"
@@ -252,15 +280,9 @@ def _coco(url: str) -> downloads.Published:
     names = [archive.name for archive in DATA_SETS["coco2014"].archives]
     annotations, archives = [], {}
     for split in ("train2014", "val2014"):
-        images = [{"id": k, "file_name": f"{split}_{k}.jpg", "width": 64, "height": 48} for k in (1, 2)]
-        objects = [
-            {"id": k, "image_id": k, "category_id": k, "bbox": [5, 6, 35, 34], "area": 1190, "iscrowd": 0}
-            for k in (1, 2)
-        ]
-        categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}]
-        document = {"images": images, "annotations": objects, "categories": categories}
-        annotations.append((f"annotations/instances_{split}.json", json.dumps(document).encode()))
-        archives[f"{split}.zip"] = [(f"{split}/{one['file_name']}", picture(one["file_name"])) for one in images]
+        written, *pictures = _coco_split(split).items()
+        annotations.append(written)
+        archives[f"{split}.zip"] = pictures
     archives[names[0]] = annotations
     # A zip has the time in it; every process makes the same bytes.
     packed = {

@@ -40,6 +40,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / folder / "a.jpg").write_bytes(documented.picture(folder))
     (tmp_path / "photo.jpg").write_bytes(documented.picture("photo"))
     (tmp_path / "mine.yaml").write_text("base: configs/_base/shapes.yaml\nmodel: {backbone: tiny, split: conv5}\n")
+    documented.write_own_data(tmp_path)
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     for name, text in re.findall(r"^```yaml\n# (mine/[^\n]*)\n(.*?)^```", page, re.S | re.M):
         (tmp_path / name).write_text(text)

@@ -11,6 +11,7 @@ import documented
 import pytest
 from PIL import Image
 
+from grcn.__main__ import COMMANDS
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
 from grcn.config.model_schema import ModelConfig
@@ -46,10 +47,27 @@ def test_links_and_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_the_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert not [line for line in lines if len(line) > 110 and not line.startswith("|")]
+
+
+def test_the_entry_page_lists_every_page_and_command():
+    page = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    for path in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")]:
+        assert path.name == "README.md" or f"]({path.name})" in page, path.name
+    for name in COMMANDS:
+        assert f"`grcn {name}`" in page, name
+
+
 def test_the_files_of_the_reading_order_exist():
-    order = README[README.index("## Reading order") : README.index("## Exit codes")]
-    for name in re.findall(r"`([\w/]+\.py)`", order):
-        assert (ROOT / "grcn" / name).exists(), name
+    text = (ROOT / "docs/reading.md").read_text(encoding="utf-8")
+    order = text[text.index("## The method") : text.index("## From an image file")]
+    names = re.findall(r"`([\w/]+\.py)`", order)
+    assert len(names) >= 10
+    for name in names:
+        assert (ROOT / "grcn" / name).exists() or (ROOT / "grcn/models" / name).exists() or (ROOT / name).exists(), name
 
 
 def test_the_config_for_own_data_loads(tmp_path):
