@@ -14,6 +14,7 @@ import programs
 import pytest
 from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
+from generate_verdicts import verdict_table
 
 from grcn.config.files import dump_config, load_config
 
@@ -173,3 +174,41 @@ def test_a_table_of_the_benchmark_shows_medians_with_their_range(tmp_path: Path)
         "| Plain | **1.10** (1.00–1.30) |  | 1.00 | 443 |\n"
         "| Other | not run | not run | not run | not run |\n<!-- end of table -->"
     )
+
+
+def write_rows(folder: Path, rows: dict[str, list[float]]) -> None:
+    for row, values in rows.items():
+        (folder / "study" / row).mkdir(parents=True)
+        for seed, value in enumerate(values):
+            (folder / "study" / row / f"seed{seed}.json").write_text(json.dumps({"metrics": {"coco_ap": value / 100}}))
+
+
+def test_verdicts_on_hypotheses_follow_the_rule_of_the_plan(tmp_path: Path) -> None:
+    base = [50.0, 51.0, 49.0]
+    added = {
+        "better": [5.0, 5.1, 4.9],
+        "worse": [-5.0, -5.1, -4.9],
+        "equal": [0.1, -0.1, 0.0],
+        "tiny": [0.2, 0.201, 0.199],  # certain, but below what the paper counts
+        "noisy": [5.0, -1.0, 9.0],
+    }
+    rows = {name: [b + d for b, d in zip(base, values, strict=True)] for name, values in added.items()}
+    write_rows(tmp_path, {"base": base, **rows, "once": [55.0]})
+    hypotheses = {f"{name} helps": {"difference": f"{name} - base"} for name in [*rows, "once", "nothing"]}
+    twice = {"one more than the other": {"difference": "(better - base) - (worse - base)", "paper": "+0.5"}}
+    spec = {"results": "study", "metric": "coco_ap", "families": {"rows": hypotheses, "both": twice}}
+    lines = verdict_table(spec, tmp_path).splitlines()[2:]
+    assert [line.rstrip("| ").rpartition("| ")[2] for line in lines] == [
+        "**shown**", "**contradicted**", "**not shown**", "**not shown**", "**undecided**",
+        "one seed", "not run", "**shown**",
+    ]  # fmt: skip
+    assert "| +0.5 | +10.0 (" in lines[-1] and lines[-1].startswith("| 8 |")
+
+
+def test_a_hypothesis_without_results_counts_in_the_correction(tmp_path: Path) -> None:
+    write_rows(tmp_path, {"base": [50.0, 50.0, 50.0], "row": [51.0, 51.2, 50.9]})
+    one = {"helps": {"difference": "row - base"}}
+    spec = {"results": "study", "metric": "coco_ap", "families": {"alone": one, "in company": {
+        **one, **{f"unknown {k}": {"difference": "nothing - base"} for k in range(9)}}}}  # fmt: skip
+    alone, company = verdict_table(spec, tmp_path).splitlines()[2:4]
+    assert alone.endswith("**shown** |") and company.endswith("**undecided** |")

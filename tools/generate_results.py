@@ -11,6 +11,8 @@ A table stands between a comment that says what it holds, as YAML, and <!-- end 
     seeds, "images" for that over test images, of the report named by `report`, "elsewhere" for the difference in the
     folder named by `elsewhere`}
 
+A table of a study's hypotheses says ``families``: tools/generate_verdicts.py.
+
 A table of the benchmark's figures says:
 
   speed: folder with <row>.json, of tools/benchmark.py --json
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from generate_verdicts import values_of, verdict_table
 
 from grcn.apps.reproduce.rows import METRICS
 from grcn.apps.reproduce.statistics import compare
@@ -50,6 +53,8 @@ def with_tables(page: str, root: Path) -> str:
 
 
 def _table(spec: Mapping[str, Any], root: Path) -> str:
+    if "families" in spec:
+        return verdict_table(spec, root)
     columns = spec["columns"]
     cell = _speed_cell if "speed" in spec else _cell
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
@@ -79,7 +84,7 @@ def _speed_cell(spec: Mapping[str, Any], row: str, shown: str, root: Path) -> st
 def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
     metric, _, kind = shown.partition(" ")
     seeds = spec.get("seeds")
-    values = _values(root / spec["results"] / config, metric, seeds)
+    values = values_of(root / spec["results"] / config, metric, seeds)
     if not values:
         return "not run"
     if kind == "each":
@@ -92,7 +97,7 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
         return ""
     folder = root / spec["elsewhere" if kind == "elsewhere" else "results"]
     chosen = None if kind == "elsewhere" else seeds
-    gap = compare(_values(folder / config, metric, chosen), _values(folder / str(over), metric, chosen))
+    gap = compare(values_of(folder / config, metric, chosen), values_of(folder / str(over), metric, chosen))
     if gap is None:
         return {"beside": f"{plain} (no pair)", "elsewhere": "not run"}.get(kind, "no pair")
     if kind == "elsewhere":
@@ -105,13 +110,6 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
         return f"{plain} ({mark}{_spread(list(gap.values.values()), '+')}{mark})"
     ends = f" ({gap.seeds[0]:+.1f} to {gap.seeds[1]:+.1f})" if gap.seeds else ""
     return f"{mark}{gap.mean:+.1f}{mark}{ends}"
-
-
-def _values(folder: Path, metric: str, seeds: list[int] | None = None) -> dict[int, float]:
-    """Returns a figure of each seed in percent."""
-    found = {int(path.stem.removeprefix("seed")): path for path in folder.glob("seed*.json")}
-    chosen = [seed for seed in sorted(found) if seeds is None or seed in seeds]
-    return {seed: 100 * json.loads(found[seed].read_text())["metrics"][metric] for seed in chosen}
 
 
 def _spread(values: list[float], sign: str = "") -> str:

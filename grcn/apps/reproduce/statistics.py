@@ -88,3 +88,28 @@ def student_t(freedom: int) -> float:
     )
     expansion = sum(term / freedom**power for power, term in enumerate(terms))
     return _STUDENT.get(freedom, expansion)
+
+
+def student_p(values: Sequence[float]) -> float:
+    """Returns the two-sided p-value of Student's t test that the mean of ``values``, two or more, is zero."""
+    freedom, mean, spread = len(values) - 1, statistics.fmean(values), statistics.stdev(values)
+    if not spread:
+        return float(mean == 0)
+    angle = math.atan(abs(mean) / (spread / math.sqrt(len(values))) / math.sqrt(freedom))
+    # The share of t within +-t, a finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for power in range(1 + odd, freedom, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * power / (power + 1)
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return max(0.0, 1 - inside)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns the p-values of a family of tests by Holm's correction (1979), in their order."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted

@@ -1,0 +1,82 @@
+"""Makes the table of a study's hypotheses: paired differences, their intervals over seeds, and a verdict on each.
+
+A verdict is by the rule that results/PLAN.md set before the runs. Student's t test of the mean difference over paired
+seeds, with Holm's correction within the family, and at least half a point of AP: *shown*, or *contradicted* where the
+difference has the other sign. *Not shown*: the 95 % interval, uncorrected, lies within one point of zero. Else
+*undecided*. A hypothesis without results takes its place in the correction, as one that is not shown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grcn.apps.reproduce.statistics import Difference, compare, holm, student_p
+
+ALPHA = 0.05
+SMALLEST = 0.5  # AP, the least that the paper counts as a gain
+NEGLIGIBLE = 1.0  # AP
+
+
+def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
+    """Returns the table of the hypotheses of a study, as Markdown.
+
+    Args:
+        spec: ``results``, the folder with <row>/seed<k>.json; ``metric``; ``families``, by name a mapping of each
+            hypothesis to its ``difference``, as "a - b" or "(a - b) - (c - d)" of rows, and the ``paper``'s, if any.
+        root: the folder that ``results`` is in.
+    """
+    lines = ["| | hypothesis | the paper | difference, AP | seeds | p, Holm | |", "|---|---|---|---|---|---|---|"]
+    number = 0
+    for family, hypotheses in spec["families"].items():
+        found = [_difference(root / spec["results"], one["difference"], spec["metric"]) for one in hypotheses.values()]
+        corrected = holm([1.0 if gap is None or gap.seeds is None else _p(gap) for gap in found])
+        for (text, one), gap, p in zip(hypotheses.items(), found, corrected, strict=True):
+            number += 1
+            start = f"| {number} | {family}: {text} | {one.get('paper', '–')} |"
+            if gap is None:
+                lines.append(f"{start} not run | | | |")
+            elif gap.seeds is None:
+                lines.append(f"{start} {gap.mean:+.1f} | 1 | | one seed |")
+            else:
+                low, high = gap.seeds
+                figures = f"{gap.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+                lines.append(f"{start} {figures} | {len(gap.values)} | {p:.3f} | **{verdict(gap, p)}** |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(gap: Difference, p: float) -> str:
+    """Says what a difference shows.
+
+    Args:
+        gap: of two seeds or more, in points of AP.
+        p: of its t test, corrected.
+    """
+    if p < ALPHA and abs(gap.mean) >= SMALLEST:
+        return "shown" if gap.mean > 0 else "contradicted"
+    low, high = gap.seeds or (-float("inf"), float("inf"))
+    return "not shown" if -NEGLIGIBLE <= low and high <= NEGLIGIBLE else "undecided"
+
+
+def values_of(folder: Path, metric: str, seeds: list[int] | None = None) -> dict[int, float]:
+    """Returns a figure of each seed in percent, from the files of a row."""
+    found = {int(path.stem.removeprefix("seed")): path for path in folder.glob("seed*.json")}
+    chosen = [seed for seed in sorted(found) if seeds is None or seed in seeds]
+    return {seed: 100 * json.loads(found[seed].read_text())["metrics"][metric] for seed in chosen}
+
+
+def _p(gap: Difference) -> float:
+    return student_p(list(gap.values.values()))
+
+
+def _difference(results: Path, expression: str, metric: str) -> Difference | None:
+    """Computes "a - b" or "(a - b) - (c - d)" for the seeds that all rows have."""
+    rows = re.findall(r"\w+", expression)
+    values = [values_of(results / row, metric) for row in rows]
+    if len(values) == 2:
+        return compare(values[0], values[1])
+    first, second = compare(values[0], values[1]), compare(values[2], values[3])
+    return first and second and compare(first.values, second.values)
