@@ -12,6 +12,7 @@ from pathlib import Path
 
 import programs
 import pytest
+import yaml
 from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
 from generate_verdicts import verdict_table
@@ -212,3 +213,12 @@ def test_a_hypothesis_without_results_counts_in_the_correction(tmp_path: Path) -
         **one, **{f"unknown {k}": {"difference": "nothing - base"} for k in range(9)}}}}  # fmt: skip
     alone, company = verdict_table(spec, tmp_path).splitlines()[2:4]
     assert alone.endswith("**shown** |") and company.endswith("**undecided** |")
+
+
+def test_errors_of_a_row_are_over_its_seeds(tmp_path: Path) -> None:
+    files = [{"name": "a/seed0"}, {"name": "b/seed0"}, {"name": "a/seed1"}]
+    compared = {"files": files, "figures": {"tide_loc": {"values": [0.02, 0.5, 0.04]}}}
+    (tmp_path / "compare.json").write_text(json.dumps(compared))
+    spec = {"compared": "compare.json", "rows": {"a": "A", "b": "B", "c": "C"}, "columns": {"bad box": "tide_loc"}}
+    page = with_tables(f"<!-- table\n{yaml.safe_dump(spec)}-->\n<!-- end of table -->", tmp_path)
+    assert "| A | 3.0 ± 1.4 |\n| B | 50.0 |\n| C | not run |\n" in page

@@ -13,6 +13,9 @@ A table stands between a comment that says what it holds, as YAML, and <!-- end 
 
 A table of a study's hypotheses says ``families``: tools/generate_verdicts.py.
 
+A table of errors says ``compared``, a compare.json of ``grcn analyze runs`` whose runs are named <row>/seed<k>, and as
+columns {title: a figure in it}; mean ± deviation over seeds, in percent.
+
 A table of the benchmark's figures says:
 
   speed: folder with <row>.json, of tools/benchmark.py --json
@@ -56,7 +59,7 @@ def _table(spec: Mapping[str, Any], root: Path) -> str:
     if "families" in spec:
         return verdict_table(spec, root)
     columns = spec["columns"]
-    cell = _speed_cell if "speed" in spec else _cell
+    cell = _speed_cell if "speed" in spec else _compared_cell if "compared" in spec else _cell
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for row, label in spec["rows"].items():
         cells = [cell(spec, row, shown, root) for shown in columns.values()]
@@ -79,6 +82,16 @@ def _speed_cell(spec: Mapping[str, Any], row: str, shown: str, root: Path) -> st
     if "_ms" in place[0]:
         return f"{statistics.median(found) / 1000:.2f}"
     return f"**{statistics.median(found):.2f}** ({min(found):.2f}–{max(found):.2f})"
+
+
+def _compared_cell(spec: Mapping[str, Any], row: str, figure: str, root: Path) -> str:
+    path = root / spec["compared"]
+    if not path.exists():
+        return "not run"
+    compared = json.loads(path.read_text(encoding="utf-8"))
+    rows = [one["name"].partition("/")[0] for one in compared["files"]]
+    values = compared["figures"][figure]["values"]
+    return _spread([100 * value for name, value in zip(rows, values, strict=True) if name == row]) or "not run"
 
 
 def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
@@ -113,6 +126,8 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
 
 
 def _spread(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.1f}{spread}"
 
