@@ -5,12 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import documented
 import pytest
+import yaml
 from PIL import Image
 
+from grcn import __version__
 from grcn.__main__ import COMMANDS
 from grcn.build import build_model
 from grcn.config.files import dump_config, load_config
@@ -51,6 +54,13 @@ def test_the_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 130
     assert not [line for line in lines if len(line) > 110 and not line.startswith("|")]
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert project["version"] == __version__ == citation["version"] == newest
 
 
 def test_the_entry_page_lists_every_page_and_command():
