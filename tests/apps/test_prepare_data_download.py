@@ -222,7 +222,7 @@ def test_what_the_report_raises_ends_it_and_it_can_be_continued(server: Server, 
 def test_no_address_at_all_and_broken_ones(tmp_path: Path) -> None:
     for urls in ([], ["http://127.0.0.1:9/file"], ["http://127.0.0.1:x/file"], ["ftp://127.0.0.1/file"]):
         with pytest.raises(
-            Unreachable, match="file: no address hands it out .*; check the network, or pass it by --ar"
+            Unreachable, match="file: no mirror has this file .*; check the network, or pass it by --ar"
         ):
             get(tmp_path / "file", *urls)
     assert tree(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""What the context attention of a detector does: how much it adds, where it looks, and whether that differs.
+"""Measures the context attention of a detector: how much it adds, where it looks, and how much that varies.
 
 Shapes: ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` cells of the pooled image.
 """

@@ -1,4 +1,4 @@
-"""What ``grcn analyze context`` prints and writes: figures of the context attention, and a picture of them."""
+"""Prints and writes figures of the context attention, and a picture of them, for ``grcn analyze context``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def report_context(
     allow_changes: bool = False,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Measures the context attention over the first images of the test splits; writes it into ``folder``.
+    """Measures the context attention over the first images of the test splits; writes into ``folder``.
 
-    There will be ``context.json`` and, where matplotlib is installed, ``context.png``.
+    Writes ``context.json`` and, if matplotlib is installed, ``context.png``.
 
     Args:
         weights: a checkpoint; None for the weights that training starts from.
-        images: how many, at most those that there are.
-        allow_changes: go on although settings of the model differ from those of the checkpoint.
+        images: maximum number of images.
+        allow_changes: continue even if settings of the model differ from those of the checkpoint.
         stop: signals that end it early.
 
     Returns:
@@ -82,11 +82,11 @@ def report_context(
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """Lays out what :func:`report_context` returns for people to read."""
+    """Formats the result of :func:`report_context` as text."""
     lines = [f"{found['data']}: {found['weights']}"]
     for task, of in found["tasks"].items():
         rois = sum(row["rois"] for row in of["images"])
-        lines += ["", f"context/{task}: {len(of['images'])} images, {rois:,} RoIs; mean (least to most of an image)"]
+        lines += ["", f"context/{task}: {len(of['images'])} images, {rois:,} RoIs; mean (range over images)"]
         for name in FIGURES:
             values = [row[name] for row in of["images"] if row[name] is not None]
             shown = f"{of['mean'][name]:.3g} ({min(values):.3g} to {max(values):.3g})" if values else "-"
