@@ -77,8 +77,8 @@ def test_a_walk_is_the_detectors_own_way(name):
             "That is the first stage; 2 more refine it, and the scores are the mean of all.",
         ),
         ({"head": {"dim": 8, "dropout": 0.0, "class_agnostic": True}}, "no pass of its own"),
-        ({"context": {"on": "cls", "size": 4, "gate": "zero"}}, "What it finds is added times 0, the learned gate."),
-        ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. Pooled is a box 1.5 times as wide and as high."),
+        ({"context": {"on": "cls", "size": 4, "gate": "zero"}}, "The context is multiplied by the learned gate, 0."),
+        ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. It is pooled from a box 1.5 times as wide and high."),
     ],
 )
 def test_a_walk_through_other_heads(changes, told):
