@@ -1,7 +1,7 @@
 """Checks a data set before it is trained on: grcn check-data --config C [--fast] [key=value ...]
 
 Lists every problem of the annotations and images of its splits, and how well the anchors fit; writes check.json and
-check.html. Exit code 3 if something would end a training run, 0 if there are warnings at most.
+check.html. Exit code 3 if something would stop a training run, 0 if there are only warnings or none.
 """
 
 import argparse
