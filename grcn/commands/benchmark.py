@@ -1,4 +1,4 @@
-"""Measures what a model costs: grcn benchmark --config coco/grcn_resnet50 [key=value ...]
+"""Measures the cost of a model: grcn benchmark --config coco/grcn_resnet50 [key=value ...]
 
 Prints a table of parameters and multiply-accumulates by part (--describe stops here). Then times, in turn, with random
 weights, on random images of the config's largest size: training steps and detections, their arithmetic floor (the same

@@ -74,7 +74,7 @@ def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
 
 
 def show(value: object) -> str:
-    """Writes what the user gave, for a message."""
+    """Writes the user's value, for a message."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

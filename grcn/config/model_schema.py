@@ -1,4 +1,7 @@
-"""The settings of a detector: the section ``model`` of a config. :mod:`grcn.config.schema` explains the tags."""
+"""Defines the settings of a detector, the section ``model`` of a config.
+
+:mod:`grcn.config.schema` explains the tags.
+"""
 
 from __future__ import annotations
 
@@ -309,7 +312,7 @@ class PyramidConfig(Section):
 
 
 class TimmConfig(Section):
-    """How a network of timm is trained."""
+    """Training of a network of timm."""
 
     role = MODEL
 

@@ -92,7 +92,7 @@ class AugmentConfig(Section):
 
 
 class CommonDataConfig(Section):
-    """What every data set has."""
+    """Settings of every data set."""
 
     role = DATA
 
@@ -253,7 +253,7 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured on the test splits."""
+    """Evaluation on the test splits."""
 
     role = MEASURE
 

@@ -27,7 +27,7 @@ MOST_OBJECTS = 5_000  # maximum number of objects that candidates are tried on
 LEAST_GAIN = 0.01  # minimum gain of recall, the mean of both, to suggest other anchors
 MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is reported
 MANY_ALONE = 0.01  # share of objects without any anchor that costs accuracy
-MOST = 0.5  # share of objects that no model can do without
+MOST = 0.5  # share of objects whose loss no model can afford
 # From objects up to this many cells of the map wide a small network learnt next to nothing, see RESULTS.md.
 LEAST_CELLS = 0.5
 SIZE_COST = 0.05  # recall that one size more must gain

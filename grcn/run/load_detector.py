@@ -84,7 +84,7 @@ def assemble(
     """Builds the detector of a checkpoint that has been read.
 
     Args:
-        state: what it holds.
+        state: its contents.
         cfg: its settings.
         path: of it, for messages.
         device: as of :func:`load_detector`.

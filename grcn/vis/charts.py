@@ -159,10 +159,10 @@ def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, tit
     figure = new_figure(3.4, 13.0)
     cells = max(of["cells"] for of in tasks.values())
     panels: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("size", "what is added,\nbeside the RoI's features", {}),
-        ("largest_share", f"largest share of a cell,\ntimes the even one (maximum: {cells})", {"yscale": "log"}),
-        ("entropy", "entropy of the attention,\nbeside an even one", {"ylim": (-0.03, 1.03)}),
-        ("between_rois", "how far what is added differs\nbetween RoIs (line: images)", {}),
+        ("size", "size of the context, relative to\nthe RoI's features", {}),
+        ("largest_share", f"largest share of a cell, relative\nto an even one (maximum: {cells})", {"yscale": "log"}),
+        ("entropy", "entropy of the attention,\nrelative to an even one", {"ylim": (-0.03, 1.03)}),
+        ("between_rois", "difference of the context\nbetween RoIs (line: images)", {}),
     )
     for axes, (name, label, options) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for place, of in enumerate(tasks.values()):

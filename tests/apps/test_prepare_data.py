@@ -108,7 +108,7 @@ def test_archives_at_hand_are_verified_and_left_alone(server: Server, tmp_path: 
     assert [request.path for request in server.requests] == ["/test.tar"]
     assert tree(tmp_path / "hand") == tiny.archives
     paths[1].write_bytes(tiny.archives["test.tar"][:-1] + b"x")
-    with pytest.raises(DataError, match=r"test.tar: damaged, or another file \(got MD5 .*; pass a sound one"):
+    with pytest.raises(DataError, match=r"test.tar: damaged, or another file \(got MD5 .*; pass an intact one"):
         run(tiny, tmp_path / "other", archives=paths)
     assert paths[1].exists()
     with pytest.raises(ConfigError, match="mine.tar: not an archive of tiny; pass trainval.tar, test.tar"):

@@ -99,11 +99,11 @@ def errors_as_text(figures: Mapping[str, Any]) -> str:
         # TIDE fixes a miss by leaving its object out; where nothing is detected, AP stays 0 all the same.
         "AP50 gain: if all errors of this kind were fixed, and no others (TIDE)"
         if figures["detections"]
-        else "no detections: gains say nothing of them",
+        else "no detections: the gains mean nothing",
         "",
         f"score and IoU of {agreement['detections']:,} detections: Spearman {_number(agreement['spearman'])}, "
-        f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores say "
-        "nothing of boxes)",
+        f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores and "
+        "boxes are unrelated)",
         "AP at IoU " + "  ".join(f"{iou} {_percent(ap)}" for iou, ap in figures["ap_by_iou"].items()),
         "",
         f"{'COCO AP':<22}{'AP':>7}{'gain':>9}",

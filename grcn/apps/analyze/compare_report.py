@@ -42,7 +42,7 @@ def report_files(
 
     Args:
         files: COCO result JSON, or folders of VOC devkit files.
-        folder: where they are written to.
+        folder: where the results are written.
         names: names of the files in the table; None for their own names.
         draws: resamples of the images; 0 for no intervals.
         stop: signals that end it early.

@@ -93,14 +93,14 @@ def as_text(found: Mapping[str, Any]) -> str:
             lines.append(f"  {shown:<34}{_meaning(name, of['cells'])}")
         across = of["between_images"]
         shown = "-" if across is None else f"{across:.3g}"
-        lines.append(f"  {shown:<34}how far it differs between images, beside its size")
+        lines.append(f"  {shown:<34}difference between images, relative to the size")
     return "\n".join(lines)
 
 
 def _meaning(name: str, cells: int) -> str:
     return {
-        "size": "size of what is added, beside the RoI's features",
-        "largest_share": f"largest share of a cell, times the even one (1: even; {cells}: all on one)",
-        "entropy": "entropy of the attention, beside an even one (1: even; 0: all on one)",
-        "between_rois": "how far what is added differs between the RoIs of an image, beside its size",
+        "size": "size of the context, relative to the RoI's features",
+        "largest_share": f"largest share of a cell, relative to an even one (1: even; {cells}: all on one)",
+        "entropy": "entropy of the attention, relative to an even one (1: even; 0: all on one)",
+        "between_rois": "difference between the RoIs of an image, relative to the size",
     }[name]

@@ -101,7 +101,7 @@ def as_text(found: dict[str, Any]) -> str:
     """Formats the last step of the result of :func:`gradients_over_training` as a table."""
     last, settings = found["steps"][-1], found["settings"]
     width = max(map(len, last["layers"]))
-    few = "; few: take more --images" if settings["batches"] < _FEW else ""
+    few = "; few: raise --images" if settings["batches"] < _FEW else ""
     lines = [
         f"{settings['run']}, step {last['step']}: cosine between the gradients of classification and localization",
         f"mean of {settings['batches']} batches, {settings['images']} images, ± standard error{few}",
@@ -115,7 +115,7 @@ def as_text(found: dict[str, Any]) -> str:
         row = f"{_cosine(second):16}  {negative:>4}  {ratio:>11}  {_cosine(first):16}  {_cosine(both)}"
         lines.append(f"{name:{width}}  {row}".rstrip())
     lines += [
-        "+1: what helps one task helps the other; 0: they do not touch; -1: one undoes the other's step",
+        "+1: what helps one task helps the other; 0: they do not interact; -1: one undoes the other's step",
         "< 0: batches with a cosine below zero. |cls|/|loc|: how many times longer the gradient of classification is",
     ]
     return "\n".join(lines)

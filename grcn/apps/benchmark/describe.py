@@ -34,7 +34,7 @@ class Part:
 
 
 def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
-    """Lists the parts of a model and what they cost, without computing anything.
+    """Lists the parts of a model and their costs, without computing anything.
 
     Args:
         cfg: the ``model`` section.

@@ -59,7 +59,7 @@ def run_suite(
     """Runs the tests marked ``cuda`` and times as many cases as the time allows.
 
     Args:
-        folder: gets ``suite.json`` and ``suite.md``, written anew after every case, and ``tests.txt``.
+        folder: gets ``suite.json`` and ``suite.md``, rewritten after every case, and ``tests.txt``.
         device: the device of the cases.
         overrides: settings that replace those of every config, ``run.device`` among them.
         seconds: time limit; a case still running then is stopped, and no other starts; none gets more than a third.

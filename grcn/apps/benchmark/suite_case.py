@@ -126,7 +126,7 @@ class CaseProcess:
     """A process that measures one case after another. After an error the next case gets a new one.
 
     Args:
-        measure: what it calls.
+        measure: the function that measures a case.
     """
 
     def __init__(self, measure: Measure = measure_case) -> None:

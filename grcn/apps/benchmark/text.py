@@ -108,7 +108,7 @@ def suite_as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _suite_cells(case: Mapping[str, Any], name: str, prefix: str) -> list[str]:
-    """Returns a row of a table; what a case does not have stays empty."""
+    """Returns a row of a table; figures that a case lacks stay empty."""
 
     def number(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: Markdown for people, under the YAML that model hubs read."""
+"""Writes the model card of an exported folder: Markdown for people, under the YAML that model hubs read."""
 
 from __future__ import annotations
 

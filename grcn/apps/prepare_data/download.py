@@ -104,7 +104,7 @@ def fetch(
             discard(target)
             logger.warning("%s", one_line(f"{url}: {damage}; deleted"))
     if damage is not None:
-        raise DataError(f"{target}: deleted ({damage}); try again, or another --mirror, or pass a sound --archive")
+        raise DataError(f"{target}: deleted ({damage}); try again, or another --mirror, or pass an intact --archive")
     raise Unreachable(f"{target.name}: no mirror has this file ({reason}); check the network, or pass it by --archive")
 
 

@@ -146,7 +146,7 @@ def _provide(
             if at_hand is None:
                 fetch(urls, own, size=archive.size, md5=archive.md5, report=bar)
             elif (wrong := difference(at_hand, archive.size, archive.md5, bar)) is not None:
-                raise DataError(f"{at_hand}: damaged, or another file ({wrong}); pass a sound one")
+                raise DataError(f"{at_hand}: damaged, or another file ({wrong}); pass an intact one")
             unfinished = work / f"{archive.name}.unpacking"
             shutil.rmtree(unfinished, ignore_errors=True)
             count = unpack(at_hand or own, unfinished, limit=_SLACK * archive.unpacked, report=bar)

@@ -33,7 +33,7 @@ _MOST_LOOKED_FOR = 20  # maximum number of images looked for to find their folde
 
 @dataclass(frozen=True)
 class Written:
-    """What :func:`split` wrote.
+    """Result of :func:`split`.
 
     Attributes:
         files: each with a description of its contents.
@@ -56,7 +56,7 @@ def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None 
     Args:
         root: a folder with VOC's ``Annotations`` and ``JPEGImages``, or their files side by side, one with YOLO's
             ``images`` and ``labels``, a COCO JSON file, or a folder with one such file.
-        shares: of the splits beside ``train``, as ``{"test": 0.2}``; what they leave is ``train``.
+        shares: of the splits beside ``train``, as ``{"test": 0.2}``; the rest is ``train``.
         seed: another one makes another split.
         form: one of :data:`FORMATS`; None detects it.
 
@@ -326,7 +326,7 @@ def _lines(names: Iterable[str]) -> str:
 
 
 def _write(files: dict[Path, str]) -> None:
-    """Writes files that are not there yet; all of them, or none where one is."""
+    """Writes new files: all of them, or none if one exists."""
     for path in files:
         if path.exists() or path.is_symlink():
             raise fault(path, "is there already; use that split, or remove it")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from grcn.apps.reproduce.runs import Trial
     from grcn.config.schema import Config
 
-# Flags of grcn train after which a run is not what its config says.
+# Flags of grcn train after which a run does not follow from its config alone.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 
@@ -65,7 +65,7 @@ def _decides_images(key: str, role: Role) -> bool:
 
 
 def holds_another(run: Trial) -> bool:
-    """Tells whether a run's folder holds a run of other settings."""
+    """Whether a run's folder holds a run of other settings."""
     path = run.folder / "config.yaml"
     return path.exists() and bool(_changes(load_config(path), run.settings, "data.root"))
 
@@ -87,7 +87,7 @@ def _check_folder(run: Trial) -> None:
         raise ConfigError("\n".join([message, *changes]))
     words = read_environment(run.folder).get("command", [])
     if foreign := [flag for flag in _FOREIGN if flag in words]:
-        raise ConfigError(f"{run.folder}: trained otherwise than its config says (got {foreign[0]}); {remedy}")
+        raise ConfigError(f"{run.folder}: not trained by its config alone (got {foreign[0]}); {remedy}")
     if words and run.row.torchvision != ("--torchvision" in words):
         whose = ("torchvision's detector", "ours") if run.row.torchvision else ("ours", "torchvision's detector")
         raise ConfigError(f"{run.folder}: holds the other detector (need {whose[0]}, got {whose[1]}); {remedy}")
