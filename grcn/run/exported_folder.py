@@ -76,7 +76,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged (got no JSON); {_REMEDY}") from error
     found = facts if isinstance(facts, dict) else {}
     if wrong := [key for key, kind in _KINDS.items() if not isinstance(found.get(key), kind)]:
-        raise CheckpointError(f"{path}: not of grcn export (no {', '.join(wrong)} in it); pass a folder of it")
+        raise CheckpointError(f"{path}: not written by grcn export (no {', '.join(wrong)} in it); pass a folder of it")
     if found["format"] != FORMAT:
         raise CheckpointError(f"{path}: written in another format (got {found['format']}, need {FORMAT}); update grcn")
     return found

@@ -257,20 +257,20 @@ def check_classes(
     for label, (theirs, own) in enumerate(zip_longest(its, ours), start=1):
         if theirs != own:
             got = f"class {label} is {theirs!r:.40} in it, {own!r:.40} in the data"
-            raise CheckpointError(f"{path}: of other classes (got {got}); {remedy}")
+            raise CheckpointError(f"{path}: has other classes (got {got}); {remedy}")
 
 
 def recorded_config(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:
     """Returns the settings of a checkpoint's run.
 
     Raises:
-        CheckpointError: it is not of grcn train, as from another program's use of the training loop; or not of these
-            classes.
+        CheckpointError: it was not written by grcn train, but by another use of the training loop; or it is not of
+            these classes.
     """
     kinds = {"config": str, "classes": list, "data_fingerprint": str}
     missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if missing:
-        raise CheckpointError(f"{path}: not of grcn train (no {', '.join(missing)} in it); use one of its runs")
+        raise CheckpointError(f"{path}: not written by grcn train (no {', '.join(missing)} in it); use one of its runs")
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))

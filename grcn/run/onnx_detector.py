@@ -30,7 +30,7 @@ class OnnxDetector(nn.Module):
         score_thresh: the score that a detection must exceed. It is fixed in the file and cannot be lowered.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not of grcn export.
+        CheckpointError: the file is missing, damaged or not written by grcn export.
         EnvironmentFault: ONNX Runtime is not installed.
     """
 
@@ -60,7 +60,7 @@ class OnnxDetector(nn.Module):
         """Detects; the arguments and the result are those of :class:`grcn.models.detector.Detector` in evaluation."""
         if score_thresh is not None and score_thresh < self.score_thresh and not self._warned_of_threshold:
             self._warned_of_threshold = True
-            logger.warning("the ONNX file has no detections of scores below its own threshold, %g", self.score_thresh)
+            logger.warning("the ONNX file has no detections with scores below its own threshold, %g", self.score_thresh)
         return [self._detect(image, score_thresh or 0.0) for image in images]
 
     def _detect(self, image: Tensor, score_thresh: float) -> dict[str, Tensor]:

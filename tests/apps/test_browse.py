@@ -301,7 +301,7 @@ def test_mistakes_are_one_line(config, tmp_path, monkeypatch, capfd):
         (4, ["--checkpoint", config], "small.yaml"),
         (2, ["--checkpoint", checkpoint, "model.width=4"], "model.width"),
         (4, ["--checkpoint", checkpoint, "model.width=4", "--allow-changes"], "another shape"),
-        (4, ["--checkpoint", checkpoint, "data.classes=[cat]"], "of other classes"),
+        (4, ["--checkpoint", checkpoint, "data.classes=[cat]"], "has other classes"),
         (2, ["--checkpoint", checkpoint, "model.anchors.sizes=[16, 33]"], "model.anchors.sizes"),
         (5, ["--output", f"{config}/sheet.png"], "small.yaml"),
     ]

@@ -279,8 +279,8 @@ BAD = {
     "into.tar": (tar({"a": b"x", "a/b": b"y"}), "both file and folder"),
     "folder_too.tar": (tar({"a": b"x", "./a": _info(tarfile.DIRTYPE)}), "both file and folder"),
     "bomb.tar": (tar({"a": bytes(2_000_000)}), "unpacks to 2000000 bytes, over the 1000000"),
-    "cut.tar": (tar({"a": b"x", "b": noise(100_000)})[:50_000], "not a sound archive"),
-    "text.tar": (b"<html>" * 1000, "not a sound archive"),
+    "cut.tar": (tar({"a": b"x", "b": noise(100_000)})[:50_000], "not an intact archive"),
+    "text.tar": (b"<html>" * 1000, "not an intact archive"),
     "parent.zip": (zipped([("../escaped", b"x")]), "leads out"),
     "absolute.zip": (zipped([("/tmp/grcn-escaped", b"x")]), "leads out"),
     "backslash.zip": (zipped([("..\\escaped", b"x")]), "leads out"),
@@ -289,8 +289,8 @@ BAD = {
     "into.zip": (zipped([("a", b"x"), ("a/b", b"y")]), "both file and folder"),
     "folder_too.zip": (zipped([("a", b"x"), ("a/", b"")]), "both file and folder"),
     "bomb.zip": (zipped([(str(k), bytes(500_000)) for k in range(3)]), "unpacks to 1500000 bytes"),
-    "cut.zip": (zipped([("a", noise(100_000))])[:50_000], "not a sound archive"),
-    "text.zip": (b"<html>" * 1000, "not a sound archive"),
+    "cut.zip": (zipped([("a", noise(100_000))])[:50_000], "not an intact archive"),
+    "text.zip": (b"<html>" * 1000, "not an intact archive"),
 }  # fmt: skip
 
 
@@ -311,13 +311,13 @@ def test_a_zip_that_lies_about_sizes_or_contents_is_refused(tmp_path: Path) -> N
     """Its directory promises ten bytes where 900,000 are packed; and a flipped bit."""
     sound = zipped([("a", bytes(900_000))])
     lying = sound.replace(struct.pack("<I", 900_000), struct.pack("<I", 10))
-    with pytest.raises(DataError, match="not a sound archive"):
+    with pytest.raises(DataError, match="not an intact archive"):
         opened(tmp_path, "lying.zip", lying)
     assert sum(map(len, tree(tmp_path / "in").values())) <= 10
     stored = zipped([("a", noise(50_000))])
     flipped = stored[:1000] + bytes([stored[1000] ^ 1]) + stored[1001:]
     (tmp_path / "in/new").rename(tmp_path / "old")
-    with pytest.raises(DataError, match="not a sound archive"):
+    with pytest.raises(DataError, match="not an intact archive"):
         opened(tmp_path, "flipped.zip", flipped)
 
 

@@ -69,7 +69,7 @@ def report_context(
     settings = cfg.model.context.model_dump()
     found = {"data": test.table.name, "weights": start.name, "context": settings, "tasks": tasks}
     if not any(of["images"] for of in tasks.values()):
-        raise DataError(f"{test.table.name}: no image has a proposal; raise model.image.short, or take other weights")
+        raise DataError(f"{test.table.name}: no image has a proposal; raise model.image.short, or use other weights")
     with named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / "context.json", (json.dumps(found, indent=1) + "\n").encode())

@@ -52,7 +52,7 @@ def export(
         "safetensors": (WEIGHTS, CONFIG, CARD, FACTS, RESULTS), "torch": ("model.pt2",), "onnx": ("model.onnx",),
     }[format]  # fmt: skip
     if there := [name for name in names if (folder / name).exists()]:
-        raise ConfigError(f"{folder / there[0]}: is there already; choose another --output-dir, or remove it")
+        raise ConfigError(f"{folder / there[0]}: exists already; choose another --output-dir, or remove it")
     weights, state = read_weights(weights)
     cfg = recorded_config(state, weights)
     predictor = assemble(state, cfg, weights, device)

@@ -329,7 +329,7 @@ def _write(files: dict[Path, str]) -> None:
     """Writes new files: all of them, or none if one exists."""
     for path in files:
         if path.exists() or path.is_symlink():
-            raise fault(path, "is there already; use that split, or remove it")
+            raise fault(path, "exists already; use that split, or remove it")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text.encode(errors="surrogateescape"))

@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[list[_Entry]]:
         if is_of_the_machine(error) or isinstance(error, (FileExistsError, FileNotFoundError, PermissionError)):
             raise
         raise fault(
-            path, "not a sound archive (got {}); use another copy", str(error) or type(error).__name__
+            path, "not an intact archive (got {}); use another copy", str(error) or type(error).__name__
         ) from None
 
 
@@ -141,6 +141,6 @@ def _check_places(path: Path, entries: list[_Entry]) -> None:
     folders.update(parent for place in places for parent in place.parents)
     for place, count in Counter(places).items():
         if count > 1:
-            raise fault(path, "an entry is there twice (got {}); use another copy", str(place))
+            raise fault(path, "an entry appears twice (got {}); use another copy", str(place))
         if place in folders:
             raise fault(path, "an entry is both file and folder (got {}); use another copy", str(place))

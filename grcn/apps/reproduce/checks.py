@@ -55,7 +55,7 @@ def _check_same_test(first: Trial, other: Trial) -> None:
         if ours != theirs:
             raise ConfigError(
                 f"{other.row.config}: tested on other images than {first.row.config} (got {key}: {theirs}, not "
-                f"{ours}); compare what is tested alike"
+                f"{ours}); compare configs with the same test data"
             )
 
 

@@ -75,7 +75,7 @@ def walk(model: Detector, picture: Tensor) -> Walk:
     rois = proposals[:, boxes.areas(proposals[0]) > 0]
     if not rois.shape[1]:
         size = f"{picture.shape[2]} x {picture.shape[1]}"
-        raise DataError(f"picture: too small for any proposal (got {size} pixels); take a larger one")
+        raise DataError(f"picture: too small for any proposal (got {size} pixels); use a larger one")
 
     sizes = torch.tensor(batch.image_sizes, dtype=rois.dtype, device=rois.device)
     hidden, attention = {}, {}
