@@ -190,7 +190,7 @@ def add_compare(commands: Any) -> None:
     """Adds the command ``compare``."""
     parser = commands.add_parser(
         "compare", usage="%(prog)s FILE [FILE ...] --config C [options] [key=value ...]",
-        help="detections of any detectors, by the same figures",
+        help="compare detections of any detectors by the same figures",
         description="Compares files of detections, of whatever detectors, in the test images of a config: AP, TIDE's "
         "errors, AP with oracles, score-IoU correlation, oLRP and calibration, with paired bootstrap intervals of the "
         "differences to the first file. Prints a table; writes compare.json, compare.md and compare.png. key=value "

@@ -35,7 +35,7 @@ def main() -> None:
     for name in DATA_SETS:
         about = _ABOUT[name]
         _add_download(commands.add_parser(name, help=about, description=_DOWNLOAD.format(about), formatter_class=raw))
-    _add_split(commands.add_parser("split", help="lists for your own", description=_SPLIT, formatter_class=raw))
+    _add_split(commands.add_parser("split", help="split your own data", description=_SPLIT, formatter_class=raw))
     args = parser.parse_args(command_first(sys.argv[1:], commands.choices))
     start_logging()
     if args.command == "split":
