@@ -219,7 +219,7 @@ def _read(response: HTTPResponse) -> bytes:
 
 
 def _validator(response: HTTPResponse) -> str | None:
-    """Returns a strong validator of this version of the file; None if the server sends none."""
+    """Returns a validator of this version of the file, a strong ETag or else Last-Modified; None without both."""
     tag = response.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
