@@ -159,7 +159,7 @@ def _map(walked: Walk, task: str) -> str:
     elif task == "cls":
         text += " The last layers are this task's own (Sec. 3.2)."
     else:
-        text += " The same image through its own layers; localization needs a small stride (Sec. 3.4)."
+        text += " The same image through its own layers; localization benefits from a small stride (Sec. 3.4)."
     if task == rpn.reads:
         text += f" The RPN reads {'these maps' if several else 'this map'} and proposes {len(walked.proposals)} boxes."
     return text
