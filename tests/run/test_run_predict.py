@@ -258,7 +258,7 @@ def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):
     missing = programs.call("tools/predict.py", *what, trained[2] / "0.png", "nosuch.jpg", folder=tmp_path)
     programs.assert_contract(missing, 3, "nosuch.jpg: no such file or folder; check the path")
     broken = programs.call("tools/predict.py", *what, "broken.jpg", folder=tmp_path)
-    assert broken.code == 3 and "1 of 1 images left out; mend" in broken.stderr
+    assert broken.code == 3 and "1 of 1 images left out; fix" in broken.stderr
     assert (tmp_path / "predictions/predictions.json").read_text() == "earlier"
 
 
