@@ -76,7 +76,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     run.results.write_text("{}")
     for flag in ("--init", "--allow-changes"):
         environment.write_text(json.dumps({"command": ["tools/train.py", flag, "x.pt"]}))
-        refused(ConfigError, f"otherwise than its config says .got {flag}")
+        refused(ConfigError, f"not trained by its config alone .got {flag}")
     environment.write_text(json.dumps({"command": ["tools/train.py", "--torchvision"]}))
     refused(ConfigError, "holds the other detector")
     environment.write_text("{")
