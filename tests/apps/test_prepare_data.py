@@ -157,7 +157,7 @@ def test_other_files_in_the_way_are_not_overwritten(server: Server, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data/VOC2007/ImageSets").rename(tmp_path / "lists")
     (tmp_path / "data/VOC2007/ImageSets").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="ImageSets: is there"):
+    with pytest.raises(DataError, match="ImageSets: exists and differs"):
         run(tiny, tmp_path / "data")
     assert not list((tmp_path / "elsewhere").iterdir())
     (tmp_path / "data/VOC2007/ImageSets").unlink()
