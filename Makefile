@@ -1,13 +1,13 @@
 # make demo       train and compare Faster R-CNN and G-RCN on the built-in data
 # make test       run the tests
-# make slow       run the tests that take minutes, which make test leaves out
-# make faults     kill runs at random moments, many times, and compare what they leave; minutes
-# make check      ruff and mypy
-# make generated  write configs/schema.json, configs/README.md, docs/config.md and the tables of measurements anew
+# make slow       run the tests that take minutes, which make test skips
+# make faults     kill runs at random moments, many times, and compare the results; takes minutes
+# make check      run ruff and mypy
+# make generated  regenerate configs/schema.json, configs/README.md, docs/config.md and the tables of measurements
 # make venv       only make .venv, which the others do first
 #
-# PYTHON is the interpreter that .venv is made from. What it can import, torch above all, is reused
-# where its version will do. After choosing another PYTHON, remove .venv.
+# PYTHON is the interpreter that .venv is made from. Its packages, above all torch, are reused if their
+# versions fit. After choosing another PYTHON, remove .venv.
 
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
@@ -20,7 +20,7 @@ venv: .venv/installed
 	$(VENV_PYTHON) -m pip install --editable '.[dev,fast,plot,tb,timm]'
 	touch $@
 
-# A venv sees the packages of the interpreter behind PYTHON, but not those of a venv that PYTHON is in;
+# A venv sees the packages of PYTHON's base interpreter, but not those of a venv that PYTHON is in;
 # the .pth file adds them, after .venv's own.
 $(VENV_PYTHON):
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or \
@@ -33,7 +33,7 @@ $(VENV_PYTHON):
 demo: venv
 	@$(VENV_PYTHON) tools/demo.py
 
-# One thread per process: on a few cores, several tests at a time are faster than one with several threads.
+# One thread per process: on a few cores, parallel tests are faster than one test with several threads.
 test: venv
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4
 

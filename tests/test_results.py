@@ -149,7 +149,7 @@ def test_a_report_names_the_command_of_its_own_study(clone: Path) -> None:
     ("words", "damage", "code", "message"),
     [
         (["train.lr=0.05"], None, 2, "seed0.json: holds a result of other settings (its -> these); give the same"),
-        ([], "{}", 3, "seed0.json: does not say which settings it is of; remove it, or choose another --results"),
+        ([], "{}", 3, "seed0.json: does not record its settings; remove it, or choose another --results"),
         ([], "[", 3, "seed0.json: damaged"),
     ],
 )

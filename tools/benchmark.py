@@ -1,4 +1,4 @@
-"""Measures what a model costs: in a clone, the command ``grcn benchmark``."""
+"""Measures the cost of a model: in a clone, the command ``grcn benchmark``."""
 
 from grcn import errors
 from grcn.commands.benchmark import main

@@ -1,4 +1,4 @@
-"""Draws what a model is fed in training: in a clone, the command ``grcn browse``."""
+"""Draws the inputs of training steps: in a clone, the command ``grcn browse``."""
 
 from grcn import errors
 from grcn.commands.browse import main

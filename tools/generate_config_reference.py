@@ -48,7 +48,7 @@ def reference() -> str:
 
 
 def _sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Yields the sections of a config in its order, each below the one that it is part of; two of one kind as one."""
+    """Yields the sections of a config in order, each below the one that it is part of; joins two of one kind."""
 
     def below(prefix: str, kind: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
         inner: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def _kinds(document: Mapping[str, Any], of: Mapping[str, Any]) -> list[Mapping[s
 
 
 def _values(of: Mapping[str, Any]) -> str:
-    """Words what a setting may be."""
+    """Describes the values that a setting accepts."""
     if "const" in of:
         return f"`{of['const']}`"
     if "enum" in of:
@@ -91,9 +91,9 @@ def _values(of: Mapping[str, Any]) -> str:
     }
     low = [f"{sign} {of[key]:g}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">")) if key in of]
     high = [f"{sign} {of[key]:g}" for key, sign in (("maximum", "≤"), ("exclusiveMaximum", "<")) if key in of]
-    # Limits that only catch slips, as 100,000 pixels, are not worth a reader's time.
-    told = low + [text for text in high if abs(float(text.split()[1])) < 1000]
-    return f"{words.get(of.get('type', ''), 'any')} {', '.join(told)}".strip()
+    # Limits that only catch typos, as 100,000 pixels, are not worth a reader's time.
+    bounds = low + [text for text in high if abs(float(text.split()[1])) < 1000]
+    return f"{words.get(of.get('type', ''), 'any')} {', '.join(bounds)}".strip()
 
 
 def _flow(value: object) -> str:

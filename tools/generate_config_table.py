@@ -1,5 +1,5 @@
-"""Writes configs/README.md, every config beside the paper's rows, its cost and what was measured with it, and the same
-without figures of the paper and of results as configs/catalogue.json, which the command ``grcn configs`` shows."""
+"""Writes configs/README.md, every config with its rows in the paper, its cost and our results, and the same without
+figures of the paper and of results as configs/catalogue.json, which the command ``grcn configs`` shows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ and costs a little less. *Paper* are the paper's numbers, in percent, from [pape
 
 @dataclass(frozen=True)
 class Entry:
-    """A config and what is known of it."""
+    """A config and its facts."""
 
     path: Path
     cfg: Config
@@ -94,13 +94,13 @@ def page(configs: Path, results: Path, found: list[Entry]) -> str:
     for folder, (title, text, metrics) in _FOLDERS.items():
         lines += [f"## {title}\n", f"{text}\n"]
         for beyond in (False, True):
-            chosen = [one for one in found if one.path.parent.name == folder and (one.cfg.paper == ()) == beyond]
-            if not chosen:
+            listed = [one for one in found if one.path.parent.name == folder and (one.cfg.paper == ()) == beyond]
+            if not listed:
                 continue
             lines += ["Beyond the tables:\n"] * beyond
             lines += [f"| {'what' if beyond else 'table: row'} | config | parameters | strides | GMAC | paper | ours |"]
             lines += ["|---|---|---|---|---|---|---|"]
-            for one in chosen:
+            for one in listed:
                 rows = [labels[ref.table, ref.row] for ref in one.cfg.paper]
                 paper = " / ".join(str(rows[-1][name]) for name in metrics) if rows and folder != "shapes" else "–"
                 # Results on data of one's own belong to the data, not to the config.
@@ -130,7 +130,7 @@ def _purpose(path: Path) -> str:
 
 
 def _place(cfg: Config, labels: dict[tuple[int, str], Any]) -> tuple[int, str]:
-    """Sorts a config by its first row in the tables; those without one come last."""
+    """Returns the sort key of a config: its first row in the tables; those without one come last."""
     order = list(labels)
     return min((order.index((ref.table, ref.row)) for ref in cfg.paper), default=len(order)), cfg.model.backbone
 

@@ -1,7 +1,7 @@
-"""Writes the table of GPU hours in docs/reproducing.md: what each table of the paper takes on one GPU and on eight.
+"""Writes the table of GPU hours in docs/reproducing.md: the time of each table of the paper on one GPU and on eight.
 
-Step times were measured for some rows; those of the others are scaled from the row of their backbone by
-multiply-accumulates, as configs/README.md has them.
+Step times were measured for some rows; those of the others are scaled from the row of their backbone by the
+multiply-accumulates in configs/README.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK = re.compile(r"(<!-- hours -->\n)(.*?)(<!-- end of hours -->)", re.DOTALL
 
 
 def with_hours(page: str, configs: Path) -> str:
-    """Returns a page with its table of hours made anew."""
+    """Returns a page with its table of hours updated."""
     return _BLOCK.sub(lambda match: match[1] + _table(configs) + match[3], page)
 
 
@@ -53,7 +53,7 @@ def _table(configs: Path) -> str:
 
 
 def _wall(hours: list[float]) -> float:
-    """Returns when the last run ends, each on one of the GPUs, the longest first."""
+    """Returns when the last run ends, with each on one of the GPUs, longest first."""
     busy = [0.0] * GPUS
     for run in sorted(hours, reverse=True):
         busy[busy.index(min(busy))] += run
@@ -77,7 +77,7 @@ def _hours(path: Path, gmac: dict[str, float]) -> float:
 
 
 def _gmac(page: Path) -> dict[str, dict[str, float]]:
-    """Returns the multiply-accumulates of each config by data set, as the page of configs has them."""
+    """Returns the multiply-accumulates of each config by data set, from the page of configs."""
     found: dict[str, dict[str, float]] = {}
     for line in page.read_text(encoding="utf-8").splitlines():
         if match := re.search(r"\]\((coco|voc)/(\w+)\.yaml\) \|", line):

@@ -1,9 +1,9 @@
-"""Writes the tables of RESULTS.md, and the reports under results/, anew from the results of runs that are kept there.
+"""Regenerates the tables of RESULTS.md, and the reports under results/, from the results of runs that are kept there.
 
-A table stands between a comment that says what it holds, as YAML, and <!-- end of table -->:
+A table lies between a comment that specifies it, as YAML, and <!-- end of table -->:
 
   results: folder with <config>/seed<k>.json
-  seeds: those that count (all that there are, where it says none)
+  seeds: those to use (default: all)
   over: config that differences are to
   rows: {config: label}
   columns: {title: a metric and how it is shown: nothing for mean ± deviation over seeds, "each" for every seed,
@@ -11,17 +11,17 @@ A table stands between a comment that says what it holds, as YAML, and <!-- end 
     seeds, "images" for that over test images, of the report named by `report`, "elsewhere" for the difference in the
     folder named by `elsewhere`}
 
-A table of a study's hypotheses says ``families``: tools/generate_verdicts.py.
+The comment of a table of a study's hypotheses has ``families``: tools/generate_verdicts.py.
 
-A table of errors says ``compared``, a compare.json of ``grcn analyze runs`` whose runs are named <row>/seed<k>, and as
-columns {title: a figure in it}; mean ± deviation over seeds, in percent.
+The comment of a table of errors has ``compared``, a compare.json of ``grcn analyze runs`` whose runs are named
+<row>/seed<k>, and as columns {title: a figure in it}; mean ± deviation over seeds, in percent.
 
-A table of the benchmark's figures says:
+The comment of a table of the benchmark's figures has:
 
   speed: folder with <row>.json, of tools/benchmark.py --json
   rows: {row: label}
-  columns: {title: where a figure stands in the file, as "cpu_ratios ratio_to_floor"; of several, as of rounds, the
-    median is shown with the least and the most, and milliseconds are shown as seconds}
+  columns: {title: path of a figure in the file, as "cpu_ratios ratio_to_floor"; of several, as of rounds, the
+    median is shown with the minimum and the maximum, and milliseconds are shown as seconds}
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _TABLE = re.compile(r"(<!-- table\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.
 
 
 def with_tables(page: str, root: Path) -> str:
-    """Returns a page with its tables made anew.
+    """Returns a page with its tables regenerated.
 
     Args:
-        root: what the folders of its tables lie in.
+        root: the parent of the folders of its tables.
     """
     return _TABLE.sub(lambda match: match[1] + _table(yaml.safe_load(match[2]), root) + match[4], page)
 
@@ -63,7 +63,7 @@ def _table(spec: Mapping[str, Any], root: Path) -> str:
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for row, label in spec["rows"].items():
         cells = [cell(spec, row, shown, root) for shown in columns.values()]
-        if any(cells):  # of nothing but differences the baseline has none
+        if any(cells):  # in a table of only differences the baseline has none
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -109,8 +109,8 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
     if config == over:
         return ""
     folder = root / spec["elsewhere" if kind == "elsewhere" else "results"]
-    chosen = None if kind == "elsewhere" else seeds
-    gap = compare(values_of(folder / config, metric, chosen), values_of(folder / str(over), metric, chosen))
+    used = None if kind == "elsewhere" else seeds
+    gap = compare(values_of(folder / config, metric, used), values_of(folder / str(over), metric, used))
     if gap is None:
         return {"beside": f"{plain} (no pair)", "elsewhere": "not run"}.get(kind, "no pair")
     if kind == "elsewhere":
@@ -140,7 +140,7 @@ def _over_images(report: Path, config: str, metric: str) -> tuple[float, float]:
 
 
 def commands(results: Path) -> dict[str, list[Path]]:
-    """Returns the commands that the reports under ``results`` are of, each with its reports."""
+    """Returns the commands of the reports under ``results``, each with its reports."""
     found: dict[str, list[Path]] = {}
     for path in sorted(results.glob("*/reports/*.json")):
         found.setdefault(json.loads(path.read_text())["facts"][0].strip("`"), []).append(path)
@@ -148,10 +148,10 @@ def commands(results: Path) -> dict[str, list[Path]]:
 
 
 def regenerate(root: Path) -> None:
-    """Runs the command of each report again, without a training, and makes the tables of RESULTS.md anew.
+    """Runs the command of each report again, without training, and regenerates the tables of RESULTS.md.
 
     Raises:
-        ValueError: a report lies in another folder than its command says.
+        ValueError: a report lies in another folder than its command names.
     """
     for command, reports in commands(root / "results").items():
         _, tool, *words = shlex.split(command)

@@ -1,4 +1,4 @@
-"""From a config to what it describes: model, data, training. The parts themselves take plain arguments."""
+"""Builds model, data and training from a config. The parts themselves take plain arguments."""
 
 from grcn.build.data import (
     build_augmentations,

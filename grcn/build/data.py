@@ -1,4 +1,4 @@
-"""From the ``data`` section of a config to data sets, their classes and the batches of a training."""
+"""Builds data sets, their classes and training batches from the ``data`` section of a config."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
 
 
 def usual_classes(cfg: DataConfig) -> tuple[str, ...]:
-    """Returns the classes that a data set of this format has unless it says otherwise; reads nothing."""
+    """Returns the default classes of a data set of this format, or those of the config; reads nothing."""
     if isinstance(cfg, ShapesDataConfig):
         return cfg.classes or SHAPES_CLASSES[cfg.level]
     return cfg.classes or (VOC_CLASSES if cfg.format == "voc" else COCO_CLASSES)
@@ -55,7 +55,7 @@ def build_test_split(cfg: DataConfig, classes: tuple[str, ...] | None) -> Detect
 
 
 def limit_images(cfg: EvalConfig, table: Annotations) -> Annotations:
-    """Returns the images of a test split that count: all, or the first ``eval.limit``."""
+    """Returns the images of a test split to evaluate on: all, or the first ``eval.limit``."""
     return table if cfg.limit is None else table.first(cfg.limit)
 
 
@@ -79,11 +79,11 @@ def read_annotations(
     """Reads the annotations of one side of a data set on disk; its images need not exist.
 
     Args:
-        report: is told of every fault, where otherwise the first one is raised.
-        notes: counts what is read as it was meant; without one, a warning does.
+        report: called with every fault; without it, the first one is raised.
+        notes: counts lenient readings; without it, a warning is logged.
 
     Raises:
-        DataError: as the readers do; or there is no folder to read in, which is no fault of its files.
+        DataError: as the readers do; or there is no folder to read.
     """
     exists = os.path.isdir(cfg.folder)
     try:
@@ -93,26 +93,26 @@ def read_annotations(
             own.log(table.name)
         return table
     except DataError as error:
-        if exists or "set data.root=" in str(error):  # where the data are instead
+        if exists or "set data.root=" in str(error):  # it names where the data are instead
             raise
         what, remedy = _no_folder(cfg.root)
         raise DataError(one_line(f"data.root: {what} (got {cfg.root!r}); {remedy}")) from error
 
 
 def _no_folder(root: str) -> tuple[str, str]:
-    """Says what a ``data.root`` is that is no folder, and what to do."""
+    """Describes a ``data.root`` that is no folder, and the fix."""
     if re.match(r"\w+://", root):
         return "an address, not a folder", "download the data and set it to their folder"
     if windows := re.match(r"([A-Za-z]):[\\/]+(.*)", root):
         drive, rest = windows[1].lower(), windows[2].replace("\\", "/")
-        return "a Windows path, which this machine has not", f"set it to the folder here, as /mnt/{drive}/{rest} in WSL"
+        return "a Windows path, invalid on this machine", f"set it to the folder here, as /mnt/{drive}/{rest} in WSL"
     return "no such folder", "set it to the folder of the data"
 
 
 def build_augmentations(cfg: DataConfig) -> tuple[Augmentation, ...]:
     """Builds the augmentations of ``data.flip`` and ``data.augment``."""
     crop, color = cfg.augment.crop, cfg.augment.color
-    found: list[Augmentation] = [HorizontalFlip(cfg.flip)]  # the first one, or others would be drawn otherwise without
+    found: list[Augmentation] = [HorizontalFlip(cfg.flip)]  # always first, so that the draws of others do not change
     if crop.prob:
         found.append(RandomCrop(crop.prob, crop.scale, crop.min_kept))
     if any((color.brightness, color.contrast, color.saturation, color.hue)):

@@ -1,4 +1,4 @@
-"""From the ``model`` section of a config to a detector."""
+"""Builds a detector from the ``model`` section of a config."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from grcn.models.weights import normalisation_of, stride_in_of
 def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0) -> Detector:
     """Builds a detector with initial values from ``seed``; reads neither disk nor network.
 
-    On the meta device it builds too, without values.
+    Also works on the meta device, without values.
 
     Args:
         cfg: the ``model`` section.
-        num_classes: including background; needed, no config says it.
-        seed: of the initial values. Pretrained weights are loaded apart, by ``grcn.models.weights.load_weights``.
+        num_classes: including background; required, since it is not part of a config.
+        seed: of the initial values. Pretrained weights are loaded separately, by ``grcn.models.weights.load_weights``.
 
     Raises:
         TypeError: ``cfg`` is something else, as a whole config or its file; there is no ``num_classes``.
     """
-    # A whole config comes without num_classes often: both mistakes get a line that says how to call this.
+    # A whole config often comes without num_classes: both mistakes get a line that shows the right call.
     usage = "build_model takes the model section and num_classes"
     if not isinstance(cfg, ModelConfig):
         raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")

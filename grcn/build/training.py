@@ -1,4 +1,4 @@
-"""From a config to a training: model, data, optimizer, schedule and what its checkpoints record."""
+"""Builds a training from a config: model, data, optimizer, schedule and the record of its checkpoints."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from grcn.models.detector import Detector
 
 
 def amp_dtype(cfg: RunConfig) -> torch.dtype | None:
-    """Returns the type that autocast computes in, None for float32 alone.
+    """Returns the dtype of autocast, None for float32 alone.
 
     Raises:
         ConfigError: ``amp`` is auto, and the device not known.
     """
     if cfg.amp == "auto":
-        raise ConfigError("run.amp: auto depends on the device; take grcn.run.backend.with_precision, or set bf16")
+        raise ConfigError("run.amp: auto depends on the device; call grcn.run.backend.with_precision, or set bf16")
     return torch.bfloat16 if cfg.amp == "bf16" else None
 
 
 def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Builds SGD with momentum or AdamW, fused into one pass over the parameters.
 
-    Biases learn at ``bias_lr_factor`` times the rate and do not decay unless told to; scales of norms do not decay.
+    Biases learn at ``bias_lr_factor`` times the rate and decay only with ``bias_decay``; scales of norms never decay.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     biases = [parameter for name, parameter in named if name.endswith("bias")]
@@ -61,13 +61,13 @@ def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Opt
 
 @dataclass(frozen=True)
 class Training:
-    """What a config says of a training, built.
+    """A training, built from a config.
 
     Attributes:
         cfg: the config.
         model: on the CPU, with the initial values of ``run.seed``; pretrained weights are not loaded.
         train, test: the splits of the data.
-        record: what each checkpoint holds beside the weights: settings, classes, fingerprint of the annotations.
+        record: stored in each checkpoint beside the weights: settings, classes, fingerprint of the annotations.
     """
 
     cfg: Config
@@ -83,7 +83,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """The step that the training ends with."""
+        """Number of steps of the training."""
         return self.cfg.train.steps
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Training:
         return build_optimizer(self.cfg.train, model)
 
     def average(self, model: nn.Module) -> WeightAverage | None:
-        """Copies a model that is on its device, to average its weights over the steps; None where none is wanted."""
+        """Copies a model that is on its device, to average its weights over the steps; None without ``train.ema``."""
         decay = self.cfg.train.ema
         return None if decay is None else WeightAverage(model, decay)
 

@@ -1,1 +1,1 @@
-"""The commands: each reads its arguments, makes one call and returns the exit code."""
+"""Defines the commands: each reads its arguments, makes one call and returns the exit code."""

@@ -20,10 +20,10 @@ from grcn.engine.signals import StopSignals
 from grcn.fileio import next_free
 from grcn.progress import start_logging
 
-ERRORS = """Where average precision is lost, to classification or to localization.
+ERRORS = """Reports where average precision is lost, to classification or to localization.
 
-TIDE's six kinds of error and what each costs, AP at each IoU, how well score and IoU agree, AP with all classes or all
-boxes set right, and which class is taken for which. Prints a table; writes errors.json and pictures.
+TIDE's six kinds of error and the cost of each, AP at each IoU, how well score and IoU agree, AP with all classes or all
+boxes corrected, and which class is confused with which. Prints a table; writes errors.json and pictures.
 """
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     add_context(commands)
     add_compare(commands)
     add_runs(commands)
-    # Settings may stand between the flags, which a parser with commands of its own does not take as arguments.
+    # Settings may come between the flags; a parser with subcommands does not accept them as arguments.
     args, rest = parser.parse_known_args()
     start_logging()
     unknown = [word for word in rest if word.startswith("-")]
@@ -64,7 +64,7 @@ def add_errors(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S",
-        help="least score in the confusion matrix and in the worst images (default: 0.3)",
+        help="minimum score in the confusion matrix and in the worst images (default: 0.3)",
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def add_gradients(commands: Any) -> None:
         "a setting of the config.",
     )  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, help="YAML file to train first; a run that is there is continued")
+    source.add_argument("--config", type=Path, help="YAML file to train first; an existing run is continued")
     source.add_argument("--run", type=Path, metavar="FOLDER", help="folder of a run of grcn train")
     parser.add_argument("--images", type=int, default=64, help="training images to compare on (default: 64)")
     parser.add_argument("--points", type=int, help="with --config: checkpoints over the training (default: 8)")
@@ -110,7 +110,7 @@ def add_gradients(commands: Any) -> None:
         help="with --config the run's folder (default: runs/gradients/<data>/<config>/seed<k>); with --run where "
         "results go (default: the run's folder)",
     )  # fmt: skip
-    parser.add_argument("--allow-changes", action="store_true", help="go on under other settings than the checkpoints'")
+    parser.add_argument("--allow-changes", action="store_true", help="accept other settings than the checkpoints'")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     parser.set_defaults(analyze=run_gradients, parser=parser)
 
@@ -139,7 +139,7 @@ def run_gradients(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _config_of(run: Path) -> Path:
-    """Returns the config of a run's folder, which must be there."""
+    """Returns the config of a run's folder; it must exist."""
     if not (run / "config.yaml").is_file():
         raise errors.ConfigError(f"{run}: no config.yaml in it; pass the folder of a run of grcn train")
     return run / "config.yaml"
@@ -150,8 +150,8 @@ def add_context(commands: Any) -> None:
     parser = commands.add_parser(
         "context", usage="%(prog)s --config C [--checkpoint W] [options] [key=value ...]",
         help="how much the context attention adds, and where it looks",
-        description="Measures the context attention over images of the test splits: how large what it adds is beside "
-        "the features of a RoI, how even the attention is, and how far what it adds differs between the RoIs of an "
+        description="Measures the context attention over images of the test splits: the size of the context relative "
+        "to the features of a RoI, how even the attention is, and how much the context differs between the RoIs of an "
         "image and between images. Prints a table; writes context.json and context.png. key=value replaces a setting "
         "of the config.",
     )  # fmt: skip
@@ -163,7 +163,7 @@ def add_context(commands: Any) -> None:
         "--output-dir", type=Path,
         help="where results go (default: <run>/eval/<checkpoint>-context, or runs/<data>/<config>/context)",
     )  # fmt: skip
-    parser.add_argument("--allow-changes", action="store_true", help="go on where the model's settings have changed")
+    parser.add_argument("--allow-changes", action="store_true", help="continue under other settings of the model")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
 
 
@@ -190,7 +190,7 @@ def add_compare(commands: Any) -> None:
     """Adds the command ``compare``."""
     parser = commands.add_parser(
         "compare", usage="%(prog)s FILE [FILE ...] --config C [options] [key=value ...]",
-        help="detections of any detectors, by the same figures",
+        help="compare detections of any detectors by the same figures",
         description="Compares files of detections, of whatever detectors, in the test images of a config: AP, TIDE's "
         "errors, AP with oracles, score-IoU correlation, oLRP and calibration, with paired bootstrap intervals of the "
         "differences to the first file. Prints a table; writes compare.json, compare.md and compare.png. key=value "
@@ -233,14 +233,14 @@ def run_runs(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call each in the table and picture")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="name of each in the table and picture")
     parser.add_argument("--draws", type=int, default=1000, help="resamples of the images (default: 1000, 0: none)")
     parser.add_argument("--output-dir", type=Path, help="where results go (default: runs/compare, or the next free)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
 
 
 def _split_settings(args: argparse.Namespace, words: list[str]) -> tuple[list[Path], list[str]]:
-    """Separates paths, and names, from settings that stand beside them."""
+    """Separates paths and names from the settings among them."""
     settings = [word for word in [*words, *(args.names or [])] if "=" in word and not Path(word).exists()]
     if args.names is not None:
         args.names = [name for name in args.names if name not in settings]

@@ -1,10 +1,10 @@
-"""Measures what a model costs: grcn benchmark --config coco/grcn_resnet50 [key=value ...]
+"""Measures the cost of a model: grcn benchmark --config coco/grcn_resnet50 [key=value ...]
 
-A table of parameters and multiply-accumulates by part (--describe stops here). Then, all in turn with random weights on
-made-up images as large as the config's get: training steps and detections, their arithmetic floor (the same
+Prints a table of parameters and multiply-accumulates by part (--describe stops here). Then times, in turn, with random
+weights, on random images of the config's largest size: training steps and detections, their arithmetic floor (the same
 convolutions, matrix products and attention alone) and torchvision's Faster R-CNN with the same network, head, anchors
-and RoIs; what a step asks of a GPU; and the loading of images and the scoring of detections. For a quick look, lower
-model.image.short and max, model.roi.batch and model.rpn.post_nms_test.
+and RoIs. Also counts the kernels and synchronizations of a step, and times the loading of images and the scoring of
+detections. For a quick look, lower model.image.short and max, model.roi.batch and model.rpn.post_nms_test.
 
 --gpu-suite OUT measures a GPU instead, for --minutes: the tests marked cuda, then every family of models in every
 precision, eager and compiled, beside torchvision's; the most valuable first.
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     start_logging()
-    for name, least in (("repeats", 1), ("batch", 1), ("minutes", 0)):
-        if (given := getattr(args, name)) is not None and given < least:
-            parser.error(f"--{name} must be at least {least} (got {given})")
+    for name, minimum in (("repeats", 1), ("batch", 1), ("minutes", 0)):
+        if (given := getattr(args, name)) is not None and given < minimum:
+            parser.error(f"--{name} must be at least {minimum} (got {given})")
     if args.minutes is not None and not args.gpu_suite:
         parser.error("--minutes goes with --gpu-suite only")
     if args.gpu_suite and (args.describe or args.scaling or args.batch != 1):
@@ -56,7 +56,7 @@ def main() -> None:
     print(json.dumps(found) if args.json else "\n\n".join(shown))
 
 
-Result = tuple[dict[str, Any], list[str]]  # figures, and texts for people
+Result = tuple[dict[str, Any], list[str]]  # figures, and texts to print
 
 
 def _suite(args: argparse.Namespace) -> Result:
@@ -65,8 +65,8 @@ def _suite(args: argparse.Namespace) -> Result:
     from grcn.apps.benchmark.text import suite_as_markdown
     from grcn.engine.distributed import local_device
 
-    device = local_device(wanted := next(cases()).config(args.overrides).run.device)
-    if device.type == "cpu" and wanted == "auto":
+    device = local_device(setting := next(cases()).config(args.overrides).run.device)
+    if device.type == "cpu" and setting == "auto":
         raise errors.EnvironmentFault("--gpu-suite: torch sees no GPU; run.device=cpu tries it on the CPU, for hours")
     minutes = 7.5 if args.minutes is None else args.minutes
     found = run_suite(args.gpu_suite, device, args.overrides, 60 * minutes, args.repeats)

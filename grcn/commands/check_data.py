@@ -1,7 +1,7 @@
 """Checks a data set before it is trained on: grcn check-data --config C [--fast] [key=value ...]
 
 Lists every problem of the annotations and images of its splits, and how well the anchors fit; writes check.json and
-check.html. Exit code 3 if something would end a training run, 0 if there are warnings at most.
+check.html. Exit code 3 if something would stop a training run, 0 if there are only warnings or none.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
         "--output-dir", type=Path, help="where the report goes (default: runs/<folder of the config>/<config>/check)"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the summary")
-    parser.add_argument("--fast", action="store_true", help="decode no image; the annotations and a sample of headers")
+    parser.add_argument("--fast", action="store_true", help="decode no images; check annotations and some headers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     args = parser.parse_intermixed_args()
     start_logging()

@@ -1,8 +1,8 @@
 """Lists the configs that come with grcn: grcn configs [WORD ...], or copies one to edit it: grcn configs copy NAME DIR
 
-The list has the rows of the paper's tables that a config is, or what it is for, its parameters in millions, the strides
-of the classification and the localization map, and 10^9 multiply-accumulates of a detection. Words keep the configs
-that contain all of them. A copy comes with what it begins with (base), so that all of it can be edited.
+For each config the list gives its rows in the paper's tables, or its purpose; its parameters in millions; the strides
+of the classification and the localization map; and 10^9 multiply-accumulates of a detection. With words, only configs
+that contain all of them are listed. A copy comes with its base files, so that all of it can be edited.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    rows = [("config", "parameters", "strides", "GMAC", "table: row, or what it is for")]
+    rows = [("config", "parameters", "strides", "GMAC", "table: row, or purpose")]
     rows += [
         (one["name"], f"{one['parameters']:.2f}", one["strides"], f"{one['gmac']:g}", one["what"]) for one in found
     ]

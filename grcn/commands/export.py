@@ -2,7 +2,7 @@
 
 safetensors: a folder that grcn reads again, without pickle, with a model card.
 torch: model.pt2, a program of torch.export, which needs torch and torchvision only.
-onnx: model.onnx, which ONNX Runtime runs.
+onnx: model.onnx, for ONNX Runtime.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="checkpoint, run folder or exported folder")
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
-    parser.add_argument("--output-dir", required=True, type=Path, help="folder for it; made if it is not there")
+    parser.add_argument("--output-dir", required=True, type=Path, help="folder for it; made if it does not exist")
     parser.add_argument(
         "--size", metavar="HxW",
         help="torch, onnx: height and width of the picture in pixels (default: the config's short side by its longest)",

@@ -1,7 +1,7 @@
 """Finds objects in pictures: grcn predict --checkpoint W IMAGE|FOLDER|GLOB...
 
-Writes each picture with its boxes and predictions.json into --output-dir, and prints a line for each picture. What lies
-in --output-dir is not searched, so that the same command works again.
+Writes each picture with its boxes and predictions.json into --output-dir, and prints a line for each picture. Images in
+--output-dir are not searched, so that the same command works again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from grcn.progress import start_logging
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
-# Those of images in formats that are not read.
+# Suffixes of image formats that are not read.
 OTHERS = {
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".eps", ".ico", ".tga", ".exr",
     ".hdr", ".dds", ".xcf", ".dcm", ".dicom", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
@@ -37,7 +37,7 @@ def main() -> None:
         "--checkpoint", required=True, type=Path, help="checkpoint, run folder, exported folder or .onnx"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: predictions")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that is shown (default: 0.5)")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score to show (default: 0.5)")
     parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: the GPU, if there is one)")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
@@ -83,9 +83,9 @@ def find(words: list[str], output: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def searched(files: list[Path], folder: Path, output: Path) -> list[Path]:
-    """Leaves out of the files found below a folder what macOS keeps beside others, and what is in the output folder.
+    """Removes macOS's ``._`` files, and those in the output folder, from the files found below a folder.
 
-    Who names the output folder, or one below it, wants what is in it.
+    If the output folder, or one below it, is named explicitly, its files stay.
     """
     own = output.resolve()
     files = [file for file in files if not file.name.startswith("._")]
@@ -94,12 +94,12 @@ def searched(files: list[Path], folder: Path, output: Path) -> list[Path]:
     others = [file for file in files if not file.parent.resolve().is_relative_to(own)]
     left = sum(file.suffix.lower() in SUFFIXES for file in set(files).difference(others))
     if left:
-        logger.info("%s: the images in it are not searched (%d), for it is the output folder", output, left)
+        logger.info("%s: its images are not searched (%d), since it is the output folder", output, left)
     return others
 
 
 def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: StopSignals) -> None:
-    """Predicts in batches; a file that cannot be read is told and left out, and makes the exit code 3."""
+    """Predicts in batches; a file that cannot be read is logged and left out, and makes the exit code 3."""
     from tqdm import tqdm
 
     from grcn.fileio import write_durably
@@ -109,8 +109,8 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
     from grcn.vis.boxes import draw_boxes  # these import torch, for seconds
 
     predictor = load_detector(args.checkpoint, device=args.device)
-    # What the model finds anyway tells the best score where nothing is shown.
-    least = min(args.score_threshold, predictor.model.score_thresh)
+    # Detections below the threshold give the best score where nothing is shown.
+    minimum = min(args.score_threshold, predictor.model.score_thresh)
     records: list[dict[str, object]] = []
     faults = boxes = 0
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                 except errors.DataError as error:
                     faults += 1
                     logger.error("left out: %s", error)
-            predictions = predictor.predict_all([image for _, image in batch], least)
+            predictions = predictor.predict_all([image for _, image in batch], minimum)
             for (file, image), every in zip(batch, predictions, strict=True):
                 found = every.from_score(args.score_threshold)
                 height, width = image.shape[1:]
@@ -142,31 +142,31 @@ def predict(args: argparse.Namespace, files: list[tuple[Path, Path]], stop: Stop
                 best = f" (best: {every.names[0]} {every.scores[0]:.2g})" if every.names else ""
                 nothing = f"nothing from {args.score_threshold:g}{best}"
                 tqdm.write(f"{file}: {', '.join(f'{count} {what}' for what, count in counts) or nothing}")
-    finally:  # what has been found is kept when a signal or a fault ends this early
+    finally:  # predictions so far are kept when a signal or a fault ends this early
         document = {
             "checkpoint": str(args.checkpoint),
             "classes": predictor.classes,
             "score_threshold": args.score_threshold,
             "images": records,
         }
-        if records:  # else predictions of an earlier run stay
+        if records:  # otherwise predictions of an earlier run stay
             write_durably(args.output_dir / "predictions.json", (json.dumps(document, indent=1) + "\n").encode())
-            told = f"{len(records)} of {len(files)} images read, {boxes} box{'es' * (boxes != 1)}"
-            logger.info("%s: %s", args.output_dir / "predictions.json", told)
+            summary = f"{len(records)} of {len(files)} images read, {boxes} box{'es' * (boxes != 1)}"
+            logger.info("%s: %s", args.output_dir / "predictions.json", summary)
     if faults:
-        raise errors.DataError(f"{faults} of {len(files)} images left out; mend or remove them")
+        raise errors.DataError(f"{faults} of {len(files)} images left out; fix or remove them")
 
 
 def targets(files: list[tuple[Path, Path]], folder: Path) -> dict[Path, Path]:
-    """Returns where the picture of each file goes: no two to one place, and none over one of the files."""
+    """Returns the output path of each file's picture: all different, and none over one of the files."""
     inputs = {file.resolve() for file, _ in files}
-    chosen: dict[Path, Path] = {}
-    taken: set[Path] = set()
+    outputs: dict[Path, Path] = {}
+    used: set[Path] = set()
     for file, name in files:
         names = (name.with_stem(name.stem + (f"-{n}" if n > 1 else "")) for n in itertools.count(1))
-        target = next(path for path in (folder / name.with_suffix(".jpg") for name in names) if path not in taken)
+        target = next(path for path in (folder / name.with_suffix(".jpg") for name in names) if path not in used)
         if target.resolve() in inputs:
             raise errors.ConfigError(f"{target}: would be written over an image to read; choose another --output-dir")
-        taken.add(target)
-        chosen[file] = target
-    return chosen
+        used.add(target)
+        outputs[file] = target
+    return outputs

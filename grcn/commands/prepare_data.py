@@ -19,7 +19,7 @@ from grcn.progress import start_logging
 _ABOUT = {"voc": "VOC2007 and VOC2012", "coco2014": "train2014 and val2014 of COCO"}
 _DOWNLOAD = """Downloads, verifies and unpacks {}.
 
-Started again after an interruption it goes on; what is finished costs nothing. Prints the images and objects of each
+After an interruption the same command resumes; finished parts are not repeated. Prints the images and objects of each
 split beside the published numbers."""
 _SPLIT = """Splits a folder without a split: writes lists of its images, and moves and copies nothing.
 
@@ -35,7 +35,7 @@ def main() -> None:
     for name in DATA_SETS:
         about = _ABOUT[name]
         _add_download(commands.add_parser(name, help=about, description=_DOWNLOAD.format(about), formatter_class=raw))
-    _add_split(commands.add_parser("split", help="lists for your own", description=_SPLIT, formatter_class=raw))
+    _add_split(commands.add_parser("split", help="split your own data", description=_SPLIT, formatter_class=raw))
     args = parser.parse_args(command_first(sys.argv[1:], commands.choices))
     start_logging()
     if args.command == "split":
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def command_first(words: list[str], commands: Container[str]) -> list[str]:
-    """Puts the command in front of flags that stand before it; argparse takes them behind it only."""
+    """Moves the command before its flags; argparse accepts flags only after it."""
     if words and words[0].startswith("--"):
         for place in range(1, len(words)):
             if words[place] in commands and not words[place - 1].startswith("--"):  # no value of a flag
@@ -70,13 +70,13 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", required=True, type=Path, metavar="FOLDER", help="where it goes, later data.root")
     parser.add_argument(
         "--archive", nargs="+", action="extend", default=[], type=Path, metavar="FILE",
-        help="archives at hand, under their published names; these are not downloaded, and left where they are",
+        help="local archives, under their published names; these are not downloaded, and stay where they are",
     )  # fmt: skip
     parser.add_argument(
         "--mirror", nargs="+", action="extend", default=[], metavar="URL",
         help="folders on the web that have the archives, tried in order, instead of the publisher's",
     )  # fmt: skip
-    parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded, in <root>/.prepared")
+    parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives, in <root>/.prepared")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -84,4 +84,4 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", required=True, type=float, metavar="SHARE", help="of the images to test on, as 0.2")
     parser.add_argument("--val", type=float, metavar="SHARE", help="of the images to choose settings by")
     parser.add_argument("--seed", type=int, default=0, help="another one makes another split (default: 0)")
-    parser.add_argument("--format", choices=FORMATS, help="layout of the data (default: as it looks)")
+    parser.add_argument("--format", choices=FORMATS, help="layout of the data (default: detected)")

@@ -1,7 +1,7 @@
 """Reproduces a table of the paper, or compares configs: grcn reproduce --table 1 2 3 --seeds 0 1 2 [k=v]
 
-Runs what is missing, continues what was interrupted, and writes paper | measured | difference as Markdown, CSV, JSON
-and a picture. After an interruption the same command goes on. The table goes to stdout, everything else to stderr.
+Runs missing trainings, continues interrupted ones, and writes paper | measured | difference as Markdown, CSV, JSON and
+a picture. After an interruption the same command resumes. The table goes to stdout, everything else to stderr.
 """
 
 import argparse
@@ -30,16 +30,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--torchvision", action="store_true", help="beside the first row, torchvision's FasterRCNN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument("--data", choices=["shapes", "voc", "coco"], help="of --table (default: shapes, built in)")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the length of every schedule (default: 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the length of every schedule (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine (default: 1)")
     parser.add_argument(
-        "--submit", choices=["slurm", "local"], help="hand the runs to SLURM by submitit, or try that here"
+        "--submit", choices=["slurm", "local"], help="submit the runs to SLURM by submitit, or try that here"
     )
     parser.add_argument(
         "--slurm", nargs="+", default=[], metavar="NAME:VALUE", help="as timeout_min:720 gpus_per_node:1"
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="run nothing; missing cells say so; --results are read"
+        "--report-only", action="store_true", help="run nothing; read --results; missing cells say not run"
     )
     parser.add_argument("--draws", type=int, default=1000, help="resamples of the test images (default: 1000, 0: none)")
     parser.add_argument(
@@ -51,9 +51,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     args = parser.parse_args([word for word in words if not is_override(word)])
     start_logging()
     args.overrides = [word for word in words if is_override(word)]
-    for name, least in (("jobs", 1), ("draws", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"argument --{name}: at least {least} (got {getattr(args, name)})")
+    for name, minimum in (("jobs", 1), ("draws", 0)):
+        if getattr(args, name) < minimum:
+            parser.error(f"argument --{name}: at least {minimum} (got {getattr(args, name)})")
     if not 0 < args.scale <= 100:
         parser.error(f"argument --scale: above 0, at most 100 (got {args.scale:g})")
     if args.data and args.config:
@@ -79,7 +79,7 @@ def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
 
 
 def command(args: argparse.Namespace, reports: Path, name: str) -> str:
-    """Returns the command that a report is to name: that of the report before, where both are of the same study."""
+    """Returns the command to name in a report: that of the earlier report, if both are of the same study."""
     from grcn.apps.reproduce.report import read_report
 
     facts = read_report(reports, name).get("facts")
@@ -89,7 +89,7 @@ def command(args: argparse.Namespace, reports: Path, name: str) -> str:
 
 
 def _study(args: argparse.Namespace) -> tuple[object, ...]:
-    """Returns what decides the rows and runs of a report; of the settings those that are not only how it is run."""
+    """Returns what decides the rows and runs of a report; leaves out settings that decide only how it is run."""
     from grcn.config.files import roles
     from grcn.config.types import HOW
 
@@ -105,7 +105,7 @@ def main() -> int:
     from grcn.apps.reproduce import report, rows, runs, slurm
 
     if args.table:
-        here = Path("configs")  # of the clone that one stands in
+        here = Path("configs")  # of a clone that is the current directory
         configs = here if (here / "paper_tables.yaml").is_file() else Path(os.path.relpath(shipped.folder()))
         data = args.data or "shapes"
         tables = {f"table{number}": rows.paper_table(configs, number, data) for number in args.table}

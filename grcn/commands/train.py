@@ -37,7 +37,7 @@ def main() -> None:
         choices=NEW_CLASSES,
         metavar="=fresh",
         help="with --init: the data have other classes. Those of the same name keep their rows, with =fresh none does "
-        "(default where it stands alone: by-name)",
+        "(without a value: by-name)",
     )
     parser.add_argument("--allow-changes", action="store_true", help="resume under other settings")
     parser.add_argument(
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """Gives --new-classes its value: the word behind it if that is one, or by-name; argparse would take a setting."""
+    """Gives --new-classes its value: the next word if that is one, or by-name; argparse would take a setting."""
     flag = "--new-classes"
     joined: list[str] = []
     for word in words:

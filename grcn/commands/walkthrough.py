@@ -1,8 +1,8 @@
 """Walks one picture through a detector: grcn walkthrough [--checkpoint W] [--image FILE] [--output FILE]
 
-Explains each step of the paper with the shapes at hand, on stdout, and draws all of them as one picture of numbered
-panels. The steps are code to read: grcn/apps/walkthrough/walkthrough.py. Without --checkpoint the detector is G-RCN
-tiny with random weights, without --image the picture is a built-in one.
+Explains each step of the paper with actual shapes, on stdout, and draws all of them as one picture of numbered panels.
+The code of the steps is meant to be read: grcn/apps/walkthrough/walkthrough.py. Without --checkpoint the detector is
+G-RCN tiny with random weights, without --image the picture is a built-in one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ ROW = 30  # of the built-in test images
 
 
 def main() -> None:
-    """Reads the command line, walks, tells and draws."""
+    """Reads the command line, walks, explains and draws."""
     parser = errors.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="W", help="checkpoint of grcn train, of any model")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a photo or drawing")

@@ -1,9 +1,8 @@
 """Reads, prints and compares config files: strict YAML in, :class:`grcn.config.schema.Config` out.
 
 A file may name one parent, ``base: FILE`` relative to itself or the name of one that comes with grcn, which may name
-one more. Mappings
-merge key by key, anything else replaces. Overrides, ``key=value`` with a dotted key and a YAML
-value, are merged last. All problems are reported at once, each with the place where it stands.
+one more. Mappings merge key by key, anything else replaces. Overrides, ``key=value`` with a dotted key and a YAML
+value, are merged last. All problems are reported at once, each with its place.
 
 ``make generated`` writes :func:`schema` to ``configs/schema.json``, with which editors complete and
 check configs.
@@ -58,7 +57,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 def load_config_with_sources(
     path: str | os.PathLike[str], overrides: Iterable[str] = ()
 ) -> tuple[Config, dict[str, str]]:
-    """Reads a config as :func:`load_config` does, and tells where each setting comes from.
+    """Reads a config as :func:`load_config` does, and returns the source of each setting too.
 
     Returns:
         The config, and the source of every key of :func:`leaves`: ``file:line``, ``command line``
@@ -80,16 +79,16 @@ def load_config_with_sources(
 
 
 def set_in_vain(config: Config, sources: Mapping[str, str], path: str | os.PathLike[str]) -> list[str]:
-    """Returns the settings that were made and have no effect beside the others, each with the reason.
+    """Returns the settings that were set and have no effect beside the others, each with the reason.
 
-    What a base sets is for other files too, so only the command line and the file itself count.
+    A base serves other files too, so only the command line and the file itself are considered.
 
     Args:
         config, sources: of :func:`load_config_with_sources`.
         path: the file.
     """
     own = ["command line"]
-    # The config.yaml of a run has every setting, wanted or not.
+    # The config.yaml of a run has every setting, set by the user or not.
     if "default" in sources.values():
         own.append(f"{shipped.find(path)}:")
     return [f"{key} ({why})" for key, why in without_effect(config).items() if sources[key].startswith(tuple(own))]
@@ -100,7 +99,7 @@ def parse_config(text: str, name: str) -> Config:
 
     Args:
         text: the YAML.
-        name: what problems call it, as the checkpoint that holds it.
+        name: its name in problems, as that of the checkpoint that holds it.
 
     Raises:
         ConfigError: as :func:`load_config` raises.
@@ -135,7 +134,7 @@ def difference(before: Config, after: Config) -> dict[str, str]:
 
 @cache
 def roles() -> dict[str, Role]:
-    """Returns what each setting changes, by dotted key."""
+    """Returns the role of each setting, by dotted key."""
     return roles_of(Config)
 
 
@@ -145,7 +144,7 @@ def dump_config(config: Config) -> str:
 
 
 def print_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> str:
-    """Writes every setting of a config file as YAML, each with a comment where it comes from and whether it is idle."""
+    """Writes every setting of a config file as YAML, each with a comment on its source and on whether it is unused."""
     config, sources = load_config_with_sources(path, overrides)
     notes = sources | {key: f"{sources[key]}; without effect: {why}" for key, why in without_effect(config).items()}
     return "".join(f"{line:<44}  # {notes[key]}\n" if key else f"{line}\n" for line, key in _lines(config))
@@ -154,7 +153,7 @@ def print_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
 def schema() -> str:
     """Returns the JSON schema of config files.
 
-    No key is required, since any may stand in the base or on the command line.
+    No key is required, since any may come from the base or the command line.
     """
 
     def loosen(part: Any) -> Any:
@@ -162,7 +161,7 @@ def schema() -> str:
             return [loosen(item) for item in part]
         if not isinstance(part, dict):
             return part
-        # Without required keys an incomplete section fits several variants, which oneOf refuses.
+        # Without required keys an incomplete section matches several variants, which oneOf rejects.
         return {
             "anyOf" if key == "oneOf" else key: loosen(value)
             for key, value in part.items()
@@ -213,11 +212,11 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
             raise ConfigError("base is read from files only; pass another config instead")
         node = read_value(text, key, place, problems)
     except ConfigError as error:
-        told = str(error).removeprefix(f"{place}: ")
-        if end and "<stream end>" in told:
+        problem = str(error).removeprefix(f"{place}: ")
+        if end and "<stream end>" in problem:
             quoted = f"'{clip(override, 60)} …{end}'"
-            told = f"the {text[0]} is not closed, as where a shell cuts at a space; put quotes around it: {quoted}"
-        problems.append((place, told))
+            problem = f"the {text[0]} is not closed, as when a shell splits at a space; put quotes around it: {quoted}"
+        problems.append((place, problem))
         return Node({}, place, place)
     for name in reversed(names):
         node = Node({name: node}, place, place)
@@ -225,7 +224,7 @@ def _read_override(override: str, problems: list[Problem]) -> Node:
 
 
 def _validate(tree: Node, problems: list[Problem]) -> Config:
-    """Makes a config of what was read, or raises its problems with those found in reading."""
+    """Builds a config from the tree, or raises its problems together with those found in reading."""
     try:
         config = Config.model_validate(tree.plain())
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Says what is wrong with a config in its writer's words: the place, the key, what was expected."""
+"""Words the problems of a config in its writer's terms: the place, the key, the expected value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grcn.config.yaml_nodes import Node, Problem, is_plain_word
 Keys = tuple[str, ...]
 Path = tuple[str | int, ...]
 
-# What pydantic's kinds of error expect, and the remedy; the braces take the error's context.
+# The expectation of each of pydantic's kinds of error, and the fix; the braces take the error's context.
 _EXPECTED = {
     "int_type": ("a whole number", "write one, without quotes"),
     "float_type": ("a number", "write one, without quotes"),
@@ -62,7 +62,7 @@ def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
         elif not found:
             yield node.key_place, f"missing {key!r}; add it"
         elif kind == "too_short" and len(item["input"]) >= context["min_length"]:
-            continue  # its entries are wrong, and each is reported for itself
+            continue  # its entries are wrong, and each is reported on its own
         elif node.readable:
             text = _mismatch(kind, context, item["msg"], node.plain())
             if kind == "tuple_type" and isinstance(node.value, str) and is_plain_word(node.value):
@@ -74,7 +74,7 @@ def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
 
 
 def show(value: object) -> str:
-    """Writes what the user gave, for a message."""
+    """Writes the user's value, for a message."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -90,30 +90,30 @@ def clip(text: str, length: int) -> str:
 
 
 def _mismatch(kind: str, context: dict[str, Any], message: str, got: object) -> str:
-    """Says what was expected and, where the choices are listed, which of them is close."""
+    """States what was expected and, where the choices are listed, which of them is close."""
     numbers = {key: f"{value:g}" for key, value in context.items() if isinstance(value, float)}
     template, remedy = _EXPECTED.get(kind, ("{message}", "correct it"))
     expected = template.format_map(context | numbers | {"message": message})
     word = str(got)[:60].lower()
-    # Names with other digits, as resnet18 and resnet101, look alike and are other things.
+    # Names with other digits, as resnet18 and resnet101, look alike but are different things.
     close = difflib.get_close_matches(word, expected.split("'")[1::2], n=1, cutoff=0.9 if word[-1:].isdigit() else 0.6)
     return f"expected {expected} (got {show(got)}); " + (f"did you mean {close[0]!r}?" if close else remedy)
 
 
 def _suggestion(loc: Path) -> str:
-    """Says what an unknown key may mean: a neighbour, a key elsewhere, or else lists the keys."""
+    """Suggests what an unknown key may mean: a neighbour, a key elsewhere, or else lists the keys."""
     sections = _all_sections()
     section, key = tuple(step for step in loc[:-1] if isinstance(step, str)), str(loc[-1])[:80]
     close = difflib.get_close_matches(key, sections[section], n=1)
     near = f"did you mean {_dotted(_as_written((*loc[:-1], close[0])))!r}?" if close else ""
     if close and difflib.SequenceMatcher(None, key, close[0]).ratio() >= 0.8:
         return near
-    owners = [path for path, keys in sections.items() if key in keys]
-    formats = [path[1] for path in owners if path[:1] == section[:1] == ("data",)]
+    others = [path for path, keys in sections.items() if key in keys]
+    formats = [path[1] for path in others if path[:1] == section[:1] == ("data",)]
     if formats:
         return f"only format {', '.join(formats[:-1])}{' and ' * (len(formats) > 1)}{formats[-1]} has it"
-    if owners:
-        meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in owners})
+    if others:
+        meant = sorted({repr(_dotted(_as_written((*path, key)))) for path in others})
         return f"did you mean {' or '.join(meant)}?"
     return near or f"known: {', '.join(sections[section])}"
 

@@ -1,4 +1,7 @@
-"""The settings of a detector: the section ``model`` of a config. :mod:`grcn.config.schema` explains the tags."""
+"""Defines the settings of a detector, the section ``model`` of a config.
+
+:mod:`grcn.config.schema` explains the tags.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from grcn.config.types import (
 
 
 def _expects(expected: str) -> WrapValidator:
-    """Says once what a setting of several types expects; pydantic would complain for each type."""
+    """Reports once what a setting of several types expects; pydantic would complain for each type."""
 
     def choose(value: object, validate: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -94,7 +97,7 @@ class BranchConfig(Section):
     role = MODEL
 
     last_pool: Literal["max", "none", "conv2x2_s2", "max2x2_s1"] = "max"
-    """What stands before conv5: the 2x2 max pooling (the map has stride 16), nothing (stride 8), a
+    """Layer before conv5: the 2x2 max pooling (the map has stride 16), none (stride 8), a
     2x2 convolution of stride 2 (stride 16) or a 2x2 max pooling of stride 1 (stride 8). VGG16 and
     tiny only. [S]"""
     stride: Literal[32, 16, 8] = 16
@@ -128,7 +131,7 @@ class ContextConfig(Section):
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
     init: Annotated[Literal["gaussian", "xavier", "zero"], TRAINING] = "gaussian"
     """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts even where the
-    features are small, as behind norms, and sharp where they are large; Xavier's, which grow with fewer channels; or
+    features are small, as after norms, and sharp where they are large; Xavier's, which grow with fewer channels; or
     zero, those of W_V zero and the others N(0, 0.01), with which the model starts as the one without context (needs
     value: true). The paper does not say. [O; R for new layers]"""
     norm: Literal["none", "qk"] = "none"
@@ -161,7 +164,7 @@ class AnchorsConfig(Section):
     ratios: Positives = (0.5, 1, 2)
     """Height divided by width. [S: three; R: the values]"""
     layout: Literal["centred", "torchvision"] = "centred"
-    """Where anchors stand: on the middle of each cell of the declared stride; or as torchvision's, on its corner,
+    """Where anchors lie: on the middle of each cell of the declared stride; or as torchvision's, on its corner,
     rounded to whole pixels, and as far apart as the side of the batch divided by the cells of the map, rounded down:
     what torchvision's trained detectors expect. [O]"""
 
@@ -258,7 +261,7 @@ class RoiConfig(Section):
     nms: Annotated[Share, DETECTION] = 0.3
     """IoU above which the lower-scored of two detections of one class is dropped. [S]"""
     detections: Annotated[Size, DETECTION] = 100
-    """Most detections per image. [C]"""
+    """Maximum number of detections per image. [C]"""
 
 
 HeadKind = Literal["fc", "conv5", "conv", "conv_fc", "residual"]
@@ -297,19 +300,19 @@ class HeadConfig(Section):
 
 
 class PyramidConfig(Section):
-    """The layers of a pyramid behind the stages of a ResNet: laterals and outputs."""
+    """The layers of a pyramid after the stages of a ResNet: laterals and outputs."""
 
     role = MODEL
 
     channels: Size = 256
     """Channels of its maps. [T]"""
     norm: Literal["none", "frozen"] = "none"
-    """What stands behind each of its convolutions: nothing but a bias; or a batch norm that is not trained, as in
+    """Norm after each of its convolutions: none, only a bias; or a batch norm that is not trained, as in
     torchvision's fasterrcnn_resnet50_fpn_v2. [T]"""
 
 
 class TimmConfig(Section):
-    """How a network of timm is trained."""
+    """Training of a network of timm."""
 
     role = MODEL
 

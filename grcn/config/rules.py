@@ -1,4 +1,4 @@
-"""Settings that are legal one by one and cannot stand together, and those that do nothing beside others."""
+"""Cross-field rules of a config: settings that conflict, and settings without effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Yields the settings of a model that cannot stand together, as dotted keys, and what to do about each."""
+    """Yields the conflicting settings of a model, as dotted keys, each with its problem and fix."""
     yield from _wrong_split(model)
     yield from _wrong_levels(model)
     yield from _wrong_heads(model)
@@ -45,13 +45,13 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         strides = "" if model.has_pyramid else f" and strides {model.cls.stride} and {model.loc.stride}"
         yield (
             "freeze",
-            f"{model.backbone} with split: {model.split}{strides} has {most} stages that can be frozen, those in front "
-            f"of what a task has to itself (got {model.freeze}); lower it",
+            f"{model.backbone} with split: {model.split}{strides} has {most} stages that can be frozen, those before "
+            f"the tasks' own layers (got {model.freeze}); lower it",
         )
 
 
 def _wrong_heads(model: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Yields kinds of heads that the backbone does not have, or that do not go together."""
+    """Yields kinds of heads that the backbone does not have, or that cannot be combined."""
     head, kinds = model.head, model.head.kinds
     if head.tasks == "ensemble" and (model.split != "none" or model.context.on != "none"):
         yield (
@@ -98,7 +98,7 @@ def _wrong_levels(model: ModelConfig) -> Iterator[tuple[str, str]]:
     per_map = model.anchors.per_map
     if len(per_map) != maps:
         got = "one list" if len(per_map) == 1 else f"{len(per_map)} lists"
-        need = f"has {maps} maps, each with sizes of its own" if maps > 1 else "has one map"
+        need = f"has {maps} maps, each with its own sizes" if maps > 1 else "has one map"
         example = "[[32], [64], [128], [256], [512]]" if maps > 1 else "one list of numbers"
         yield "anchors.sizes", f"{model.backbone} {need} (got {got}); set {example}"
     keys: dict[str, tuple[str, ...]] = {} if model.of_timm else {"timm": ("norm", "drop_path")}
@@ -127,9 +127,9 @@ def _wrong_levels(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def without_effect(cfg: Config) -> dict[str, str]:
-    """Returns the settings that do nothing beside the others, as dotted keys, and the reason of each.
+    """Returns the settings that have no effect beside the others, as dotted keys, and the reason of each.
 
-    An empty list and a switch that is off ask for nothing.
+    An empty list and a switch that is off are not reported.
     """
     train = cfg.train
     idle = {f"model.{key}": f"model.{reason}" for key, reason in idle_in_model(cfg.model).items()}
@@ -158,7 +158,7 @@ def without_effect(cfg: Config) -> dict[str, str]:
 
 
 def idle_in_model(model: ModelConfig) -> dict[str, str]:
-    """Returns the settings of a model that do nothing beside its others, as dotted keys, and the reason of each."""
+    """Returns the settings of a model that have no effect beside its others, as dotted keys, with the reasons."""
     idle = {}
     if _one_map(model):
         idle["rpn.reads"] = "split is none"
@@ -185,7 +185,7 @@ def idle_in_model(model: ModelConfig) -> dict[str, str]:
 
 
 def _one_map(model: ModelConfig) -> bool:
-    """Tells whether both tasks read the same maps."""
+    """Whether both tasks read the same maps."""
     return model.split == "none" and (model.has_pyramid or model.cls.stride == model.loc.stride)
 
 
@@ -194,12 +194,12 @@ def _tiny(model: ModelConfig) -> bool:
 
 
 def _resnet(model: ModelConfig) -> bool:
-    """Tells whether a network is of stages of residual units or the like, not of VGG's blocks."""
+    """Whether a network consists of stages of residual units or the like, not of VGG's blocks."""
     return model.backbone not in ("vgg16", "tiny")
 
 
 def _channels(model: ModelConfig) -> int:
-    """Channels of the maps."""
+    """Number of channels of the maps."""
     if model.has_pyramid:
         return model.pyramid.channels
     if _resnet(model):
@@ -208,7 +208,7 @@ def _channels(model: ModelConfig) -> int:
 
 
 def _most_frozen(model: ModelConfig) -> int:
-    """Returns how many leading stages both tasks share whole and run once."""
+    """Returns how many leading stages both tasks share entirely and run once."""
     if model.has_pyramid:
         return {"conv5": 4, "conv4": 3}.get(str(model.split), 5)
     strides = {model.cls.stride, model.loc.stride}
@@ -282,8 +282,8 @@ def _wrong_weights(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.weights not in NAMED_WEIGHTS and not (layout in WEIGHT_LAYOUTS and file):
         choices = ", ".join((*NAMED_WEIGHTS, *(f"{name}:FILE" for name in WEIGHT_LAYOUTS)))
         path = file or model.weights
-        remedy = " or ".join(f"{name}:{path}" for name in WEIGHT_LAYOUTS) if "." in path else "one"
-        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose {remedy}"
+        choice = " or ".join(f"{name}:{path}" for name in WEIGHT_LAYOUTS) if "." in path else "one"
+        yield "weights", f"expected null, {choices} (got {model.weights!r}); choose {choice}"
     elif _tiny(model):
         yield (
             "weights",

@@ -1,4 +1,4 @@
-"""Every setting of grcn: its type, range, default and meaning. The manual of the YAML configs.
+"""Defines every setting of grcn: its type, range, default and meaning. The manual of the YAML configs.
 
 The defaults are the *paper* preset. The tag after a sentence says where its default comes from:
 
@@ -9,13 +9,13 @@ The defaults are the *paper* preset. The tag after a sentence says where its def
 * [T] torchvision's detectors have it so
 * [O] our choice: none of the above decides it, or we deviate on purpose
 
-What a setting changes (the training, what is detected, the measure, or only how a run is carried out) is its
-:class:`grcn.config.types.Role`: that of its section, unless its annotation names another. Resuming, evaluating and
+The :class:`grcn.config.types.Role` of a setting states what it changes: the training, the detections, the measure, or
+only how a run is carried out. It is that of its section, unless its annotation names another. Resuming, evaluating and
 comparing runs read it there.
 
-What depends on the data set (schedule, anchor sizes) is set by ``configs/_base/*.yaml``; here stand
-VOC's values or none. The number of classes is no setting: it comes from the data. Files are read by
-:mod:`grcn.config.files`.
+Settings that depend on the data set (schedule, anchor sizes) are set by ``configs/_base/*.yaml``; the defaults here are
+VOC's values or none. The number of classes is not a setting: it comes from the data. :mod:`grcn.config.files` reads
+the files.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class AugmentConfig(Section):
 
 
 class CommonDataConfig(Section):
-    """What every data set has."""
+    """Settings of every data set."""
 
     role = DATA
 
@@ -182,7 +182,7 @@ _JSON = (".json", ".json.gz")
 
 
 def _problem_of_split(split: str) -> str | None:
-    """Says what is wrong with the name of a split in COCO's layout, and what it should be."""
+    """Describes what is wrong with the name of a split in COCO's layout, and what it should be."""
     usual = "a split is NAME, for annotations/instances_NAME.json and NAME/, or IMAGES:FILE.json"
     parts = split.split(":")
     if len(parts) == 1:
@@ -253,7 +253,7 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured on the test splits."""
+    """Evaluation on the test splits."""
 
     role = MEASURE
 

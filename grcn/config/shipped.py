@@ -1,4 +1,4 @@
-"""The configs that come with grcn, in a clone and in an installed package."""
+"""Finds, lists and copies the configs that come with grcn, in a clone and in an installed package."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from grcn.errors import ConfigError
 
 
 def folder() -> Path:
-    """Returns the folder of the configs: beside the package in a clone, inside it where it is installed."""
+    """Returns the folder of the configs: beside the package in a clone, inside it if installed."""
     package = Path(__file__).resolve().parents[1]
     return inside if (inside := package / "configs").is_dir() else package.parent / "configs"
 
 
 def find(path: str | os.PathLike[str]) -> str:
-    """Returns the path of a config: a file, or else the one of that name that comes with grcn.
+    """Returns the path of a config: a file, or else the shipped config of that name.
 
     Args:
         path: a file, or a name, as ``shapes/grcn_tiny``.
@@ -34,9 +34,9 @@ def find(path: str | os.PathLike[str]) -> str:
 
 
 def find_base(name: str) -> str | None:
-    """Returns the path of a config that another may begin with, ``_base/voc`` or ``shapes/grcn_tiny``, if there is one.
+    """Returns the path of a shipped config to use as base, ``_base/voc`` or ``shapes/grcn_tiny``, if there is one.
 
-    In a clone they are in ``configs/``; a name that begins so is read everywhere.
+    In a clone they are in ``configs/``; a name with this prefix works everywhere.
     """
     name = name.removesuffix(".yaml").removeprefix("configs/")
     is_one = re.fullmatch(r"\w+/\w+", name) and (folder() / f"{name}.yaml").is_file()
@@ -49,17 +49,17 @@ def _place(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Lists the configs, as ``shapes/grcn_tiny``; those that others begin with, ``_base``, are not among them."""
+    """Lists the configs, as ``shapes/grcn_tiny``, without those in ``_base``."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in folder().glob("[!_]*/*.yaml"))
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Returns what is known of each config: ``name``, ``what``, ``parameters`` in millions, ``strides``, ``gmac``."""
+    """Returns the facts of each config: ``name``, ``what``, ``parameters`` in millions, ``strides``, ``gmac``."""
     return list(json.loads((folder() / "catalogue.json").read_text(encoding="utf-8")))
 
 
 def copy(name: str, target: Path) -> list[Path]:
-    """Copies a config, the files that it begins with and the schema for editors; returns the copies, the config first.
+    """Copies a config, its base files and the schema for editors; returns the copies, the config first.
 
     Raises:
         ConfigError: there is no such config, or another file of that name in ``target``.

@@ -1,4 +1,4 @@
-"""What every section of the config has in common: strictness, the kinds of numbers, and what a setting changes."""
+"""Defines the common base of config sections: strictness, number types, and the roles of settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
-Size = Annotated[int, Field(ge=1, le=10**5)]  # of images, layers, batches: more is a slip, and no machine's
-Seed = Annotated[int, Field(ge=0, lt=2**64)]  # what randomness is hashed from: larger ones would repeat
+Size = Annotated[int, Field(ge=1, le=10**5)]  # of images, layers, batches: more is a typo, and fits no machine
+Seed = Annotated[int, Field(ge=0, lt=2**64)]  # randomness is hashed from it: larger ones would repeat
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, per step
-# YAML has lists, a frozen section wants tuples: the container is converted, its entries are not.
+# YAML has lists, a frozen section needs tuples: the container is converted, its entries are not.
 Positives = Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
 Steps = Annotated[tuple[Count, ...], Strict(False)]
 
 
 class FrozenNames(dict[str, str]):
-    """A mapping of names to names as part of a section, which is hashed; it does not change."""
+    """A hashable mapping of names to names, for frozen sections; it must not change."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -34,18 +34,18 @@ NamesByName = Annotated[dict[str, str], AfterValidator(FrozenNames)]
 
 
 def repeated(values: Sequence[object]) -> list[object]:
-    """Returns the values that occur again after their first place."""
+    """Returns the values that occur again after their first occurrence."""
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a setting changes; one that changes nothing decides only how, how fast and where a run is carried out.
+    """The effect of a setting; one without any decides only how, how fast and where a run is carried out.
 
     Attributes:
-        training: the weights that a training ends with.
-        detection: what a detector with given weights finds in an image.
-        measure: which images and figures it is measured by.
+        training: it changes the weights at the end of a training.
+        detection: it changes the detections of a detector with given weights.
+        measure: it changes the images or figures of an evaluation.
     """
 
     training: bool = False
@@ -64,7 +64,7 @@ HOW = Role()
 class Section(BaseModel):
     """A group of settings: no unknown keys, no silent conversions, no change after reading.
 
-    A setting has the :class:`Role` that its annotation names, or else its section's.
+    A setting has the :class:`Role` in its annotation, or else its section's.
     """
 
     role: ClassVar[Role]
@@ -79,10 +79,7 @@ class Section(BaseModel):
     )
 
     def check(self) -> Iterator[tuple[str, str]]:
-        """Yields the settings that cannot stand, alone or together.
-
-        Each as its dotted key within this section, and what is wrong and what to do about it.
-        """
+        """Yields invalid settings, alone or in combination: the dotted key within this section, and problem and fix."""
         yield from ()
 
     @model_validator(mode="after")
@@ -96,7 +93,7 @@ class Section(BaseModel):
 
 
 def roles_of(kind: type[Section], prefix: str = "") -> dict[str, Role]:
-    """Returns what each setting of a section changes, by dotted key; of all variants of a section that has several."""
+    """Returns the role of each setting of a section, by dotted key; covers all variants of a section."""
     found: dict[str, Role] = {}
     for name, field in kind.model_fields.items():
         inner = section_kinds(field.annotation)

@@ -1,4 +1,4 @@
-"""Strict YAML with places: every value knows the file, line and column where it stands.
+"""Reads strict YAML with places: every value knows its file, line and column.
 
 Plain scalars follow the core schema of YAML 1.2: ``3e-4`` is a number and ``on`` a word. Repeated
 keys, aliases, tags and several documents in one file are problems.
@@ -18,13 +18,13 @@ import yaml
 from grcn.config import shipped
 from grcn.errors import ConfigError
 
-MAX_BYTES = 2**17  # a config has some thousands; a data set given in its place has many millions
+MAX_BYTES = 2**17  # a config has a few thousand; a data set passed by mistake has many millions
 MAX_DEPTH = 20
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where something was written: a position in a file, or (without a line) an override."""
+    """Source of a value: a position in a file, or (without a line) an override."""
 
     file: str
     line: int = 0
@@ -44,9 +44,9 @@ Problem = tuple[Place, str]
 
 @dataclass(frozen=True)
 class Node:
-    """A value with the places of itself and of its key; mappings and lists hold nodes.
+    """A value with its place and that of its key; mappings and lists hold nodes.
 
-    What cannot be read is reported as a problem and leaves a node that is not ``readable``.
+    A value that cannot be read is reported as a problem and leaves a node that is not ``readable``.
     """
 
     value: dict[str, Node] | list[Node] | str | int | float | bool | None
@@ -80,10 +80,9 @@ class Node:
 
 
 def merge(parent: Node, child: Node) -> Node:
-    """Mappings merge key by key, anything else replaces.
+    """Merges two nodes: mappings key by key, anything else is replaced.
 
-    A merged mapping stands where the child does, unless the child is an override, which has no
-    position of its own.
+    A merged mapping has the child's place, unless the child is an override, which has no position.
     """
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
@@ -99,7 +98,7 @@ def read_file(path: str, problems: list[Problem]) -> Node:
 
     Args:
         path: the file; it is named in problems as given.
-        problems: receives what the file may not contain.
+        problems: receives the problems found.
 
     Raises:
         ConfigError: the file cannot be read, or is not YAML.
@@ -121,7 +120,7 @@ def read_file(path: str, problems: list[Problem]) -> Node:
 
 
 def _likely(path: str) -> str:
-    """Names the configs that come with grcn and are called like a file that is not there."""
+    """Suggests the shipped configs with a name like that of a missing file."""
     given = path.removesuffix(".yaml")
     named = [name for name in shipped.names() if name.rpartition("/")[2] == Path(given).name]
     alike = named[:3] or difflib.get_close_matches(given, shipped.names(), 1, 0.8)
@@ -129,12 +128,12 @@ def _likely(path: str) -> str:
 
 
 def read_text(text: str, name: str, problems: list[Problem]) -> Node:
-    """Reads YAML; no text is an empty mapping.
+    """Reads YAML; an empty text is an empty mapping.
 
     Args:
         text: the contents of a file.
-        name: what problems call it.
-        problems: receives what the text may not contain.
+        name: its name in problems.
+        problems: receives the problems found.
 
     Raises:
         ConfigError: the text is not YAML.
@@ -150,8 +149,8 @@ def read_value(text: str, key: str, place: Place, problems: list[Problem]) -> No
     Args:
         text: the value.
         key: the dotted key it belongs to, for messages.
-        place: the override, which is the place of all it holds.
-        problems: receives what the value may not contain.
+        place: the override, which is the place of all its values.
+        problems: receives the problems found.
 
     Raises:
         ConfigError: the text is not YAML.
@@ -181,8 +180,8 @@ def _float(text: str) -> float:
     return float(re.sub(r"\.(?=[a-zA-Z])", "", text))  # .inf and .nan lose their point, 1.e3 too
 
 
-# The scalars of YAML 1.2, section 10.3.2: tag, form and meaning; the first form that fits decides.
-# Python refuses to convert integers of thousands of digits, so the longest are left to be floats.
+# The scalars of YAML 1.2, section 10.3.2: tag, form and meaning; the first form that matches decides.
+# Python refuses to convert integers of thousands of digits, so the longest are read as floats.
 _TAG = "tag:yaml.org,2002:"
 _TOO_DEEP = "nested too deeply for a config; flatten it"
 _FLOAT = (
@@ -206,7 +205,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Stops at a depth that no config has, before the interpreter's stack decides where."""
+        """Stops at a depth that no config has, before the interpreter's stack overflows."""
         if self.depth == MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.peek_event().start_mark)
         self.depth += 1
@@ -223,7 +222,7 @@ def _compose(text: str, place: Place) -> yaml.Node | None:
         if mark is not None and place.line:
             place = Place(place.file, mark.line + 1, mark.column + 1)
         problem = error.problem or error.context or ""
-        if problem.startswith("but "):  # the sentence began with the context
+        if problem.startswith("but "):  # the sentence begins in the context
             problem = f"{error.context}, {problem}"
         if problem == _TOO_DEEP:
             raise ConfigError(f"{place}: {problem}") from error

@@ -1,1 +1,1 @@
-"""One run, from a config to its folder: training, evaluation, prediction."""
+"""Trains, evaluates and predicts: one run, from a config to its folder."""

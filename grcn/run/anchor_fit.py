@@ -1,4 +1,4 @@
-"""How well the anchors of a config fit the objects of a data set, and which would fit better."""
+"""Measures how well the anchors of a config fit the objects of a data set, and searches for better ones."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from grcn.models.transform import DetectionTransform
 BUCKETS = (0, 16, 32, 64, 128, 256, 512, float("inf"))
 # Bounds of height over width.
 ASPECTS = (0, 0.25, 0.5, 1 / 1.5, 1, 1.5, 2, 4, float("inf"))
-# Of which other anchors are chosen: steps of a half octave; of each of several maps, from 2 to 16 of its cells.
+# Candidates for other anchors: sizes in half octaves; on each of several maps, from 2 to 16 of its cells.
 CELLS = (2, 16)
 SIZES = (5.7, 8.0, 11.0, 16.0, 23.0, 32.0, 45.0, 64.0, 91.0, 128.0, 181.0, 256.0, 362.0, 512.0, 724.0)
 RATIOS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-MOST_OBJECTS = 5_000  # that they are tried on
-LEAST_GAIN = 0.01  # of recall, the mean of both, for which other anchors are worth a mention
-MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is worth a mention
+MOST_OBJECTS = 5_000  # maximum number of objects that candidates are tried on
+LEAST_GAIN = 0.01  # minimum gain of recall, the mean of both, to suggest other anchors
+MANY_MISSED = 0.1  # share of objects without an anchor of IoU 0.5 that is reported
 MANY_ALONE = 0.01  # share of objects without any anchor that costs accuracy
-MOST = 0.5  # share of objects that no model can do without
-# Of objects this many cells of the map wide or less a small network learnt next to nothing, see RESULTS.md.
+MOST = 0.5  # share of objects whose loss no model can afford
+# From objects up to this many cells of the map wide a small network learnt next to nothing, see RESULTS.md.
 LEAST_CELLS = 0.5
-SIZE_COST = 0.05  # of recall, which one size more must gain
+SIZE_COST = 0.05  # recall that one size more must gain
 
 Place = tuple[int, float]  # a map, and one of its sizes; NaN for one still to be chosen
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What anchors are to find: objects to train on, at the network's scale.
+    """Objects to train on, at the network's scale.
 
     Attributes:
         boxes: [M, 4] absolute xyxy in pixels of the network's input.
@@ -120,15 +120,15 @@ def objects_of(table: Annotations, short: int, longest: int) -> Objects:
 
 
 def fit(objects: Objects, anchors: AnchorSet) -> dict[str, Any]:
-    """Measures anchors, and looks for better ones: as many sizes and ratios, or one size more if that finds many more.
+    """Measures anchors, and searches for better ones: as many sizes and ratios, or one size more if that gains much.
 
     Returns:
         ``sizes`` (of one map a list of numbers, of several a list of such lists), ``ratios``, ``strides``;
-        ``objects``, their number; ``below``, how many of them are smaller than half a cell; ``median``, the side of the
-        middle one; ``alone``, how many of them no anchor overlaps that is trained on; ``recall50`` and ``recall70``,
-        the share that has an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list
-        of ``from``, ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, None where
-        nothing better was found, with sizes, ratios and the recalls.
+        ``objects``, their number; ``below``, how many of them are smaller than half a cell; ``median``, their median
+        side; ``alone``, how many of them overlap no anchor that is trained on; ``recall50`` and ``recall70``, the share
+        that has an anchor of this IoU; ``buckets`` by size and ``aspects`` by height over width, each a list of
+        ``from``, ``to``, ``count`` (and the recalls, None where there is no object); and ``suggestion``, with sizes,
+        ratios and the recalls, None where nothing better was found.
     """
     best = anchors.best_iou(objects)
     sides = objects.sides()
@@ -157,14 +157,14 @@ def findings_of(fitted: Mapping[str, Any], short: int, longest: int) -> list[Fin
     found = _alone(fitted["alone"], count)
     missed = count - round(count * (fitted["recall50"] or 0))
     too_small = count and fitted["below"] > MOST * count
-    if count and missed > MOST * count and not too_small:  # else other anchors are a question of the next size
+    if count and missed > MOST * count and not too_small:  # too small objects need a larger image size first
         remedy = f"set {settings(better)}" if better else "try other anchors, or raise model.image.short"
         found.append(finding("anchors-half", "train", missed, more=f"of {count}", remedy=remedy))
     elif count and missed >= MANY_MISSED * count:
         found.append(finding("anchors", "train", missed, more=f"of {count}"))
     if too_small:
         cell = min(fitted["strides"])
-        larger = 32 * math.ceil(short * cell / max(fitted["median"], 1) / 32)  # the middle object gets a cell
+        larger = 32 * math.ceil(short * cell / max(fitted["median"], 1) / 32)  # the median object gets a cell
         limit = math.ceil(longest * larger / short)
         more = f"of {count}; a cell has {cell} pixels, the middle object {fitted['median']:.1f}"
         cost = f"{(larger / short) ** 2:.0f} times the pixels"
@@ -174,7 +174,7 @@ def findings_of(fitted: Mapping[str, Any], short: int, longest: int) -> list[Fin
 
 
 def settings(anchors: Mapping[str, Any]) -> str:
-    """Writes anchors as settings of a command line, quoted for a shell, to which brackets are a pattern."""
+    """Writes anchors as settings of a command line, quoted, since brackets are a pattern to a shell."""
     return " ".join(shlex.quote(f"model.anchors.{key}={listed(anchors[key], ',')}") for key in ("sizes", "ratios"))
 
 
@@ -184,8 +184,8 @@ def listed(values: Sequence[Any], comma: str = ", ") -> str:
 
 
 def objects_alone(table: Annotations, short: int, longest: int, anchors: AnchorSet) -> list[Finding]:
-    """Finds in a sample of objects whether many have no anchor to be trained on; arguments as of `objects_of`."""
-    if anchors.straddling:  # where anchors lie all over an image
+    """Reports whether many of a sample of objects have no anchor to be trained on; arguments as of `objects_of`."""
+    if anchors.straddling:  # anchors cover the whole image
         return []
     objects = _sample(objects_of(table, short, longest))
     alone = int((anchors.best_iou(objects) == 0).sum())
@@ -208,19 +208,19 @@ def _suggest(objects: Objects, anchors: AnchorSet) -> dict[str, Any] | None:
     sample, count, room = _sample(objects), len(anchors.sizes[0]), min(map(len, _candidates(anchors)))
     if room < count:  # a size that is given twice
         return None
-    chosen = _search(sample, anchors, count)
+    better = _search(sample, anchors, count)
     if room > count:
         one_more = _search(sample, anchors, count + 1)
-        more = _score(one_more.best_iou(sample)) - _score(chosen.best_iou(sample))
-        chosen = one_more if more > SIZE_COST else chosen
-    best = chosen.best_iou(objects)
+        gain = _score(one_more.best_iou(sample)) - _score(better.best_iou(sample))
+        better = one_more if gain > SIZE_COST else better
+    best = better.best_iou(objects)
     if _score(best) < _score(anchors.best_iou(objects)) + LEAST_GAIN:
         return None
-    return {"sizes": _as_setting(chosen.sizes), "ratios": list(chosen.ratios), **_recalls(best)}
+    return {"sizes": _as_setting(better.sizes), "ratios": list(better.ratios), **_recalls(best)}
 
 
 def _as_setting(sizes: Sequence[Sequence[float]]) -> list[Any]:
-    """Returns sizes as ``model.anchors.sizes`` has them."""
+    """Returns sizes in the form of ``model.anchors.sizes``."""
     return list(sizes[0]) if len(sizes) == 1 else [list(level) for level in sizes]
 
 
@@ -261,9 +261,9 @@ def _search(objects: Objects, anchors: AnchorSet, count: int) -> AnchorSet:
 
 
 def _best(ious: Mapping[Place, np.ndarray], start: Sequence[Place]) -> list[Place]:
-    """Returns as many keys as ``start`` has places, whose values [M] have a good maximum.
+    """Returns as many keys as ``start`` has places, whose values [M] together have a good maximum.
 
-    Each place is exchanged for the best key of its map; one without a size is filled.
+    Each place is replaced by the best key of its map; one without a size is filled.
     """
     chosen = list(start)
     for _ in range(2):
@@ -290,7 +290,7 @@ def _recalls(best: np.ndarray) -> dict[str, float | None]:
 def _buckets(bounds: Sequence[float], values: np.ndarray, best: np.ndarray) -> list[dict[str, Any]]:
     rows = []
     for start, end in zip(bounds, bounds[1:], strict=False):
-        chosen = (values >= start) & (values < end)
+        inside = (values >= start) & (values < end)
         to = end if np.isfinite(end) else None
-        rows.append({"from": start, "to": to, "count": int(chosen.sum()), **_recalls(best[chosen])})
+        rows.append({"from": start, "to": to, "count": int(inside.sum()), **_recalls(best[inside])})
     return rows

@@ -1,4 +1,4 @@
-"""Sets torch and the C library to the threads, arithmetic and memory use of a config."""
+"""Applies a config's settings for threads, arithmetic and memory to torch and the C library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("grcn")
 
 
 def prepare(cfg: Config, device: torch.device) -> None:
-    """Sets torch, in this process, to the threads, arithmetic and determinism of a config.
+    """Applies a config's threads, arithmetic and determinism to torch in this process.
 
     Raises:
         ConfigError: the model cannot be deterministic on this device.
@@ -32,21 +32,23 @@ def prepare(cfg: Config, device: torch.device) -> None:
     if device.type == "cpu":
         keep_freed_memory()
         if cfg.run.amp == "bf16" and is_x86() and not multiplies_bf16(device):
-            logger.warning("run.amp=bf16: this CPU has no such arithmetic and imitates it many times slower; set none")
+            logger.warning("run.amp=bf16: this CPU only emulates bfloat16, many times slower; set none")
     torch.backends.cuda.matmul.allow_tf32 = cfg.run.tf32
     if cfg.run.deterministic and device.type == "cuda":
         if cfg.model.roi.op != "align":
-            raise ConfigError("run.deterministic: RoIPool is not, on a GPU (got roi.op: pool); set model.roi.op=align")
+            raise ConfigError(
+                "run.deterministic: RoIPool is not deterministic on a GPU (got roi.op: pool); set model.roi.op=align"
+            )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrices are multiplied
         torch.use_deterministic_algorithms(True)
 
 
 def keep_freed_memory() -> None:
-    """Lets freed tensors be used again instead of given back to the system at once.
+    """Keeps freed memory in the process for reuse, instead of returning it to the system at once.
 
-    A step on a CPU frees and takes the same buffers over and over, and each page that is taken anew is a fault: it
-    trains about a tenth faster without, and takes about a tenth more memory, which stays with the process. Elsewhere
-    than on glibc nothing happens.
+    A step on a CPU frees and allocates the same buffers over and over, and each newly mapped page is a page fault.
+    Without these faults training is about a tenth faster; it takes about a tenth more memory, which stays with the
+    process. Only glibc supports this; elsewhere nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -69,12 +71,12 @@ def with_precision(cfg: Config, device: torch.device, begun: Config | None = Non
 
 
 def suggest_bf16(cfg: Config, device: torch.device) -> None:
-    """Logs how much faster a CPU would train in bfloat16, if it multiplies it."""
+    """Logs how much faster a CPU would train in bfloat16, if it supports it."""
     if cfg.run.amp == "none" and device.type == "cpu" and multiplies_bf16(device):
         share = "0.9" if cfg.model.backbone.startswith("tiny") else "half"
         logger.info("run.amp=none: this CPU multiplies bfloat16 too; run.amp=bf16 takes about %s of the time", share)
 
 
 def is_x86() -> bool:
-    """Tells whether this is a CPU whose instruction sets are known."""
+    """Whether this is a CPU whose instruction sets are known."""
     return platform.machine() in ("x86_64", "AMD64")

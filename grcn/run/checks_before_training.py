@@ -1,4 +1,4 @@
-"""Checks what a training is about to read, in about 0.1 seconds, and warns of what is odd with it."""
+"""Checks the data of a training before it starts, in about 0.1 seconds, and warns of oddities."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from grcn.run.anchor_fit import AnchorSet, objects_alone
 
 logger = logging.getLogger("grcn")
 
-SAMPLE = 200  # images of a split of which the header is read
-DECODED = 4  # of those of 16 bits that are decoded
+SAMPLE = 200  # images of a split whose header is read
+DECODED = 4  # 16-bit images of them that are decoded
 MOST_WARNINGS = 4
 
 
@@ -52,19 +52,19 @@ def check_before_training(
     """Logs a few warnings about a data set that is about to be trained on.
 
     Reads 400 headers and decodes 8 images of 16 bits, in about 0.1 seconds.
-    Generated data are as they should be. Arguments as of :func:`grcn.data.findings.check_tables`, and
+    Generated data need no check. Arguments as of :func:`grcn.data.findings.check_tables`, and
 
     Args:
-        limit: how many images of ``test`` will be read, None for all; which classes there are, all of them say.
+        limit: how many images of ``test`` will be read, None for all; the classes are those of all images.
         bits: as of :func:`grcn.data.images.read_image`.
-        anchors: those of the network; None looks at none.
+        anchors: those of the network; None checks none.
 
     Raises:
         DataError: an image of the sample cannot be used, which would end training when its turn comes.
     """
     if not train.root:
         return
-    # What may make a training worth nothing comes first, for few warnings are shown.
+    # The most serious findings come first, since only a few warnings are shown.
     found = [] if anchors is None else objects_alone(train, short, longest, anchors)
     splits = (train, "train", usable_rows(train, drop_empty)), (test, "test", np.arange(len(test))[:limit])
     for table, split, rows in splits:
@@ -95,7 +95,7 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def odd_images(table: Annotations, sample: Sample) -> Iterator[Fault]:
-    """Yields what is wrong with images of a sample: they are decoded only if their header is odd."""
+    """Yields the faults of images of a sample; they are decoded only if their header is odd."""
     for row, header in sample:
         if header is None or header.size != _size(table, row) or header.orientation > 4:
             try:
@@ -105,7 +105,7 @@ def odd_images(table: Annotations, sample: Sample) -> Iterator[Fault]:
 
 
 def odd_headers(table: Annotations, split: str, sample: Sample, bits: int | None) -> list[Finding]:
-    """Finds images of a sample that are turned where sizes do not show it, and 16-bit ones that become dark."""
+    """Finds images of a sample that are rotated where sizes do not show it, and 16-bit ones that become dark."""
     known = [(row, header) for row, header in sample if header is not None]
     of = f"of {len(sample)} looked at"
     found = []
@@ -118,7 +118,7 @@ def odd_headers(table: Annotations, split: str, sample: Sample, bits: int | None
     for row in _spread(np.array([row for row, header in known if is_16_bit(header.mode)]), DECODED).tolist():
         try:
             largest[row] = int(read_row(table, row, bits).max())
-        except Fault:  # which whoever decodes all images finds
+        except Fault:  # found when all images are decoded
             continue
     if largest and max(largest.values()) < UNUSED:
         more = f"{bits_in_use(largest.values(), bits)}, {len(largest)} looked at"
@@ -132,12 +132,12 @@ def count_tags(orientations: Iterable[int]) -> str:
 
 
 def is_16_bit(mode: str) -> bool:
-    """Tells whether an image of Pillow's ``mode`` is grey of 16 bits."""
+    """Whether an image of Pillow's ``mode`` is 16-bit grey."""
     return mode.startswith("I;16")
 
 
 def bits_in_use(largest: Iterable[int], bits: int | None) -> str:
-    """Says how many bits 16-bit images use, by the largest values of them as they are read with ``bits``."""
+    """Describes how many bits 16-bit images use, by their largest values as read with ``bits``."""
     used = (bits or 16) - 8 + max(largest).bit_length()
     return f"grey ones use {used} of 16 bits: data.bits={max(8, used)}"
 
@@ -148,7 +148,7 @@ def _size(table: Annotations, row: int) -> tuple[int, int]:
 
 
 def name_image(fault: Fault, table: Annotations, row: int) -> Fault:
-    """Says in a fault which image it is of, and that it is of one."""
+    """Records in a fault which image it is of, and gives it a kind for images."""
     fault.image = os.fsdecode(table.files[row])
     if not fault.kind.startswith("image-"):
         fault.kind = "image-broken"

@@ -1,4 +1,4 @@
-"""What a run would be, found out before it costs anything: its first step, and the largest that it may meet."""
+"""Dry run: tries the first batch and the largest possible batch, and describes the run."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def dry_run(
     state: dict[str, Any] | None,
     device: torch.device,
 ) -> dict[str, float | None]:
-    """Does a step on the first batch and one on the largest that the data allow, detects in two test images, and saves
-    and reads a checkpoint, in a temporary folder. Leaves nothing behind.
+    """Does a step on the first batch and one on the largest possible, detects in two test images, and saves and reads
+    a checkpoint, in a temporary folder. Leaves nothing behind.
 
     Args:
         training: its model is on ``device``.
         ema: the average of its weights, which takes memory and disk too.
-        state: a checkpoint whose weights are tried; None for those that the model has.
+        state: a checkpoint whose weights are tried; None for those of the model.
 
     Returns:
         the losses of the first batch.
@@ -86,12 +86,12 @@ def _saved_megabytes(model: Detector, optimizer: torch.optim.Optimizer, ema: Wei
 def _largest(
     model: Detector, table: Annotations, step_images: int, images: int
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Makes blank images as large, and with as many objects, as any of the table's can be after resizing."""
+    """Makes blank images of the largest size after resizing, with as many objects as any image of the table."""
     originals = [(height, width) for height, width in np.unique(table.sizes, axis=0).tolist()]
     resized = [model.transform.resized(size) for size in originals]
     area = max(range(len(originals)), key=lambda i: resized[i][0] * resized[i][1])
     extremes = [max(range(len(originals)), key=lambda i: resized[i][side]) for side in (0, 1)]
-    # A batch is padded to its tallest and its widest image, which may be two.
+    # A batch is padded to its tallest and its widest image, which may be different ones.
     size, together = originals[area], [originals[i] for i in ([area, *extremes] if step_images > 1 else [area])]
     crowded = int(np.diff(table.offsets).argmax())
     objects = table.objects(crowded)

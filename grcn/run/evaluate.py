@@ -1,4 +1,4 @@
-"""A checkpoint, pretrained weights or a file of detections, scored on the test splits: what ``grcn eval`` calls."""
+"""Scores a checkpoint, pretrained weights or a file of detections on the test splits, for ``grcn eval``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from grcn.run.results import score
 
 
 def folder_beside(given: Path, kind: str) -> Path:
-    """Returns where what is found out from a checkpoint goes, ``<run>/eval/<name>-<kind>``, or from detections."""
+    """Returns the folder for results from a checkpoint, ``<run>/eval/<name>-<kind>``, or from detections."""
     given = resolve(given)
     beside = checkpoint.folder_of(given)
     if beside != given.parent or (beside / "env.json").exists():  # the best of a run lies in its folder
@@ -51,14 +51,14 @@ def evaluate(
     allow_changes: bool = False,
     stop: StopSignals | None = None,
 ) -> Metrics:
-    """Scores a checkpoint, or a file of detections, on the test splits; writes everything it finds out into ``folder``.
+    """Scores a checkpoint, or a file of detections, on the test splits; writes all results into ``folder``.
 
     Args:
         weights: a checkpoint.
-        initial: score the detector that ``model.weights`` are of, without any training.
-        allow_changes: evaluate although settings of the model differ from those that it was trained with.
+        initial: score the detector of ``model.weights``, without any training.
+        allow_changes: evaluate even if settings of the model differ from those that it was trained with.
         detections: COCO result JSON, or a folder of VOC devkit files ``comp4_det_<split>_<class>.txt``.
-        stop: signals to obey.
+        stop: signals that end it early.
     """
     with found_detections(cfg, weights, detections, allow_changes, stop, initial) as (table, test, found):
         return distributed.on_main(lambda: score(cfg, table, test, found, folder, devkit=True, stop=stop))
@@ -75,7 +75,7 @@ def found_detections(
 ) -> Iterator[tuple[Annotations, DetectionDataset, dict[str, np.ndarray]]]:
     """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
 
-    Yields the annotations of the images that count (``eval.limit``), the test split, and the packed detections. The
+    Yields the annotations of the images to score (``eval.limit``), the test split, and the packed detections. The
     processes of torchrun stay together until the context is left.
     """
     with distributed.process_group(cfg.run.device, cfg.run.timeout) as device:
@@ -120,7 +120,7 @@ def _read_to_evaluate(
     except DataError:
         _check_own_classes(cfg.data, detector.classes, weights)
         raise
-    # The built-in data have their own classes, whatever the model's are.
+    # The built-in data have their own classes, regardless of the model's.
     check_classes(detector.classes, weights, test.table.classes)
     return test, detector.model
 
@@ -139,13 +139,13 @@ def _build_initial(cfg: Config, device: torch.device) -> tuple[DetectionDataset,
 
 
 def _check_own_classes(cfg: DataConfig, classes: Sequence[str], weights: Path) -> None:
-    """Refuses a checkpoint where test splits that cannot be read with its classes can be with the data's own.
+    """Refuses a checkpoint if test splits that cannot be read with its classes can be with the data's own.
 
-    Those are the training splits', as a test split need not have all; the test splits' where there is no training data.
+    Those are the training splits', as a test split need not have all; or the test splits', without training data.
     """
     if isinstance(cfg, ShapesDataConfig):
         return
-    with suppress(DataError):  # the data are not sound by themselves, of which the first error tells
+    with suppress(DataError):  # the data are faulty in any case, which the first error reports
         try:
             own = build.read_annotations(cfg, "train", cfg.classes).classes
         except DataError:
@@ -159,7 +159,7 @@ def _read_detections(cfg: Config, path: Path) -> tuple[DetectionDataset, dict[st
 
 
 def read_detections(cfg: Config, table: Annotations, path: Path) -> dict[str, np.ndarray]:
-    """Reads detections in the images of a test split that count (``eval.limit``).
+    """Reads detections in the images of a test split that are scored (``eval.limit``).
 
     Args:
         table: of the whole split.

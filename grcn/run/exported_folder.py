@@ -1,4 +1,4 @@
-"""The folder of an exported detector: weights as safetensors, its settings, and what else is known of it."""
+"""Reads the folder of an exported detector: weights as safetensors, settings, and facts about it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _REMEDY = "copy the folder again, or export the checkpoint again"
 
 
 def is_exported(folder: Path) -> bool:
-    """Tells whether a folder is meant to be one of these."""
+    """Whether a folder is meant to be an exported detector."""
     return (folder / FACTS).exists() or (folder / WEIGHTS).exists()
 
 
 def facts_of(state: Mapping[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Returns what ``detector.json`` holds.
+    """Returns the contents of ``detector.json``.
 
     Args:
         state: the checkpoint.
@@ -57,7 +57,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
 
 
 def require_safetensors() -> None:
-    """Makes sure that safetensors is installed.
+    """Checks that safetensors is installed.
 
     Raises:
         EnvironmentFault: it is not.
@@ -76,7 +76,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged (got no JSON); {_REMEDY}") from error
     found = facts if isinstance(facts, dict) else {}
     if wrong := [key for key, kind in _KINDS.items() if not isinstance(found.get(key), kind)]:
-        raise CheckpointError(f"{path}: not of grcn export (no {', '.join(wrong)} in it); pass a folder of it")
+        raise CheckpointError(f"{path}: not written by grcn export (no {', '.join(wrong)} in it); pass a folder of it")
     if found["format"] != FORMAT:
         raise CheckpointError(f"{path}: written in another format (got {found['format']}, need {FORMAT}); update grcn")
     return found

@@ -1,4 +1,4 @@
-"""The report of a run, ``report.html``: what was trained, how it went, and what it detects."""
+"""Writes the report of a run, ``report.html``: settings, losses, figures and detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAIN = ("coco_ap", "coco_ap50", "coco_ap75", "voc07_ap50", "voc07_ap70", "voc07
 
 
 def write_report(folder: Path, step: int, pictures: bool = True) -> None:
-    """Writes ``report.html`` into the folder of a run, from what lies there; everything is in that one file.
+    """Writes ``report.html`` into the folder of a run, from its files there; everything is in that one file.
 
     Args:
         folder: of a run that was evaluated.

@@ -1,4 +1,4 @@
-"""The one way from a checkpoint to a detector, and what may differ between a checkpoint and the config beside it."""
+"""Loads detectors and initial weights from checkpoints, and checks their settings against a config."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def load_detector(
             ``model.safetensors``, or an ``.onnx`` file, which is only to predict with, on the CPU.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU, if there is one.
         cfg: build the detector by this config instead of the checkpoint's own.
-        classes: those of the data; the checkpoint must have them, in this order.
+        classes: those of the data; the checkpoint must have the same, in this order.
         allow_changes: accept a ``cfg`` in which settings that a detection depends on differ from the checkpoint's.
 
     Raises:
         CheckpointError: the file is missing, damaged or of something else; its classes are others.
         ConfigError: ``cfg`` differs in a setting that a detection depends on. Most of them, as the normalisation,
-            change no weight's shape.
+            do not change the shape of any weight.
         EnvironmentFault: there is no such device.
     """
     path = Path(path)
@@ -63,7 +63,7 @@ def load_detector(
     path, state = read_weights(path)
     own = recorded_config(state, path, classes)
     if cfg is not None:
-        # Which weights it has started from is past, where they expect the same images.
+        # The weights that it started from do not matter, if they expect the same images.
         same = normalisation_of(own.model.weights) == normalisation_of(cfg.model.weights)
         changes = _changes(own, cfg, lambda role: role.detection, but=("model.weights",) if same else ())
         remedy = "use the config.yaml of its run or pass --allow-changes"
@@ -84,7 +84,7 @@ def assemble(
     """Builds the detector of a checkpoint that has been read.
 
     Args:
-        state: what it holds.
+        state: its contents.
         cfg: its settings.
         path: of it, for messages.
         device: as of :func:`load_detector`.
@@ -107,7 +107,7 @@ def _from_onnx(path: Path, classes: Sequence[str] | None, device: str) -> Predic
     its, step, bits = (model.facts[key] for key in ("classes", "step", "bits"))
     if classes is not None:
         check_classes(its, path, classes)
-    # It has all of a detector that predicting asks for.
+    # It has everything that prediction needs of a detector.
     return Predictor(cast(Detector, model), its, torch.device("cpu"), step, bits)
 
 
@@ -119,7 +119,7 @@ def load_initial_weights(
     same_as: Mapping[str, str] | None = None,
     new_classes: str | None = None,
 ) -> list[str]:
-    """Gives a model the weights that training starts from; rank 0 downloads them before the others look.
+    """Gives a model the weights that training starts from; rank 0 downloads them before the others read them.
 
     Args:
         cfg: the ``model`` section that it was built by.
@@ -154,10 +154,10 @@ def _load_initial_weights(
     same_as: Mapping[str, str] | None,
     new_classes: str | None,
 ) -> tuple[int, str, list[str]]:
-    """Loads the initial weights; returns how urgent it is to log about it, what, and the weights that are new."""
+    """Loads the initial weights; returns the level and text of a log line, and the weights that are new."""
     if init is not None:
         init, state = read_weights(init)
-        # Of the settings that a detection depends on, a new training may change all but what weights were trained for.
+        # A new training may change the settings that a detection depends on, except those the weights were trained for.
         theirs = recorded_config(state, init).model
         if new_classes is None:
             check_classes(state["classes"], init, classes, "pass --new-classes, or set data.classes to its")
@@ -196,15 +196,15 @@ def _load_initial_weights(
 
 
 def _restore(state: Mapping[str, Any], model: Detector, path: Path, rows: ClassRows | None = None) -> None:
-    """Loads a checkpoint's weights into a detector that may have other stages frozen than the one they are of.
+    """Loads a checkpoint's weights into a detector, which may have other stages frozen.
 
     They are those that its run evaluated: the average, if it kept one (``train.ema``).
 
     Args:
-        rows: where the detector is of other classes, the rows of each; the others keep the detector's values.
+        rows: if the detector has other classes, the rows of each; the others keep the detector's values.
 
     Raises:
-        CheckpointError: it is another detector in more than this.
+        CheckpointError: the detectors differ in more than this.
     """
     weights = state.get("ema", state)["model"]
     if rows is not None:
@@ -229,17 +229,17 @@ def check_continuation(
 def warn_of_other_evaluation(cfg: Config, state: Mapping[str, Any], path: Path) -> None:
     """Warns how the next evaluations differ from those before the checkpoint, with which they compete for the best.
 
-    What changes the training too, :func:`check_continuation` has refused or warned of.
+    Settings that change the training too are left to :func:`check_continuation`.
     """
     for line in _changes(recorded_config(state, path), cfg, lambda role: role.measure and not role.training):
         logger.warning("continuing with a changed setting: %s", line)
 
 
 def check_same_evaluation(cfg: Config, folder: Path) -> None:
-    """Refuses to report a finished run under another evaluation or model: it has metrics of its own only.
+    """Refuses to report a finished run under another evaluation or model: it has only its own metrics.
 
     Raises:
-        ConfigError: ``config.yaml`` in its folder, which was written for its last evaluation, is another.
+        ConfigError: ``config.yaml`` in its folder, which was written for its last evaluation, differs.
     """
     path = folder / "config.yaml"
     with named(path):
@@ -257,20 +257,20 @@ def check_classes(
     for label, (theirs, own) in enumerate(zip_longest(its, ours), start=1):
         if theirs != own:
             got = f"class {label} is {theirs!r:.40} in it, {own!r:.40} in the data"
-            raise CheckpointError(f"{path}: of other classes (got {got}); {remedy}")
+            raise CheckpointError(f"{path}: has other classes (got {got}); {remedy}")
 
 
 def recorded_config(state: Mapping[str, Any], path: Path, classes: Sequence[str] | None = None) -> Config:
     """Returns the settings of a checkpoint's run.
 
     Raises:
-        CheckpointError: it is of somebody else's use of the training loop, which records what it likes; or not of
+        CheckpointError: it was not written by grcn train, but by another use of the training loop; or it is not of
             these classes.
     """
     kinds = {"config": str, "classes": list, "data_fingerprint": str}
     missing = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if missing:
-        raise CheckpointError(f"{path}: not of grcn train (no {', '.join(missing)} in it); use one of its runs")
+        raise CheckpointError(f"{path}: not written by grcn train (no {', '.join(missing)} in it); use one of its runs")
     if classes is not None:
         check_classes(state["classes"], path, classes)
     return parse_config(state["config"], str(path))
@@ -280,7 +280,7 @@ def _changes(before: Config, after: Config, matters: Callable[[Role], bool], but
     """Lists the settings of roles that matter in which two configs differ, as ``key: before -> after``.
 
     Args:
-        but: settings that may differ all the same.
+        but: settings that may differ.
     """
     known = roles()
     changed = difference(before, after)

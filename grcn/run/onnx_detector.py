@@ -1,4 +1,4 @@
-"""A detector out of an ONNX file of ``grcn export``, run by ONNX Runtime on the CPU."""
+"""Runs a detector from an ONNX file of ``grcn export``, by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _KINDS = {CLASSES: list, SIZE: list, SCORE: float, STEP: int}
 
 
 class OnnxDetector(nn.Module):
-    """Detects in images of any size, as :class:`grcn.models.detector.Detector` does, with a file for images of one.
+    """Detects in images of any size, as :class:`grcn.models.detector.Detector` does, with a file for one size.
 
     Attributes:
         facts: the metadata of the file: ``classes``, ``image_size`` and others.
-        score_thresh: the score that a detection must exceed. It is in the file: a lower one cannot be had.
+        score_thresh: the score that a detection must exceed. It is fixed in the file and cannot be lowered.
 
     Raises:
-        CheckpointError: the file is missing, damaged or somebody else's.
+        CheckpointError: the file is missing, damaged or not written by grcn export.
         EnvironmentFault: ONNX Runtime is not installed.
     """
 
@@ -47,7 +47,7 @@ class OnnxDetector(nn.Module):
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # whatever a damaged or foreign file makes it raise
+        except Exception as error:  # a damaged or foreign file may raise anything
             remedy = "export it again, or update onnxruntime"
             raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({cause(error)}); {remedy}") from error
         self.facts = _facts(path, self._session.get_modelmeta().custom_metadata_map)
@@ -60,7 +60,7 @@ class OnnxDetector(nn.Module):
         """Detects; the arguments and the result are those of :class:`grcn.models.detector.Detector` in evaluation."""
         if score_thresh is not None and score_thresh < self.score_thresh and not self._warned_of_threshold:
             self._warned_of_threshold = True
-            logger.warning("the ONNX file has no detections of scores below its own threshold, %g", self.score_thresh)
+            logger.warning("the ONNX file has no detections with scores below its own threshold, %g", self.score_thresh)
         return [self._detect(image, score_thresh or 0.0) for image in images]
 
     def _detect(self, image: Tensor, score_thresh: float) -> dict[str, Tensor]:
@@ -72,16 +72,16 @@ class OnnxDetector(nn.Module):
 
 
 def fitted(image: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[float, float]]:
-    """Resizes an image so that it just fits into a size, and pads it at the right and at the bottom.
+    """Resizes an image to fit into a size, and pads it at the right and at the bottom.
 
-    The pixels are those of the detector's own resizing. Padding is negative, by which the exported graph knows it.
+    The pixels are those of the detector's own resizing. Padding is negative, so that the exported graph can detect it.
 
     Args:
         image: ``[3, h, w]``, float in 0-1 or uint8.
         size: height and width.
 
     Returns:
-        float32 ``[3, H, W]``, and how many times as wide and as high the image has become.
+        float32 ``[3, H, W]``, and the factors by which the image was resized in width and height.
     """
     height, width = image.shape[-2:]
     scale = min(size[0] / height, size[1] / width)

@@ -1,4 +1,4 @@
-"""From images to boxes: ``grcn.load(file).predict(image)``."""
+"""Predicts boxes in images: ``grcn.load(file).predict(image)``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ logger = logging.getLogger("grcn")
 
 as_tensor = to_rgb_tensor  # its name beside a detector
 
-# Of what can be iterated, these are images.
+# Iterable types that are single images.
 _SINGLE = (str, bytes, bytearray, os.PathLike, io.IOBase, Image.Image)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image, best score first.
+    """Detections in one image, best score first.
 
     Attributes:
         boxes: float32 ``[M, 4]``, absolute xyxy in pixels of the image.
@@ -43,7 +43,7 @@ class Prediction:
     names: list[str]
 
     def from_score(self, least: float) -> Prediction:
-        """Returns those of at least this score."""
+        """Returns the detections with at least this score."""
         count = int((self.scores >= least).sum())
         return Prediction(self.boxes[:count], self.labels[:count], self.scores[:count], self.names[:count])
 
@@ -54,7 +54,7 @@ class Predictor:
     Attributes:
         model: the detector, in evaluation mode, on its device.
         classes: names of the labels 1..C.
-        step: of training, after which the weights are these.
+        step: training step of the weights.
         bits: how many of 16 bits grey images use, ``data.bits`` of the training; None for all.
     """
 
@@ -88,16 +88,16 @@ class Predictor:
         """Finds objects in images, in one pass of the network.
 
         Args:
-            images: each one that :func:`grcn.data.images.to_rgb_tensor` takes: a file (its name, its bytes, or opened),
-                a Pillow image, an RGB or grey array, or an RGB tensor ``[3, H, W]``. Files and Pillow images are turned
-                as their EXIF orientation says, and boxes are of the turned image.
+            images: each as :func:`grcn.data.images.to_rgb_tensor` takes it: a file (its name, its bytes, or opened), a
+                Pillow image, an RGB or grey array, or an RGB tensor ``[3, H, W]``. Files and Pillow images are rotated
+                by their EXIF orientation, and boxes are of the rotated image.
             score_threshold: detections of lower score are left out; by default those below the model's own
                 ``roi.score_thresh``.
 
         Raises:
             DataError: a file is missing or not an image.
             ValueError: an array or a tensor is none of these.
-            TypeError: an image is none of these, or is given alone.
+            TypeError: an image is none of these, or is not in a list.
         """
         if images is None or isinstance(images, _SINGLE):
             raise TypeError(f"predict_all takes a list of images (got {type(images).__name__}); predict takes one")
@@ -106,14 +106,14 @@ class Predictor:
             return []
         tensors = move_images(read, self.device)
         usual = self.model.score_thresh
-        least = usual if score_threshold is None else score_threshold
-        detections = self.model(tensors, score_thresh=max(0.0, min(least, usual)))
-        return [self._prediction(found, least) for found in detections]
+        threshold = usual if score_threshold is None else score_threshold
+        detections = self.model(tensors, score_thresh=max(0.0, min(threshold, usual)))
+        return [self._prediction(found, threshold) for found in detections]
 
     def read(self, image: Picture) -> Tensor:
-        """Returns an image as the detector is given it, RGB ``[3, H, W]``; see :func:`predict_all`.
+        """Returns an image as the detector's input, RGB ``[3, H, W]``; see :meth:`predict_all`.
 
-        Warns once of a 16-bit image that becomes nearly black.
+        Warns once about a 16-bit image that becomes nearly black.
         """
         return to_rgb_tensor(image, self.bits, self._warn_of_dark if self.bits is None else None)
 

@@ -1,4 +1,4 @@
-"""What ``--checkpoint`` and ``--init`` take: a checkpoint, the folder of a run, or an exported folder."""
+"""Reads the weights given by ``--checkpoint`` or ``--init``: a checkpoint, the folder of a run, or an exported one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger("grcn")
 
 
 def resolve(path: Path) -> Path:
-    """Returns what a path stands for: of a run's folder its best checkpoint, else its newest; of others itself."""
+    """Resolves a path: a run's folder to its best checkpoint, else its newest; any other path to itself."""
     if not path.is_dir() or is_exported(path):
         return path
     return checkpoint.best_or_newest(path) or path
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Reads the checkpoint that a path stands for, and logs which where the path is a run's folder.
+    """Reads the checkpoint of a path; if it is a run's folder, logs which checkpoint is used.
 
     Raises:
         CheckpointError: there is none; it is damaged or of something else.

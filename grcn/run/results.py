@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: figures, detections and pictures in one folder."""
+"""Scores detections, and writes figures, detections and pictures into one folder."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def score(
     devkit: bool = False,
     stop: StopSignals | None = None,
 ) -> dict[str, float | None]:
-    """Scores packed detections by every protocol asked for; writes them, figures and pictures into ``folder``.
+    """Scores packed detections by every protocol in ``eval.protocols``; writes them and the results into ``folder``.
 
     Args:
-        devkit: write VOC's devkit files too, unless classes have names that no file can have, which is said.
+        devkit: write VOC's devkit files too; warns if a class has a name that no file can have.
 
     Raises:
-        Stopped: a signal came, which is looked at before each protocol and before pictures are drawn.
+        Stopped: a signal came; this is checked before each protocol and before pictures are drawn.
     """
     stop = stop or StopSignals()
     with named(folder):
@@ -70,7 +70,7 @@ def score(
         _write_per_class(folder / "per_class.csv", per_class)
         stop.check()
         _draw(cfg, table, test, found, folder)
-        for path in folder.iterdir():  # the log is going to count on them
+        for path in folder.iterdir():  # the log will refer to them
             if path.is_file():
                 sync(path)
         main = metrics[cfg.eval.best_metric]
@@ -82,7 +82,7 @@ def score(
 def _write_devkit(folder: Path, table: Annotations, found: Mapping[str, np.ndarray]) -> None:
     try:
         voc_files.write_detections(folder, table.name.split("+")[0].rpartition("/")[2], table, found)
-    except DataError as error:  # a name of a class; the JSON has all that they would hold
+    except DataError as error:  # a name of a class; the JSON has the same detections
         logger.warning("no devkit files: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""The detector that a look into a model starts from: that of a checkpoint, or an untrained one on initial weights."""
+"""Builds the detector that an analysis starts from: that of a checkpoint, or an untrained one on initial weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("grcn")
 
 @dataclass(frozen=True)
 class Start:
-    """A detector, how it is called in a heading, and the updates it has had."""
+    """A detector, its name in headings, and its training step."""
 
     model: Detector
     name: str
@@ -41,8 +41,8 @@ def start_from(
     Args:
         classes: names of the data's classes.
         weights: a checkpoint; None for initial weights.
-        allow_changes: go on although settings of the model differ from those of the checkpoint.
-        initial: load ``model.weights`` where there is no checkpoint; else the values stay random.
+        allow_changes: continue even if settings of the model differ from those of the checkpoint.
+        initial: load ``model.weights`` if there is no checkpoint; otherwise the values stay random.
 
     Raises:
         CheckpointError, ConfigError: as :func:`grcn.run.load_detector.load_detector` and

@@ -1,4 +1,4 @@
-"""One run, from a config to a run folder: what ``grcn train`` calls."""
+"""Trains and evaluates a detector, from a config to a run folder, for ``grcn train``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def train(
 ) -> Metrics:
     """Trains a detector, evaluates it and returns its last metrics.
 
-    Under torchrun every process calls this; the first one writes.
+    Under torchrun every process calls this; rank 0 writes.
 
     Args:
         folder: of the run; must be empty unless the run is resumed.
@@ -78,10 +78,10 @@ def train(
         resume_from: continue from this checkpoint.
         init: a run that is not continued starts from the weights of this checkpoint instead of ``model.weights``.
         new_classes: see :func:`grcn.run.load_detector.load_initial_weights`.
-        allow_changes: resume although settings that change the result differ from those of the checkpoint.
+        allow_changes: resume even if settings that change the result differ from those of the checkpoint.
         dry_run: do one step on the first batch and one on the largest, describe them, and write nothing.
         torchvision: train torchvision's FasterRCNN with the same network, head, anchors and initial weights instead.
-        stop: signals to obey.
+        stop: signals that end it early; a checkpoint is saved.
 
     Raises:
         UserError: whatever is wrong with config, data, checkpoint or machine.
@@ -94,7 +94,7 @@ def train(
             f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"
         )
     if cfg.run.compile == "reduce-overhead" and cfg.train.accumulate > 1:
-        # The gradient of a micro-batch lies in memory that the next one overwrites.
+        # The gradients of a micro-batch lie in memory that the next one overwrites.
         raise ConfigError("run.compile: reduce-overhead needs train.accumulate: 1; set run.compile=default")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
@@ -171,7 +171,7 @@ def _report(folder: Path, training: Training) -> None:
 
 @contextmanager
 def _dispensable(folder: Path, name: str) -> Iterator[None]:
-    """Makes what a full disk refuses a warning: a file that is worth nothing beside the run."""
+    """Turns an OSError, as of a full disk, into a warning: the file is not worth losing the run."""
     try:
         yield
     except OSError as error:
@@ -179,9 +179,9 @@ def _dispensable(folder: Path, name: str) -> Iterator[None]:
 
 
 def _claim(folder: Path, resume: bool, held: ExitStack) -> None:
-    """Locks the run's folder for as long as ``held`` is open; one that holds another run is refused.
+    """Locks the run's folder for as long as ``held`` is open; refuses one that holds another run.
 
-    A folder on a full or read-only disk is found out here, before data are read.
+    Detects a full or read-only disk before data are read.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; choose another --output-dir")
@@ -209,7 +209,7 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
 
 
 def _build(cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes: bool) -> Training:
-    """Reads the data and builds the model, and makes sure that a checkpoint belongs to them."""
+    """Reads the data and builds the model, and checks that a checkpoint belongs to them."""
     training = build_training(cfg)
     check_objects(limit_images(cfg.eval, training.test.table))
     if found is not None:

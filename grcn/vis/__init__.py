@@ -1,1 +1,1 @@
-"""Shows images, boxes, curves and reports to a person."""
+"""Draws images, boxes, curves and reports."""

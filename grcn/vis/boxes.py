@@ -1,7 +1,7 @@
-"""Pictures: boxes on images, ground truth beside detections, contact sheets.
+"""Draws boxes on images, ground truth beside detections, and contact sheets.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart: ground truth is blue,
-detections are vermilion, objects that do not count (difficult, crowd) are grey.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish: ground truth is blue,
+detections are vermilion, ignored objects (difficult, crowd) are grey.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw_boxes(
         boxes: ``[n, 4]`` absolute xyxy in pixels of ``image``, on the CPU.
         captions: one per box, in the order of importance: the first are placed best. May be empty.
         color: one for all boxes, or one for each.
-        scale: enlarges the picture; lines and letters keep their size.
+        scale: enlarges the picture; lines and text keep their size.
 
     Returns:
         A Pillow image of ``scale`` times H and W, which ``save("boxes.png")`` writes.
@@ -71,7 +71,7 @@ def contact_sheet(
     columns: int = 4,
     width: int | None = None,
 ) -> Image.Image:
-    """Draws images with their ground truth, as many beside each other as ``columns``.
+    """Draws images with their ground truth, in rows of ``columns``.
 
     Args:
         images: each ``[3, H, W]`` RGB, uint8 or float in 0-1.
@@ -100,7 +100,7 @@ def detection_grid(
     columns: int = 2,
     width: int | None = None,
 ) -> Image.Image:
-    """Draws the ground truth of images (left, blue) beside what was detected in them (right).
+    """Draws the ground truth of images (left, blue) beside their detections (right).
 
     Args:
         table: holds the ground truth and the names of classes and images.
@@ -109,8 +109,8 @@ def detection_grid(
             ``scores`` and ``labels``.
         rows: the images to draw.
         min_score: detections below it are left out.
-        most: at most so many are drawn of an image, the best-scored.
-        columns: pairs beside each other.
+        most: maximum number of detections drawn in an image, the best-scored.
+        columns: pairs in a row.
         width: of each image in the grid; None draws small images larger and large ones smaller.
     """
     cells = []
@@ -136,12 +136,12 @@ def detection_grid(
 
 
 def _why_none(scores: np.ndarray, min_score: float) -> str:
-    """Says what an image without a detection to draw has below the least score."""
+    """Describes the detections below the score threshold of an image that has none to draw."""
     return f"none from score {min_score:g} (best {scores.max():.2g})" if len(scores) else "no detections"
 
 
 def _write_note(picture: Image.Image, note: str) -> None:
-    """Writes a line into the upper left corner of a picture, as large as fits its width."""
+    """Writes a line into the upper left corner of a picture, as large as its width allows."""
     size = _NOTE_SIZE
     while size > _FONT_SIZE and ImageFont.load_default(size).getlength(note) + 10 > picture.width:
         size -= 1
@@ -165,7 +165,7 @@ def _draw_captions(
     captions: Sequence[str],
     colors: Sequence[str],
 ) -> None:
-    """Writes white captions on the colour of their boxes, where they hide each other least."""
+    """Writes white captions on the colour of their boxes, placed to overlap each other least."""
     font = ImageFont.load_default(_FONT_SIZE)
     placed: list[_Rectangle] = []
     for box, caption, color in zip(rectangles, captions, colors, strict=True):
@@ -177,7 +177,7 @@ def _draw_captions(
 
 
 def _place(box: _Rectangle, tag: tuple[int, int], size: tuple[int, int], placed: Sequence[_Rectangle]) -> _Rectangle:
-    """Chooses where a tag goes: at a corner of its box, inside the picture, on few other tags."""
+    """Chooses the place of a tag: at a corner of its box, inside the picture, with little overlap with other tags."""
     x1, y1, x2, y2 = box
     width, height = tag
     best, least = (0, 0, 0, 0), math.inf
@@ -214,13 +214,13 @@ def _draw_target(image: Tensor, target: Mapping[str, Any], classes: Sequence[str
 
 
 def _scale(image: Tensor, width: int | None) -> float:
-    """Returns what brings an image to a width; None: to its own, within what shows well."""
+    """Returns the scale that resizes an image to a width; None: to its own, within limits that are easy to see."""
     own = image.shape[2]
     return (min(max(own, _NARROWEST), _WIDEST) if width is None else width) / own
 
 
 def title_of(table: Annotations, row: int) -> str:
-    """Returns what to call an image: the name of its file, or its id where it has none."""
+    """Returns the title of an image: the name of its file, or its id if it has none."""
     name = Path(table.files[row].decode(errors="replace")).name
     return name or f"image {table.image_ids[row]}"
 

@@ -1,4 +1,4 @@
-"""Charts of what analyses and studies find out. They need matplotlib (extra ``plot``)."""
+"""Draws charts of analyses and studies. Needs matplotlib (extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from grcn.vis.curves import LINE_COLORS, new_figure
 
-_MOST_BANDS = 8  # that can be told apart where they lie on each other
+_MOST_BANDS = 8  # maximum number of overlapping bands that can be distinguished
 
 
 def error_curves(
     figures: Mapping[str, Any], scores: np.ndarray, ious: np.ndarray, path: str | Path, title: str = ""
 ) -> None:
-    """Plots where AP is lost: what each kind of error costs, AP over IoU, and how score and IoU agree.
+    """Plots where AP is lost: the cost of each kind of error, AP over IoU, and the agreement of score and IoU.
 
     Args:
-        figures: of :func:`grcn.evaluation.ap_loss.analyse`; None is drawn as nothing.
+        figures: of :func:`grcn.evaluation.ap_loss.analyse`; None is not drawn.
         scores: ``[A]``, of the same.
         ious: ``[A]``, of the same.
         path: its suffix sets the format, ``.png`` or ``.pdf``.
@@ -36,20 +36,20 @@ def error_curves(
     drawn = bars.bar(list(gains), list(gains.values()), color=LINE_COLORS[1])
     bars.bar_label(drawn, [f"{gain:.1f}\n{figures['counts'][name]:,} ×" for name, gain in gains.items()])
     highest = 1.25 * max(*gains.values(), 1.0)
-    bars.set(title="AP50 gained if one error is mended", ylabel="AP50, percent", ylim=(0, highest))
+    bars.set(title="AP50 gained if one error is fixed", ylabel="AP50, percent", ylim=(0, highest))
     known = {float(iou): 100 * ap for iou, ap in figures["ap_by_iou"].items() if ap is not None}
     line.plot(list(known), list(known.values()), ".-", color=LINE_COLORS[1])
     line.set(title="AP at each IoU", xlabel="IoU", ylabel="AP, percent", xlim=(0.48, 0.97), ylim=(0, 100))
     extent = (min([0.0, *scores]), max([1.0, *scores]), 0.0, 1.0)
     agreement = {name: figures["agreement"][name] for name in ("spearman", "pearson")}
-    told = ", ".join(f"{name.title()} {'undefined' if r is None else f'{r:.2f}'}" for name, r in agreement.items())
+    values = ", ".join(f"{name.title()} {'undefined' if r is None else f'{r:.2f}'}" for name, r in agreement.items())
     if len(scores):
         counts = cloud.hexbin(scores, ious, gridsize=28, extent=extent, bins="log", mincnt=1, cmap="viridis_r")
         legend = figure.colorbar(counts, label="detections")
         legend.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         legend.ax.yaxis.set_major_formatter("{x:g}")
         legend.minorticks_off()
-    cloud.set(title=f"score and IoU: {told}", xlabel="score", ylabel="IoU", xlim=extent[:2], ylim=extent[2:])
+    cloud.set(title=f"score and IoU: {values}", xlabel="score", ylabel="IoU", xlim=extent[:2], ylim=extent[2:])
     for axes in (bars, line, cloud):
         axes.grid(color="#dddddd", linewidth=0.6, axis="y" if axes is bars else "both")
         axes.set_axisbelow(True)
@@ -60,7 +60,7 @@ def error_curves(
 
 
 def confusion_map(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path, title: str = "") -> None:
-    """Draws which class is taken for which: colours are shares of a row, numbers are counts, up to 20 classes.
+    """Draws which class is confused with which: colours are shares of a row, numbers are counts, up to 20 classes.
 
     Of more classes, rows and columns without an entry are left out.
 
@@ -103,7 +103,7 @@ def cosine_curves(
     path: str | Path,
     title: str = "",
 ) -> None:
-    """Plots, above, the cosine between two gradients over steps, a line per layer, and below that of the last step.
+    """Plots the cosine between two gradients over steps, a line per layer, and below it that of the last step.
 
     Colours go from dark, the first layer, to light, the last. The standard error is a bar below and, for few layers, a
     band above.
@@ -139,7 +139,7 @@ def cosine_curves(
     for axes in (over, last):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()  # before there is a legend, which would take its width from the panels
+    figure.tight_layout()  # before the legend is added, which would take its width from the panels
     over.legend(
         loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=math.ceil(len(layers) / 20), fontsize=8, frameon=False
     )
@@ -147,7 +147,7 @@ def cosine_curves(
 
 
 def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Plots what the context attention of each task does: four figures, a dot for each image and their mean.
+    """Plots the context attention of each task: four figures, a dot for each image and their mean.
 
     Args:
         tasks: of :func:`grcn.apps.analyze.context.measure_context`.
@@ -159,10 +159,10 @@ def context_panels(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, tit
     figure = new_figure(3.4, 13.0)
     cells = max(of["cells"] for of in tasks.values())
     panels: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("size", "what is added,\nbeside the RoI's features", {}),
-        ("largest_share", f"largest share of a cell,\ntimes the even one (most: {cells})", {"yscale": "log"}),
-        ("entropy", "entropy of the attention,\nbeside an even one", {"ylim": (-0.03, 1.03)}),
-        ("between_rois", "how far what is added differs\nbetween RoIs (line: images)", {}),
+        ("size", "size of the context, relative to\nthe RoI's features", {}),
+        ("largest_share", f"largest share of a cell, relative\nto an even one (maximum: {cells})", {"yscale": "log"}),
+        ("entropy", "entropy of the attention,\nrelative to an even one", {"ylim": (-0.03, 1.03)}),
+        ("between_rois", "difference of the context\nbetween RoIs (line: images)", {}),
     )
     for axes, (name, label, options) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for place, of in enumerate(tasks.values()):

@@ -1,4 +1,4 @@
-"""A picture of a comparison of detectors. It needs matplotlib (extra ``plot``)."""
+"""Draws a comparison of detectors. Needs matplotlib (extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = (*LINE_COLORS[1:], LINE_COLORS[0])
-# Panels of bars: title, and of each figure how it is called there.
+# Panels of bars: title, and the label of each figure.
 _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     (
         "average precision; correlation × 100 (higher is better)",
@@ -108,7 +108,7 @@ def _bars(
 
 
 def _differences(axes: Axes, compared: Mapping[str, Any], colors: Sequence[str]) -> None:
-    """A row per figure; a dot is filled where the interval leaves out 0."""
+    """Draws a row per figure; a dot is filled where the interval excludes 0."""
     figures = compared["figures"]
     others = range(1, len(colors))
     for row, of in enumerate(figures.values()):

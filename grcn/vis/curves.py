@@ -1,4 +1,4 @@
-"""Curves: precision over recall, losses over steps, cost over size. They need matplotlib (extra ``plot``)."""
+"""Plots curves: precision over recall, losses over steps, cost over size. Needs matplotlib (extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-# Okabe and Ito's, which colour-blind readers tell apart, black first; yellow is left out, for it is faint on white.
+# Okabe and Ito's, which colour-blind readers can distinguish, black first; without yellow, which is faint on white.
 LINE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINE_STYLES = ("-", "--", ":", "-.")
 _COCO_PRECISIONS = ("coco_ap", "coco_ap50", "coco_ap75")
@@ -37,7 +37,7 @@ def pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | P
     figure = new_figure(4.8)
     axes = figure.subplots()
     lines = {
-        # From recall 0 on, so that a class with a single detection has a line too.
+        # From recall 0, so that a class with a single detection has a line too.
         name: (np.append(0.0, recall), np.append(precision[:1], precision))
         if np.any(np.asarray(recall) > 0)
         else (np.zeros(0), np.zeros(0))
@@ -86,14 +86,14 @@ def loss_curves(metrics_file: str | Path, path: str | Path, title: str = "") -> 
     for axes, (quantity, series) in zip(rows, drawn.items(), strict=True):
         _plot(axes, series, "step", quantity)
         if quantity == "learning rate":
-            axes.get_legend().remove()  # the axis says it
+            axes.get_legend().remove()  # the axis has the name
         axes.set_ylim(bottom=0)
     rows[0].set_title(title)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def scaling_curves(found: Mapping[str, Mapping[str, list[float]]], path: str | Path, title: str = "") -> None:
-    """Plots what a step and a detection cost over each quantity that was varied, and, grey, growth in proportion.
+    """Plots the cost of a step and a detection over each quantity that was varied, and, grey, proportional growth.
 
     Args:
         found: ``{quantity: {"values", "step_ms", "infer_ms"}}``.

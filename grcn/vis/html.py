@@ -1,6 +1,6 @@
-"""Pages of HTML in one file each, which load nothing from elsewhere.
+"""Renders self-contained HTML pages from templates.
 
-Names of files and classes are whatever a stranger wrote: the templates escape every value they are given.
+Names of files and classes are untrusted: the templates escape every value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Returns a picture as an address that holds all of it.
+    """Returns a picture as a ``data:`` URI.
 
     Args:
         content: of the file.
@@ -36,9 +36,9 @@ def render(template: str, **values: object) -> bytes:
 
     Args:
         template: path below the package, as ``run/report.html``; it extends ``vis/page.html``.
-        values: what it names.
+        values: those of its variables.
 
     Returns:
-        UTF-8. A letter it does not have, which stands for a byte of a file's name, is shown as an escape.
+        UTF-8. A lone surrogate, which represents a byte of a file's name, is shown as an escape.
     """
     return _TEMPLATES.get_template(template).render(values).encode(errors="backslashreplace")

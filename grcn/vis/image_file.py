@@ -1,4 +1,4 @@
-"""The file of a picture that a tool is asked for: found fault with before the work, and written whole."""
+"""Validates an output picture's path early, and writes the picture atomically."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def check_output(path: Path) -> None:
-    """Finds out before anything is computed that a picture cannot be written, and makes its folder.
+    """Checks, before anything is computed, that a picture can be written, and makes its folder.
 
     Raises:
-        ConfigError: the name is not a picture's, or a folder's.
+        ConfigError: the name is not a picture's, or is a folder's.
         OSError: nothing can be written there.
     """
     if path.suffix.lower() not in SUFFIXES:
@@ -32,7 +32,7 @@ def check_output(path: Path) -> None:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Replaces a file, whose suffix sets the format; after a crash the old picture or the new one is there, whole."""
+    """Replaces a file, whose suffix sets the format; a crash leaves the old picture or the new one, complete."""
     encoded = io.BytesIO()
     picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
     fileio.write_durably(path, encoded.getbuffer())

@@ -29,7 +29,7 @@ def draw_inputs(training: Training, path: Path) -> None:
         return
     device = transform.mean.device
     samples: list[Sample] = []
-    # One by one, which changes neither images nor draws, so that no more are read than are drawn.
+    # One by one, so that no more are read than are drawn; this changes neither the images nor their augmentation.
     batches = build_batches(cfg, training.train, accumulate=cfg.train.batch, workers=0, alone=True)
     for images, targets in itertools.islice(batches, min(_MOST, cfg.train.batch)):
         samples += inputs_of(transform, move_images(images, device), move_targets(targets, device))
@@ -40,7 +40,7 @@ def draw_inputs(training: Training, path: Path) -> None:
 
 
 def sample_title(table: Annotations, sample: Sample) -> str:
-    """Names the image of a sample, and what augmentation did to it."""
+    """Returns the title of a sample: the name of its image, and the augmentations applied to it."""
     number = int(sample.target["image_id"])
     row = int(np.flatnonzero(table.image_ids == number)[0]) if table.has_ids else number
     return ", ".join([title_of(table, row), *sample.target["augmented"]])

@@ -1,4 +1,4 @@
-"""What a training step is fed, image by image: pixels, ground truth, and the anchors and RoIs that its losses read.
+"""Collects the inputs of a training step by image: pixels, ground truth, and the anchors and RoIs of its losses.
 
 Shapes: ``n`` objects of an image. Frames: every box is in pixels of the image as the network sees it, resized.
 """
@@ -25,17 +25,17 @@ class Anchors:
 
     Attributes:
         boxes: ``[p, 4]``, the foreground ones.
-        owner: int64 ``[p]``, the object of each.
-        num_bg: background ones.
-        matched: int64 ``[n]``, anchors that belong to each object, drawn or not.
-        best_iou: ``[n]``, the largest overlap of an object with an anchor of its own; 0 where it has none.
+        matched_gt: int64 ``[p]``, the object of each.
+        num_bg: number of background anchors.
+        matched: int64 ``[n]``, number of anchors matched to each object, sampled or not.
+        best_iou: ``[n]``, the largest overlap of an object with an anchor matched to it; 0 where it has none.
         best_size: int64 ``[n]``, which of the anchors' sizes that one has, counted over all maps; -1 where there is
             none.
         fg_iou: overlap from which an anchor is foreground.
     """
 
     boxes: Tensor
-    owner: Tensor
+    matched_gt: Tensor
     num_bg: int
     matched: Tensor
     best_iou: Tensor
@@ -44,7 +44,7 @@ class Anchors:
 
     @property
     def missed(self) -> Tensor:
-        """Objects to which no anchor belongs, bool ``[n]``: none that counts overlaps them, or others have them all."""
+        """Objects without a matched anchor, bool ``[n]``: no usable one overlaps them, or others match them all."""
         return self.matched == 0
 
     @property
@@ -59,8 +59,8 @@ class RoIs:
 
     Attributes:
         boxes: ``[f, 4]``, the foreground ones.
-        labels: int64 ``[f]``, the classes they are to be.
-        owner: int64 ``[f]``, the object of each.
+        labels: int64 ``[f]``, their target classes.
+        matched_gt: int64 ``[f]``, the object of each.
         iou: ``[f]``, overlap with it.
         background: ``[b, 4]``.
         truth: bool ``[f]``, those that are ground-truth boxes themselves, added to the proposals.
@@ -69,7 +69,7 @@ class RoIs:
 
     boxes: Tensor
     labels: Tensor
-    owner: Tensor
+    matched_gt: Tensor
     iou: Tensor
     background: Tensor
     truth: Tensor
@@ -98,7 +98,7 @@ class Sample:
 
 
 def inputs_of(transform: DetectionTransform, images: Sequence[Tensor], targets: Sequence[dict]) -> list[Sample]:
-    """Takes images to what the network sees of them.
+    """Transforms images into the network's inputs.
 
     Args:
         transform: of the detector.
@@ -112,10 +112,10 @@ def inputs_of(transform: DetectionTransform, images: Sequence[Tensor], targets: 
 
 @torch.no_grad()
 def samples_of(model: Detector, images: Sequence[Tensor], targets: Sequence[dict], rois: bool = True) -> list[Sample]:
-    """Does what a training step does up to its losses, by the same methods and the same random draws.
+    """Runs a training step up to its losses, by the same methods and the same random draws.
 
     Args:
-        model: in training mode, whose numbers of proposals are others than those of evaluation.
+        model: in training mode, whose numbers of proposals differ from those of evaluation.
         images: the micro-batch, on the model's device; each ``[3, h, w]``, float in 0-1 or uint8.
         targets: of :func:`grcn.data.loader.train_batches`, on the same device.
         rois: sample RoIs too. Anchors do not depend on the weights, RoIs do.
@@ -159,16 +159,16 @@ def _inputs(
 
 
 def _anchors(model: Detector, maps: Maps, anchors: Tensor, drawn: AnchorSample, image: int, objects: Tensor) -> Anchors:
-    """Picks one image's anchors out of those of its batch."""
-    foreground, taken, matched = drawn.foreground[image], drawn.valid[image], drawn.matched[image]
+    """Selects one image's anchors from those of its batch."""
+    foreground, valid, matched = drawn.foreground[image], drawn.valid[image], drawn.matched[image]
     own = matched == torch.arange(len(objects), device=matched.device)[:, None]
     overlaps = torch.where(own, boxes.iou(objects.to(anchors.dtype), anchors), 0.0)
     best_iou, best = overlaps.max(dim=1)
     counts = own.sum(1)
     return Anchors(
         boxes=anchors[drawn.indices[image][foreground]].cpu(),
-        owner=drawn.matched_gt[image][foreground].cpu(),
-        num_bg=int((taken & ~foreground).sum()),
+        matched_gt=drawn.matched_gt[image][foreground].cpu(),
+        num_bg=int((valid & ~foreground).sum()),
         matched=counts.cpu(),
         best_iou=best_iou.cpu(),
         best_size=torch.where(counts > 0, model.rpn.anchors.size_of(best, maps), -1).cpu(),
@@ -181,19 +181,19 @@ def _rois(model: Detector, proposals: Tensor, targets: list[dict]) -> list[RoIs]
     drawn = model.roi_heads.sample(proposals, boxes.pad_objects(targets), states)
     found = []
     for i, target in enumerate(targets):
-        foreground, taken = drawn.foreground[i], drawn.valid[i]
-        counted = drawn.rois[i][taken]  # foreground first
-        chosen, owner = drawn.rois[i][foreground], drawn.matched_gt[i][foreground]
-        objects = target["boxes"].to(chosen.dtype)[owner]
+        foreground, valid = drawn.foreground[i], drawn.valid[i]
+        sampled = drawn.rois[i][valid]  # foreground first
+        positives, matched_gt = drawn.rois[i][foreground], drawn.matched_gt[i][foreground]
+        objects = target["boxes"].to(positives.dtype)[matched_gt]
         found.append(
             RoIs(
-                boxes=chosen.cpu(),
+                boxes=positives.cpu(),
                 labels=drawn.labels[i][foreground].cpu(),
-                owner=owner.cpu(),
-                iou=boxes.iou(objects[:, None], chosen[:, None])[:, 0, 0].cpu(),
-                background=drawn.rois[i][taken & ~foreground].cpu(),
-                truth=(chosen == objects).all(1).cpu(),
-                maps={task: pool.level_of(counted).cpu() for task, pool in model.roi_heads.pools.items()},
+                matched_gt=matched_gt.cpu(),
+                iou=boxes.iou(objects[:, None], positives[:, None])[:, 0, 0].cpu(),
+                background=drawn.rois[i][valid & ~foreground].cpu(),
+                truth=(positives == objects).all(1).cpu(),
+                maps={task: pool.level_of(sampled).cpu() for task, pool in model.roi_heads.pools.items()},
             )
         )
     return found

@@ -79,7 +79,7 @@ def test_without_detections_gains_are_not_explained_as_such(tmp_path: Path) -> N
     result = analyze(tmp_path, "errors", "--config", CONFIG, "--detections", "none.json", *SMALL, "eval.pictures=0")
     assert result.code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "no detections: gains say nothing of them" in lines and "were all errors" not in result.stdout
+    assert "no detections: the gains mean nothing" in lines and "if all errors" not in result.stdout
 
 
 def test_json_is_all_there_is_on_stdout(detections: Path, tmp_path: Path) -> None:

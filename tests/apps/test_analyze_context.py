@@ -90,7 +90,7 @@ def test_behind_a_gate_of_zero_there_is_no_difference_to_report(tmp_path: Path) 
     words = [*CALL, "--output-dir", tmp_path / "out", "model.context.gate=zero"]
     done = programs.call("tools/analyze.py", *words, folder=tmp_path)
     assert done.code == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines() if "how far" in line] == ["-", "-"]
+    assert [line.split()[0] for line in done.stdout.splitlines() if "difference between" in line] == ["-", "-"]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_config_is_trained_once_and_analysed_at_all_its_checkpoints(tmp_path):
         again.stdout == as_text(found) + "\n"
         and "conv5_1" in again.stdout
         and "cls only" in again.stdout
-        and "few: take more" in again.stdout
+        and "few: raise" in again.stdout
     )
     assert sorted((tmp_path / "run/checkpoints").iterdir()) == checkpoints and log.stat().st_mtime_ns == written
 

@@ -84,13 +84,13 @@ def test_what_is_shown_is_what_training_samples(name, settings, tmp_path, monkey
             assert_close(sample.target["boxes"], target["boxes"], rtol=0, atol=0)
             assert rng.image_states([sample.target], states.device, (rng.ANCHORS,))[0, 0] == states[i]
             assert torch.equal(sample.anchors.boxes, anchors[first.indices[i][fg]]) and fg.any()
-            assert torch.equal(sample.anchors.owner, first.matched_gt[i][fg])
+            assert torch.equal(sample.anchors.matched_gt, first.matched_gt[i][fg])
             assert sample.anchors.num_bg == (first.valid[i] & ~fg).sum() > 0
             assert torch.equal(sample.rois.boxes, second.rois[i][roi_fg]) and roi_fg.any()
             assert torch.equal(sample.rois.labels, second.labels[i][roi_fg])
-            assert torch.equal(sample.rois.labels, target["labels"][sample.rois.owner])
+            assert torch.equal(sample.rois.labels, target["labels"][sample.rois.matched_gt])
             assert torch.equal(sample.rois.background, second.rois[i][second.valid[i] & ~roi_fg])
-            own = box_iou(target["boxes"], sample.rois.boxes).gather(0, sample.rois.owner[None])[0]
+            own = box_iou(target["boxes"], sample.rois.boxes).gather(0, sample.rois.matched_gt[None])[0]
             assert_close(sample.rois.iou, own)
             assert torch.equal(sample.rois.truth, (sample.rois.iou > 1 - 1e-6))
             images += 1
@@ -113,7 +113,7 @@ def test_anchors_are_matched_as_torchvision_matches_them():
             overlaps = box_iou(boxes, grid)
             theirs = matcher(overlaps)
             expected = sorted((*grid[i].tolist(), int(theirs[i])) for i in (theirs >= 0).nonzero()[:, 0])
-            ours = sorted((*box, owner) for box, owner in zip(found.boxes.tolist(), found.owner.tolist(), strict=True))
+            ours = sorted((*box, gt) for box, gt in zip(found.boxes.tolist(), found.matched_gt.tolist(), strict=True))
             assert ours == expected
             assert found.num_bg == (theirs == Matcher.BELOW_LOW_THRESHOLD).sum()
             for index in range(len(boxes)):
@@ -301,7 +301,7 @@ def test_mistakes_are_one_line(config, tmp_path, monkeypatch, capfd):
         (4, ["--checkpoint", config], "small.yaml"),
         (2, ["--checkpoint", checkpoint, "model.width=4"], "model.width"),
         (4, ["--checkpoint", checkpoint, "model.width=4", "--allow-changes"], "another shape"),
-        (4, ["--checkpoint", checkpoint, "data.classes=[cat]"], "of other classes"),
+        (4, ["--checkpoint", checkpoint, "data.classes=[cat]"], "has other classes"),
         (2, ["--checkpoint", checkpoint, "model.anchors.sizes=[16, 33]"], "model.anchors.sizes"),
         (5, ["--output", f"{config}/sheet.png"], "small.yaml"),
     ]

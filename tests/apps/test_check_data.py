@@ -1041,7 +1041,7 @@ def test_a_checkpoint_of_other_classes_is_told_of_itself_and_bad_data_of_themsel
         {"voc": VOC + "Annotations/*.xml", "coco": "annotations/*.json"}[layout],
         lambda text: re.sub("nuts?", "person", text),
     )(tmp_path / "typo")
-    told = "of other classes (got class 2 is 'nut' in it, 'person' in the data)"
+    told = "has other classes (got class 2 is 'nut' in it, 'person' in the data)"
     programs.assert_contract(evaluate("data.root=typo"), 4, checkpoint.name, told)
     programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, person]"), 4, checkpoint.name, told)
     programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, nut]"), 3, "unknown class (got 'person'")

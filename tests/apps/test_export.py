@@ -147,7 +147,7 @@ def test_a_threshold_below_that_of_the_file_is_warned_of_once(made, caplog):
     usual, low = exported.predict(image), exported.predict(image, 0.01)
     assert len(usual.boxes) == len(low.boxes) and usual.scores.min() > 0.3
     exported.predict(image, 0.01)
-    assert caplog.text.count("no detections of scores below its own threshold, 0.3") == 1
+    assert caplog.text.count("no detections with scores below its own threshold, 0.3") == 1
 
 
 def test_nothing_of_this_machine_is_in_the_files(made):
@@ -211,7 +211,7 @@ def test_the_python_of_the_page_runs(made, tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_exported_is_one_line(made, tmp_path):
-    with pytest.raises(ConfigError, match=r"onnx/model.onnx: is there already; choose another --output-dir"):
+    with pytest.raises(ConfigError, match=r"onnx/model.onnx: exists already; choose another --output-dir"):
         export(made / "run", "onnx", made / "onnx")
     weights = save_untrained(tmp_path, "shapes/nopool_loc_tiny_pool", THIN)
     with pytest.raises(ConfigError, match="does not translate RoIPool; train with model.roi.op=align, or pass"):

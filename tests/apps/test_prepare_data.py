@@ -108,7 +108,7 @@ def test_archives_at_hand_are_verified_and_left_alone(server: Server, tmp_path: 
     assert [request.path for request in server.requests] == ["/test.tar"]
     assert tree(tmp_path / "hand") == tiny.archives
     paths[1].write_bytes(tiny.archives["test.tar"][:-1] + b"x")
-    with pytest.raises(DataError, match=r"test.tar: damaged, or another file \(got MD5 .*; pass a sound one"):
+    with pytest.raises(DataError, match=r"test.tar: damaged, or another file \(got MD5 .*; pass an intact one"):
         run(tiny, tmp_path / "other", archives=paths)
     assert paths[1].exists()
     with pytest.raises(ConfigError, match="mine.tar: not an archive of tiny; pass trainval.tar, test.tar"):
@@ -130,7 +130,7 @@ def test_mirrors_replace_the_publisher_and_archives_are_kept_if_asked(server: Se
 
 def test_without_a_network_there_is_another_way(tmp_path: Path) -> None:
     tiny = tiny_voc()
-    with pytest.raises(Unreachable, match="trainval.tar: no address hands it out .127.0.0.1:9: .*pass it by --archive"):
+    with pytest.raises(Unreachable, match="trainval.tar: no mirror has this file .127.0.0.1:9: .*pass it by --archive"):
         run(tiny, tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_other_files_in_the_way_are_not_overwritten(server: Server, tmp_path: Pa
     mine.parent.mkdir(parents=True)
     for make in (lambda: mine.write_bytes(b"mine"), lambda: mine.symlink_to("nowhere")):
         make()
-        with pytest.raises(DataError, match=r"000004.jpg: is there, and not what the archive has; move it away"):
+        with pytest.raises(DataError, match=r"000004.jpg: exists and differs from the archive.s; move it away"):
             run(tiny, tmp_path / "data")
         assert os.path.lexists(mine) and not (tmp_path / "data/VOC2007/ImageSets/Main/test.txt").exists()
         mine.unlink()
@@ -157,7 +157,7 @@ def test_other_files_in_the_way_are_not_overwritten(server: Server, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data/VOC2007/ImageSets").rename(tmp_path / "lists")
     (tmp_path / "data/VOC2007/ImageSets").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="ImageSets: is there"):
+    with pytest.raises(DataError, match="ImageSets: exists and differs"):
         run(tiny, tmp_path / "data")
     assert not list((tmp_path / "elsewhere").iterdir())
     (tmp_path / "data/VOC2007/ImageSets").unlink()
@@ -307,7 +307,7 @@ def test_the_tool_without_a_network_tells_what_to_download(tmp_path: Path) -> No
         closed = f"http://127.0.0.1:{listener.getsockname()[1]}/pascal"
         args = ["voc", "--root", tmp_path / "data", "--mirror", closed]
         result = programs.call(TOOL, *args, folder=tmp_path, variables={"no_proxy": "127.0.0.1"})
-    named = "VOCtrainval_06-Nov-2007.tar: no address hands it out (127.0.0.1:"
+    named = "VOCtrainval_06-Nov-2007.tar: no mirror has this file (127.0.0.1:"
     programs.assert_contract(result, 5, named, "or pass it by --archive")
     for archive in DATA_SETS["voc"].archives:
         assert f"{archive.urls[0]}{archive.name} (MD5 {archive.md5})" in result.stderr

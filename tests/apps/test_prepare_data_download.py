@@ -222,7 +222,7 @@ def test_what_the_report_raises_ends_it_and_it_can_be_continued(server: Server, 
 def test_no_address_at_all_and_broken_ones(tmp_path: Path) -> None:
     for urls in ([], ["http://127.0.0.1:9/file"], ["http://127.0.0.1:x/file"], ["ftp://127.0.0.1/file"]):
         with pytest.raises(
-            Unreachable, match="file: no address hands it out .*; check the network, or pass it by --ar"
+            Unreachable, match="file: no mirror has this file .*; check the network, or pass it by --ar"
         ):
             get(tmp_path / "file", *urls)
     assert tree(tmp_path) == {}
@@ -275,22 +275,22 @@ BAD = {
     "device.tar": (tar({"null": _info(tarfile.CHRTYPE, devmajor=1, devminor=3)}), "no plain file"),
     "block.tar": (tar({"disk": _info(tarfile.BLKTYPE)}), "no plain file"),
     "pipe.tar": (tar({"pipe": _info(tarfile.FIFOTYPE)}), "no plain file"),
-    "twice.tar": (tar({"a/b": b"x", "./a/b": b"y"}), "there twice"),
+    "twice.tar": (tar({"a/b": b"x", "./a/b": b"y"}), "appears twice"),
     "into.tar": (tar({"a": b"x", "a/b": b"y"}), "both file and folder"),
     "folder_too.tar": (tar({"a": b"x", "./a": _info(tarfile.DIRTYPE)}), "both file and folder"),
     "bomb.tar": (tar({"a": bytes(2_000_000)}), "unpacks to 2000000 bytes, over the 1000000"),
-    "cut.tar": (tar({"a": b"x", "b": noise(100_000)})[:50_000], "not a sound archive"),
-    "text.tar": (b"<html>" * 1000, "not a sound archive"),
+    "cut.tar": (tar({"a": b"x", "b": noise(100_000)})[:50_000], "not an intact archive"),
+    "text.tar": (b"<html>" * 1000, "not an intact archive"),
     "parent.zip": (zipped([("../escaped", b"x")]), "leads out"),
     "absolute.zip": (zipped([("/tmp/grcn-escaped", b"x")]), "leads out"),
     "backslash.zip": (zipped([("..\\escaped", b"x")]), "leads out"),
     "symlink.zip": (zipped([(_link_in_zip(), b"/etc")]), "no plain file"),
-    "twice.zip": (zipped([("a", b"x"), ("./a", b"y")]), "there twice"),
+    "twice.zip": (zipped([("a", b"x"), ("./a", b"y")]), "appears twice"),
     "into.zip": (zipped([("a", b"x"), ("a/b", b"y")]), "both file and folder"),
     "folder_too.zip": (zipped([("a", b"x"), ("a/", b"")]), "both file and folder"),
     "bomb.zip": (zipped([(str(k), bytes(500_000)) for k in range(3)]), "unpacks to 1500000 bytes"),
-    "cut.zip": (zipped([("a", noise(100_000))])[:50_000], "not a sound archive"),
-    "text.zip": (b"<html>" * 1000, "not a sound archive"),
+    "cut.zip": (zipped([("a", noise(100_000))])[:50_000], "not an intact archive"),
+    "text.zip": (b"<html>" * 1000, "not an intact archive"),
 }  # fmt: skip
 
 
@@ -311,13 +311,13 @@ def test_a_zip_that_lies_about_sizes_or_contents_is_refused(tmp_path: Path) -> N
     """Its directory promises ten bytes where 900,000 are packed; and a flipped bit."""
     sound = zipped([("a", bytes(900_000))])
     lying = sound.replace(struct.pack("<I", 900_000), struct.pack("<I", 10))
-    with pytest.raises(DataError, match="not a sound archive"):
+    with pytest.raises(DataError, match="not an intact archive"):
         opened(tmp_path, "lying.zip", lying)
     assert sum(map(len, tree(tmp_path / "in").values())) <= 10
     stored = zipped([("a", noise(50_000))])
     flipped = stored[:1000] + bytes([stored[1000] ^ 1]) + stored[1001:]
     (tmp_path / "in/new").rename(tmp_path / "old")
-    with pytest.raises(DataError, match="not a sound archive"):
+    with pytest.raises(DataError, match="not an intact archive"):
         opened(tmp_path, "flipped.zip", flipped)
 
 

@@ -94,7 +94,7 @@ def test_the_printed_settings_read_what_was_written(
     # Again it is refused in a line, whatever is left of the first time.
     again = programs.call(TOOL, "split", "--root", name, "--test", "0.25", "--format", form, folder=tmp_path)
     expected = {
-        "voc": "train.txt: is there already; use that split, or remove it",
+        "voc": "train.txt: exists already; use that split, or remove it",
         "yolo": "data.yaml:1: has a split 'train' already; use it, or remove the line",
         "coco": "not one JSON file (got 'all.json, test.json, train.json, ",
     }
@@ -109,7 +109,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path, form: str) -> None:
     path.write_text("kept")
     root = tmp_path / "all.json" if form == "coco" else tmp_path
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(DataError, match=r"test\.\w+: is there already; use that split, or remove it"):
+    with pytest.raises(DataError, match=r"test\.\w+: exists already; use that split, or remove it"):
         split(root, {"test": 0.25})
     assert path.read_text() == "kept" and {path for path in tmp_path.rglob("*") if path.is_file()} == before
 

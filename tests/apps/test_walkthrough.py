@@ -77,8 +77,8 @@ def test_a_walk_is_the_detectors_own_way(name):
             "That is the first stage; 2 more refine it, and the scores are the mean of all.",
         ),
         ({"head": {"dim": 8, "dropout": 0.0, "class_agnostic": True}}, "no pass of its own"),
-        ({"context": {"on": "cls", "size": 4, "gate": "zero"}}, "What it finds is added times 0, the learned gate."),
-        ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. Pooled is a box 1.5 times as wide and as high."),
+        ({"context": {"on": "cls", "size": 4, "gate": "zero"}}, "The context is multiplied by the learned gate, 0."),
+        ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. It is pooled from a box 1.5 times as wide and high."),
     ],
 )
 def test_a_walk_through_other_heads(changes, told):
@@ -134,7 +134,7 @@ def test_a_closer_look_stays_within_the_picture_where_it_can():
 def test_a_picture_without_proposals_is_told():
     model = small_detector()
     model.rpn.proposing[False] = model.rpn.proposing[False].__class__(60, 20, 0.7, 1e4)
-    with pytest.raises(DataError, match=r"too small for any proposal \(got 96 x 64 pixels\); take a larger one"):
+    with pytest.raises(DataError, match=r"too small for any proposal \(got 96 x 64 pixels\); use a larger one"):
         walk(model, small_batch()[0][0])
 
 

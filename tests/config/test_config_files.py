@@ -154,7 +154,7 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
         "c.yaml:19:1: unknown key 'qqq'; known: model, data, train, eval, run, paper",
         "command line: base=x: base is read from files only; pass another config instead",
         "command line: model.rpn.nms=fast: model.rpn.nms: expected a number (got 'fast'); write one, without quotes",
-        "command line: run.amp=[: the [ is not closed, as where a shell cuts at a space; put quotes around it: "
+        "command line: run.amp=[: the [ is not closed, as when a shell splits at a space; put quotes around it: "
         "'run.amp=[ …]'",
         "command line: steps: not a setting; write key=value with a dotted key, as train.lr=0.01",
         "command line: train.lrr=1: unknown key 'train.lrr'; did you mean 'train.lr'?",
@@ -228,7 +228,7 @@ def test_a_repeated_problem_of_a_list_names_each_entry(write: Any) -> None:
 
 def test_what_a_shell_cut_at_a_space_is_to_be_quoted(write: Any) -> None:
     told = problems(write(MINIMAL), *"data.test=[val, test]".split(), *"model.image={short: 64}".split())
-    cut = "the {} is not closed, as where a shell cuts at a space; put quotes around it: {}"
+    cut = "the {} is not closed, as when a shell splits at a space; put quotes around it: {}"
     assert f"command line: data.test=[val,: {cut.format('[', repr('data.test=[val, …]'))}" in told
     assert f"command line: model.image={{short:: {cut.format('{', repr('model.image={short: …}'))}" in told
     assert problems("c.yaml", "data.test=[val]]") == [

@@ -98,7 +98,7 @@ def test_a_tilde_is_the_home_and_stays_in_the_config(folder, monkeypatch):
         ),
         (
             "d:/data",
-            "a Windows path, which this machine has not (got 'd:/data'); set it to the folder here, as /mnt/d/d",
+            "a Windows path, invalid on this machine (got 'd:/data'); set it to the folder here, as /mnt/d/d",
         ),
         ("~/nowhere", "no such folder (got '~/nowhere'); set it to the folder of the data"),
         ("a:b", "no such folder (got 'a:b'); set it"),

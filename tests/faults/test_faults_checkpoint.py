@@ -140,7 +140,7 @@ def test_classes_of_other_names_or_order_are_refused(trained: tuple[Path, Path],
         path = checkpoint.save(tmp_path, {**state, "classes": classes}, keep=9)
         args = ("--config", config, "--resume-from", path, "--output-dir", tmp_path / "new")
         result = programs.call("tools/train.py", *args, folder=tmp_path)
-        programs.assert_contract(result, 4, path.name, "of other classes")
+        programs.assert_contract(result, 4, path.name, "has other classes")
         args = ("--config", config, "--checkpoint", path, "--output-dir", tmp_path / "out")
         programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, path.name, "classes")
 

@@ -237,7 +237,7 @@ def test_a_folder_is_searched_the_same_way_again(trained, tmp_path):
         assert [one["file"] for one in document["images"]] == expected
         (line,) = (line for line in done.stderr.splitlines() if "left out" in line)
         assert line == "grcn: .: left out 2 .heic, 1 .avif, which cannot be read; save them as JPEG or PNG"
-        assert ("predictions: the images in it are not searched (5)" in done.stderr) == bool(run)
+        assert ("predictions: its images are not searched (5)" in done.stderr) == bool(run)
     assert len(list((tmp_path / "predictions").rglob("*.jpg"))) == 5
     pattern = programs.call("tools/predict.py", *what, "**/*.[jP]*", "--no-pictures", folder=tmp_path)
     assert pattern.code == 0 and "predictions.json: 3 of 3 images read" in pattern.stderr, pattern.stderr
@@ -258,7 +258,7 @@ def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):
     missing = programs.call("tools/predict.py", *what, trained[2] / "0.png", "nosuch.jpg", folder=tmp_path)
     programs.assert_contract(missing, 3, "nosuch.jpg: no such file or folder; check the path")
     broken = programs.call("tools/predict.py", *what, "broken.jpg", folder=tmp_path)
-    assert broken.code == 3 and "1 of 1 images left out; mend" in broken.stderr
+    assert broken.code == 3 and "1 of 1 images left out; fix" in broken.stderr
     assert (tmp_path / "predictions/predictions.json").read_text() == "earlier"
 
 

@@ -125,8 +125,8 @@ def test_damaged_and_foreign_folders_are_one_line(copy):
         ("config.yaml", None, "config.yaml: no such file"),
         ("detector.json", facts[:-9], "detector.json: damaged"),
         ("detector.json", b"\xff\xfe", "detector.json: damaged"),
-        ("detector.json", b"[]", "detector.json: not of grcn export"),
-        ("detector.json", foreign, "detector.json: not of grcn export"),
+        ("detector.json", b"[]", "detector.json: not written by grcn export"),
+        ("detector.json", foreign, "detector.json: not written by grcn export"),
         ("detector.json", newer, "detector.json: written in another format"),
         ("detector.json", None, "detector.json: no such file; pass a folder of grcn export"),
     ]
@@ -147,7 +147,7 @@ def test_the_command_exports_and_refuses_what_it_cannot(trained, tmp_path):
     done = programs.call("tools/export.py", *what, "safetensors", folder=tmp_path)
     assert done.code == 0 and grcn.load(tmp_path / "out", "cpu").step == 2, done.stderr
     again = programs.call("tools/export.py", *what, "safetensors", folder=tmp_path)
-    programs.assert_contract(again, 2, "out/model.safetensors: is there already")
+    programs.assert_contract(again, 2, "out/model.safetensors: exists already")
     for words, code, named in (
         (["onnx", "--size", "600"], 2, "--size: must be HxW"),
         (["onnx", "--size", "0x600"], 2, "--size: must be HxW"),

@@ -102,7 +102,7 @@ def test_boxes_for_all_classes_are_no_start_for_boxes_of_each(tmp_path, theirs, 
 
 
 def test_a_run_starts_from_other_classes_only_when_it_is_asked_to(trained, tmp_path, caplog) -> None:
-    with pytest.raises(CheckpointError, match="of other classes .*--new-classes"):
+    with pytest.raises(CheckpointError, match="has other classes .*--new-classes"):
         train(of(OURS), tmp_path / "refused", init=trained)
     metrics = train(of(OURS), tmp_path / "run", init=trained, new_classes="by-name")
     (saved,) = tmp_path.glob("run/checkpoints/*.pt")

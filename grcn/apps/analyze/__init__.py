@@ -1,1 +1,1 @@
-"""What a trained detector, or its detections, tell about the two tasks: what `grcn analyze` calls."""
+"""Analyses of trained detectors and of their detections, behind ``grcn analyze``."""

@@ -1,4 +1,4 @@
-"""Where a detector loses average precision: figures, pictures and a table of them."""
+"""Reports where a detector loses average precision: figures, pictures and a table."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def report_errors(
     score_threshold: float = 0.3,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Analyses what a checkpoint detects in the test splits, or a file of detections; writes it into ``folder``.
+    """Analyses the detections of a checkpoint in the test splits, or a file of detections; writes into ``folder``.
 
-    There will be ``errors.json``; ``errors.png`` and ``confusion.png``, where matplotlib is installed; and
-    ``worst.png``, the ``eval.pictures`` images with the most ``faults`` (:class:`grcn.evaluation.ap_loss.Analysis`).
+    Writes ``errors.json``; ``errors.png`` and ``confusion.png``, if matplotlib is installed; and ``worst.png``, the
+    ``eval.pictures`` images with the most ``faults`` (:class:`grcn.evaluation.ap_loss.Analysis`).
 
     Args:
         weights: a checkpoint.
         detections: COCO result JSON, or a folder of VOC devkit files.
-        allow_changes: detect although settings of the model differ from those that it was trained with.
-        score_threshold: the least score of detections in the confusion matrix and in ``worst.png``.
-        stop: signals to obey.
+        allow_changes: detect even if settings of the model differ from those that it was trained with.
+        score_threshold: minimum score of detections in the confusion matrix and in ``worst.png``.
+        stop: signals that end it early.
 
     Returns:
         The ``figures`` of :func:`grcn.evaluation.ap_loss.analyse`, which ``errors.json`` holds too.
@@ -83,7 +83,7 @@ def report_errors(
 
 
 def errors_as_text(figures: Mapping[str, Any]) -> str:
-    """Lays out what :func:`report_errors` returns for people to read; AP and gains in percent."""
+    """Formats the result of :func:`report_errors` as text; AP and gains in percent."""
     lines = [
         f"{figures['images']:,} images, {figures['objects']:,} objects to find, {figures['detections']:,} detections; "
         f"AP50 {_percent(figures['ap50'])}; AP and gains in percent",
@@ -96,14 +96,14 @@ def errors_as_text(figures: Mapping[str, Any]) -> str:
         lines.append(f"{name:<7}{_MEANINGS[name]:<24}{counts:<36}{_percent(gain):>12}")
     agreement, oracles = figures["agreement"], figures["oracles"]
     lines += [
-        # TIDE mends a miss by leaving its object out; where nothing is detected AP stays 0 all the same.
-        "AP50 gain: were all errors of this kind mended, and no others (TIDE)"
+        # TIDE fixes a miss by leaving its object out; where nothing is detected, AP stays 0 all the same.
+        "AP50 gain: if all errors of this kind were fixed, and no others (TIDE)"
         if figures["detections"]
-        else "no detections: gains say nothing of them",
+        else "no detections: the gains mean nothing",
         "",
         f"score and IoU of {agreement['detections']:,} detections: Spearman {_number(agreement['spearman'])}, "
-        f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores say "
-        "nothing of boxes)",
+        f"Pearson {_number(agreement['pearson'])} (1: the better box always has the higher score; 0: scores and "
+        "boxes are unrelated)",
         "AP at IoU " + "  ".join(f"{iou} {_percent(ap)}" for iou, ap in figures["ap_by_iou"].items()),
         "",
         f"{'COCO AP':<22}{'AP':>7}{'gain':>9}",

@@ -1,4 +1,4 @@
-"""Detections of several detectors on the same images, by the same figures, with paired bootstrap intervals."""
+"""Compares detections of several detectors on the same images, with paired bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare(
     """Compares packed detections with those of the first name.
 
     Args:
-        table: annotations of all images that count.
+        table: annotations of all images that are scored.
         detections: by name.
         draws: resamples of the images, the same for all; 0 for no intervals.
         stop: signals that end it early.
@@ -70,7 +70,7 @@ def compare(
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Calls files or folders by as few of their last parts as tell them apart; the same one twice has a number."""
+    """Names files or folders by as few of their last parts as distinguish them; numbers repeated ones."""
     parts = [path.resolve().with_suffix("").parts if path.is_file() else path.resolve().parts for path in paths]
     different = len(set(parts))
     length = next(n for n in range(1, 1 + max(map(len, parts))) if len({part[-n:] for part in parts}) == different)

@@ -1,4 +1,4 @@
-"""What ``grcn analyze compare`` and ``runs`` read, print and write: a table, and a picture of it."""
+"""Reads, prints and writes a comparison, for ``grcn analyze compare`` and ``runs``: a table, and a picture of it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def report_files(
 
     Args:
         files: COCO result JSON, or folders of VOC devkit files.
-        folder: where they are written to.
-        names: what to call the files; None for their own names.
+        folder: where the results are written.
+        names: names of the files in the table; None for their own names.
         draws: resamples of the images; 0 for no intervals.
         stop: signals that end it early.
 
@@ -100,7 +100,7 @@ def newest_detections(run: Path) -> Path:
 
 
 def _test_table(cfg: DataConfig) -> Annotations:
-    """Reads the annotations of the test split; nobody looks at its images, which need not be there."""
+    """Reads the annotations of the test split; its images are not read and need not exist."""
     if isinstance(cfg, ShapesDataConfig):
         return build.build_test_split(cfg, None).table
     return build.read_annotations(cfg, "test", build.class_names(cfg))
@@ -120,7 +120,7 @@ def _report(
     stop: StopSignals | None,
 ) -> dict[str, Any]:
     if names is not None and (len(set(names)) != len(names) or len(names) != len(paths)):
-        raise ConfigError(f"--names: not one for each of {len(paths)} (got {list(names)}); give each a name of its own")
+        raise ConfigError(f"--names: not one for each of {len(paths)} (got {list(names)}); give each its own name")
     with named(folder):  # before minutes are spent
         folder.mkdir(parents=True, exist_ok=True)
     compared = compare(table, dict(zip(names or unique_names(paths), found, strict=True)), draws, stop)
@@ -140,7 +140,7 @@ def _report(
 
 
 def as_text(compared: Mapping[str, Any]) -> str:
-    """Lays out what :func:`report_files` returns for a terminal."""
+    """Formats the result of :func:`report_files` for a terminal."""
     header = ["", "best", *(file["name"] for file in compared["files"])]
     rows = [[of["title"], _best(of), *_cells(key, of, "*", "")] for key, of in compared["figures"].items()]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -152,7 +152,7 @@ def as_text(compared: Mapping[str, Any]) -> str:
 
 
 def as_markdown(compared: Mapping[str, Any]) -> str:
-    """Lays out the same as a page of Markdown."""
+    """Formats the same result as a page of Markdown."""
     names = [file["name"].replace("|", r"\|") for file in compared["files"]]
     rows = [[of["title"], _best(of), *_cells(key, of, "**", "**")] for key, of in compared["figures"].items()]
     table = [["figure", "best", *names], ["---", "---", *["---"] * len(names)], *rows]
@@ -176,7 +176,7 @@ def _best(of: Mapping[str, Any]) -> str:
 
 
 def _cells(key: str, of: Mapping[str, Any], before: str, after: str) -> list[str]:
-    """Returns the text of each file; a difference whose interval leaves out 0 stands between marks."""
+    """Returns the text of each file; a difference whose interval excludes 0 is put between marks."""
     cells = []
     columns = of["values"], of["differences"], of["intervals_of_differences"]
     for value, difference, interval in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""What the context attention of a detector does: how much it adds, where it looks, and whether that differs.
+"""Measures the context attention of a detector: how much it adds, where it looks, and how much that varies.
 
 Shapes: ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` cells of the pooled image.
 """
@@ -30,10 +30,10 @@ def measure_context(model: Detector, images: Iterable[Tensor]) -> dict[str, dict
 
     Returns:
         for each task with context:
-        ``images``: a dict for each image that has a proposal, with ``rois``, their number, and, means over them,
-        ``size``, the norm of what is added divided by that of the RoI's features; ``largest_share``, of the most
+        ``images``: a dict for each image that has a proposal, with ``rois``, their number, and these means over them:
+        ``size``, the norm of the added context divided by that of the RoI's features; ``largest_share``, of the most
         attended cell, times the cells: 1 is even, ``t * t`` all on one; ``entropy`` of the attention divided by that of
-        an even one; ``between_rois``, how far what is added differs between the RoIs of the image: the root mean
+        an even one; ``between_rois``, the difference of the context between the RoIs of the image: the root mean
         square distance from its mean, divided by the mean's norm; None where nothing is added.
         ``mean``: of these over the images; None where there is none.
         ``between_images``: the same distance, between the means of the images; None for fewer than two.
@@ -74,7 +74,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _figures(context: ContextAttention, pooled: Tensor, whole: Tensor) -> tuple[dict[str, float | None], Tensor]:
-    """Measures the RoIs ``[R, C, s, s]`` of an image ``[1, C, t, t]`` and returns the mean of what it adds ``[C]``."""
+    """Measures the RoIs ``[R, C, s, s]`` of an image ``[1, C, t, t]`` and returns the mean context ``[C]``."""
     added = context(pooled, whole) - pooled
     attention = context.attention(pooled, whole)
     count = attention.shape[-1]

@@ -1,4 +1,4 @@
-"""What ``grcn analyze context`` prints and writes: figures of the context attention, and a picture of them."""
+"""Prints and writes figures of the context attention, and a picture of them, for ``grcn analyze context``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def report_context(
     allow_changes: bool = False,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Measures the context attention over the first images of the test splits; writes it into ``folder``.
+    """Measures the context attention over the first images of the test splits; writes into ``folder``.
 
-    There will be ``context.json`` and, where matplotlib is installed, ``context.png``.
+    Writes ``context.json`` and, if matplotlib is installed, ``context.png``.
 
     Args:
         weights: a checkpoint; None for the weights that training starts from.
-        images: how many, at most those that there are.
-        allow_changes: go on although settings of the model differ from those of the checkpoint.
+        images: maximum number of images.
+        allow_changes: continue even if settings of the model differ from those of the checkpoint.
         stop: signals that end it early.
 
     Returns:
@@ -69,7 +69,7 @@ def report_context(
     settings = cfg.model.context.model_dump()
     found = {"data": test.table.name, "weights": start.name, "context": settings, "tasks": tasks}
     if not any(of["images"] for of in tasks.values()):
-        raise DataError(f"{test.table.name}: no image has a proposal; raise model.image.short, or take other weights")
+        raise DataError(f"{test.table.name}: no image has a proposal; raise model.image.short, or use other weights")
     with named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / "context.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -82,25 +82,25 @@ def report_context(
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """Lays out what :func:`report_context` returns for people to read."""
+    """Formats the result of :func:`report_context` as text."""
     lines = [f"{found['data']}: {found['weights']}"]
     for task, of in found["tasks"].items():
         rois = sum(row["rois"] for row in of["images"])
-        lines += ["", f"context/{task}: {len(of['images'])} images, {rois:,} RoIs; mean (least to most of an image)"]
+        lines += ["", f"context/{task}: {len(of['images'])} images, {rois:,} RoIs; mean (range over images)"]
         for name in FIGURES:
             values = [row[name] for row in of["images"] if row[name] is not None]
             shown = f"{of['mean'][name]:.3g} ({min(values):.3g} to {max(values):.3g})" if values else "-"
             lines.append(f"  {shown:<34}{_meaning(name, of['cells'])}")
         across = of["between_images"]
         shown = "-" if across is None else f"{across:.3g}"
-        lines.append(f"  {shown:<34}how far it differs between images, beside its size")
+        lines.append(f"  {shown:<34}difference between images, relative to the size")
     return "\n".join(lines)
 
 
 def _meaning(name: str, cells: int) -> str:
     return {
-        "size": "size of what is added, beside the RoI's features",
-        "largest_share": f"largest share of a cell, times the even one (1: even; {cells}: all on one)",
-        "entropy": "entropy of the attention, beside an even one (1: even; 0: all on one)",
-        "between_rois": "how far what is added differs between the RoIs of an image, beside its size",
+        "size": "size of the context, relative to the RoI's features",
+        "largest_share": f"largest share of a cell, relative to an even one (1: even; {cells}: all on one)",
+        "entropy": "entropy of the attention, relative to an even one (1: even; 0: all on one)",
+        "between_rois": "difference between the RoIs of an image, relative to the size",
     }[name]

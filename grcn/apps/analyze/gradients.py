@@ -1,4 +1,4 @@
-"""Where the two tasks disagree: gradients of classification and localization losses in the layers that they share."""
+"""Compares the gradients of the classification and localization losses in the layers that the tasks share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grcn.engine.evaluate import move_images, move_targets
 from grcn.errors import NonFiniteError
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
-# Of each stage, the losses that classify and those that localize. The paper speaks of the second stage.
+# Of each stage, the losses that classify and those that localize. The paper discusses the second stage.
 STAGES = {
     "second_stage": (("loss_classifier",), ("loss_box_reg",)),
     "first_stage": (("loss_objectness",), ("loss_rpn_box_reg",)),
@@ -25,7 +25,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Conflict:
-    """How the gradients of the two tasks in one layer relate, over some batches.
+    """Relation between the gradients of the two tasks in one layer, over some batches.
 
     Attributes:
         reached_by: the tasks whose gradient is not zero in every batch: ``both``, ``cls``, ``loc`` or ``none``.
@@ -52,7 +52,7 @@ def conflict(
 ) -> dict[str, dict[str, Conflict]]:
     """Compares, in each trained layer, the gradients of the classification and of the localization losses.
 
-    The cosine is taken in each batch and then averaged: it tells how the tasks pull within one update. The noise of a
+    The cosine is taken in each batch and then averaged: it shows how the tasks pull within one update. The noise of a
     batch, as far as it is independent between the tasks, draws it towards zero. Gradients have the precision of the
     model, their inner products are summed in float64. Nothing is updated: weights, buffers, ``.grad`` and torch's
     random state are as before.
@@ -90,7 +90,7 @@ def conflict(
 
 
 def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Groups the trained parameters into layers, in the order in which the model registers them: that of its parts.
+    """Groups the trained parameters into layers, in the order in which the model registers them.
 
     A layer is a member of the outermost ``nn.Sequential`` around a parameter (a convolution of VGG16, a residual unit
     of a ResNet), else the module that owns it. A module of vectors only, which is a norm, belongs to the layer before
@@ -118,7 +118,7 @@ def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 @contextmanager
 def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts back what a forward pass in training mode changes: buffers of batch norms, torch's random state."""
+    """Restores what a forward pass in training mode changes: buffers of batch norms, torch's random state."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -129,15 +129,15 @@ def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _products(losses: Mapping[str, Tensor], layers: list[list[nn.Parameter]]) -> Tensor:
-    """Inner products of the losses' gradients with each other in each layer: float64 ``[layers, losses, losses]``."""
+    """Computes inner products of the losses' gradients in each layer: float64 ``[layers, losses, losses]``."""
     if missing := [name for name in LOSSES if name not in losses]:
         raise ValueError(f"the model has no {', '.join(missing)} (got {', '.join(losses)}); need one of two stages")
     parameters = [parameter for layer in layers for parameter in layer]
-    owner = [index for index, layer in enumerate(layers) for _ in layer]
+    layer_of = [index for index, layer in enumerate(layers) for _ in layer]
     gradients = [_gradient(losses[name], parameters) for name in LOSSES]
     products = torch.zeros(len(layers), len(LOSSES), len(LOSSES), dtype=torch.float64, device=parameters[0].device)
     for i, j in combinations_with_replacement(range(len(LOSSES)), 2):
-        for layer, one, other in zip(owner, gradients[i], gradients[j], strict=True):
+        for layer, one, other in zip(layer_of, gradients[i], gradients[j], strict=True):
             if one is not None and other is not None:
                 products[layer, i, j] += (one * other).sum(dtype=torch.float64)
         products[:, j, i] = products[:, i, j]

@@ -1,4 +1,4 @@
-"""How the two tasks' gradients relate over a training run: its start and every checkpoint that it kept."""
+"""Compares the two tasks' gradients over a training run: at its start and at every checkpoint that it kept."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def gradients_over_training(
     allow_changes: bool = False,
     stop: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Compares the tasks' gradients at the start of a run and at its checkpoints; writes what it finds.
+    """Compares the tasks' gradients at the start of a run and at its checkpoints; writes the result.
 
     All are compared on the same images of the training split, augmented as in training: the batches with which the run
-    would go on after its last step. They are rounded up to whole steps.
+    would continue after its last step. They are rounded up to whole steps.
 
     Args:
         folder: of the run. The start is the model of ``run.seed`` and ``model.weights``; left out if it was another.
-        output: gets ``gradients.json`` and, where matplotlib is installed, ``gradients.png``.
-        images: how many images.
-        points: train first, or go on training, with so many checkpoints in equal distances; None analyses what is
-            there.
-        allow_changes: go on although settings that change the result differ from those of the checkpoints.
-        stop: signals to obey.
+        output: gets ``gradients.json`` and, if matplotlib is installed, ``gradients.png``.
+        images: number of images.
+        points: train first, or continue training, with this many evenly spaced checkpoints; None analyses those that
+            exist.
+        allow_changes: continue even if settings that change the result differ from those of the checkpoints.
+        stop: signals that end it early.
 
     Returns:
         the contents of ``gradients.json``: ``settings``; ``steps``, each with its ``step`` and ``layers``, and of each
@@ -98,10 +98,10 @@ def gradients_over_training(
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """Lays out the last step of what :func:`gradients_over_training` returns as a table."""
+    """Formats the last step of the result of :func:`gradients_over_training` as a table."""
     last, settings = found["steps"][-1], found["settings"]
     width = max(map(len, last["layers"]))
-    few = "; few: take more --images" if settings["batches"] < _FEW else ""
+    few = "; few: raise --images" if settings["batches"] < _FEW else ""
     lines = [
         f"{settings['run']}, step {last['step']}: cosine between the gradients of classification and localization",
         f"mean of {settings['batches']} batches, {settings['images']} images, ± standard error{few}",
@@ -115,7 +115,7 @@ def as_text(found: dict[str, Any]) -> str:
         row = f"{_cosine(second):16}  {negative:>4}  {ratio:>11}  {_cosine(first):16}  {_cosine(both)}"
         lines.append(f"{name:{width}}  {row}".rstrip())
     lines += [
-        "+1: what helps one task helps the other; 0: they do not touch; -1: one undoes the other's step",
+        "+1: what helps one task helps the other; 0: they do not interact; -1: one undoes the other's step",
         "< 0: batches with a cosine below zero. |cls|/|loc|: how many times longer the gradient of classification is",
     ]
     return "\n".join(lines)
@@ -139,7 +139,7 @@ def _start(cfg: Config, device: torch.device) -> tuple[DetectionDataset, Detecto
 
 
 def _batches(cfg: Config, data: DetectionDataset, steps: int, step: int, stop: StopSignals) -> Iterator[Any]:
-    """Yields the batches behind the last step, with a progress bar that names the step compared."""
+    """Yields the batches after the last step, with a progress bar that names the step compared."""
     first = cfg.train.steps
     batches = build.build_batches(cfg, data, start_step=first, steps=first + steps)
     for batch in progress_bar(batches, f"step {step}", steps * cfg.train.accumulate, leave=False):
@@ -155,13 +155,13 @@ def _check_shared(layers: Layers) -> None:
 
 
 def _spaced(cfg: Config, points: int) -> Config:
-    """Returns a config that keeps all checkpoints, ``points`` of them in equal distances."""
+    """Returns a config that keeps all checkpoints, ``points`` of them, evenly spaced."""
     schedule = {"checkpoint_every": -(-cfg.train.steps // points), "keep": cfg.train.steps}
     return cfg.model_copy(update={"train": cfg.train.model_copy(update=schedule)})
 
 
 def _write(output: Path, settings: dict[str, Any], compared: dict[int, Layers]) -> dict[str, Any]:
-    """Writes the figures and, if it can be, the picture; returns the figures."""
+    """Writes the figures and, if matplotlib is installed, the picture; returns the figures."""
     steps = sorted(compared)
     figures = [
         {

@@ -1,1 +1,1 @@
-"""What a model costs in practice: time beside its arithmetic floor and beside torchvision's, waits, memory, data."""
+"""Benchmarks: time beside the arithmetic floor and torchvision's model, device synchronizations, memory, data."""

@@ -1,4 +1,4 @@
-"""What a step asks of the machine, counted operator by operator; needs no clock and no GPU."""
+"""Counts the kernels, synchronizations and uploads of a step, operator by operator; needs no clock and no GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grcn import boxes
 
-# Operators whose output size or Python value depends on data: on a GPU the host waits for them.
+# Operators whose output size or Python value depends on data: on a GPU they synchronize the host.
 _WAITS = {
     *("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive"),
     *("equal", "is_nonzero", "nms", "item", "bincount", "histc", "repeat_interleave"),
 }
 # Methods that bring values to the host, which are no operators on a CPU.
 _FETCHES = {"tolist", "numpy", "cpu", "__array__"}
-# Operators that only look at memory in another way, or take some: they launch no kernel.
+# Operators that only view memory in another way, or allocate it: they launch no kernel.
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "permute", "transpose", "t", "slice", "select"),
     *("unsqueeze", "squeeze", "squeeze_", "expand", "detach", "alias", "as_strided", "split", "split_with_sizes"),
@@ -29,7 +29,7 @@ _VIEWS = {
 
 
 def count(work: Callable[[], object]) -> dict[str, int]:
-    """Counts what ``work`` asks of a GPU: kernels, waits, uploads. On a CPU it runs the forms for a GPU."""
+    """Counts the kernels, synchronizations and uploads of ``work`` on a GPU. On a CPU it runs the forms for a GPU."""
     with boxes.as_if_on_gpu(), DispatchCounter() as counter:
         with FetchCounter() as fetches:
             work()
@@ -53,8 +53,8 @@ class DispatchCounter(TorchDispatchMode):
     """Counts the operators that run inside a ``with`` block, forward and backward.
 
     Attributes:
-        waits: those for which the host would wait for a GPU, by name; indexing by a mask is ``index``.
-        uploads: tensors made of Python numbers, which a GPU would have to be sent.
+        waits: those that would synchronize the host with a GPU, by name; indexing by a mask is ``index``.
+        uploads: tensors made of Python numbers, which would be copied to a GPU.
         kernels: operators that compute or copy.
     """
 
@@ -66,7 +66,7 @@ class DispatchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
-        # A number written where a mask says is a fill, which waits for nothing.
+        # Writing one number by a mask is a fill, which does not synchronize.
         masked = name in ("index", "index_put", "index_put_") and not (name != "index" and args[2].numel() == 1)
         if name in _WAITS or (masked and any(_is_mask(index) for index in args[1])):
             self.waits[name] += 1

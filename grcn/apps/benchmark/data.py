@@ -1,4 +1,4 @@
-"""Times what surrounds a model: images on their way to it, beside torchvision's way, and the scoring of detections."""
+"""Times what surrounds a model: image loading, beside torchvision's, and the scoring of detections."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _REPEATS = 5
 def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
     """Times the loading of training batches, on made-up JPEG files of 640 x 480 pixels or on the config's shapes.
 
-    Whatever ``data.root`` holds is not looked at. The files have been read before, so no disk is timed.
+    The contents of ``data.root`` are not read. The files have been read before, so no disk is timed.
 
     Args:
-        cfg: a whole config; its batch, workers, flips and the size of its images count.
+        cfg: a whole config; its batch, workers, flips and image size are used.
         images: how many are made; each is loaded at least once before it is timed.
 
     Returns:
-        ``loader_img_s``, images per second of wall time that ``run.workers`` processes hand over while nothing else
-        runs; ``loader_cpu_ms``, CPU time of what a worker does for one image, in this process and thread;
-        ``reference_cpu_ms``, that of torchvision's way for the same file (decode, float, normalise, resize, pad), None
-        for shapes. Both are medians of five turns.
+        ``loader_img_s``, images per second of wall time that ``run.workers`` processes deliver while nothing else
+        runs; ``loader_cpu_ms``, CPU time of a worker for one image, in this process and thread;
+        ``reference_cpu_ms``, that of torchvision for the same file (decode, float, normalise, resize, pad), None
+        for shapes. Both are medians of five rounds.
     """
     with tempfile.TemporaryDirectory(prefix="grcn-benchmark-") as folder:
         data = _data(cfg, images, folder)
@@ -63,7 +63,7 @@ def loader_rate(cfg: Config, images: int = 64) -> dict[str, float | None]:
 
 
 def data_wait_ms(cfg: Config, step: Callable[[], object], batch: int, steps: int) -> float:
-    """Times how long training steps wait for the images of the next, with ``run.workers`` processes that read them.
+    """Times how long training steps wait for their images, with ``run.workers`` processes that read them.
 
     Args:
         cfg: a whole config, see :func:`loader_rate`.
@@ -93,10 +93,10 @@ def evaluation_seconds(images: int, per_image: int = 100, classes: int = 80) -> 
     Args:
         images: of 640 x 480 pixels, with seven objects each.
         per_image: detections per image, of which six in ten are of the class of an object that they overlap.
-        classes: how many there are.
+        classes: number of classes.
 
     Returns:
-        ``coco_s`` and ``voc_s``, CPU seconds over all threads; ``backend``, who computed COCO's figures.
+        ``coco_s`` and ``voc_s``, CPU seconds over all threads; ``backend``, which computed COCO's figures.
     """
     generator = np.random.default_rng(0)
     few = _scored(generator, 2, per_image, classes)
@@ -154,7 +154,7 @@ def _table(
 def _scored(
     generator: np.random.Generator, images: int, per_image: int, classes: int
 ) -> tuple[Annotations, dict[str, np.ndarray]]:
-    """Makes objects, and detections that lie about them."""
+    """Makes objects, and detections around them."""
     table = _table(generator, images, classes)
     rows = np.repeat(np.arange(images), per_image)
     objects = table.offsets[rows] + generator.integers(0, 7, len(rows))
@@ -169,7 +169,7 @@ def _scored(
 
 
 def _read_as_torchvision(table: Annotations, short: int, longest: int) -> None:
-    """Reads every image as torchvision's reference training and the first module of its detectors do."""
+    """Reads every image as torchvision's reference training and its detectors' transform do."""
     transform = GeneralizedRCNNTransform(short, longest, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     for row in range(len(table)):
         with Image.open(table.path(row)) as image:
@@ -177,7 +177,7 @@ def _read_as_torchvision(table: Annotations, short: int, longest: int) -> None:
 
 
 def _cpu_seconds(passes: list[Callable[[], None]]) -> list[float]:
-    """Runs all in turn, on one thread as in a worker; returns the median CPU seconds of each, after a first round."""
+    """Runs all in turn, on one thread as in a worker; returns the median CPU seconds of each, after a warm-up round."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found: list[list[float]] = [[] for _ in passes]
@@ -193,7 +193,7 @@ def _cpu_seconds(passes: list[Callable[[], None]]) -> list[float]:
 
 
 def _rate(batches: Iterable[tuple[list[Tensor], object]], count: int) -> float:
-    """Returns images per second after the first ``count``, by when all workers have started."""
+    """Returns images per second after the first ``count``, when all workers have started."""
     seen = counted = 0
     start = end = 0.0
     for images, _ in batches:

@@ -1,4 +1,4 @@
-"""What a model costs before it is run: parameters and multiply-accumulates by part, as a table."""
+"""Lists a model's parameters and multiply-accumulates by part, without running it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Part:
 
     Attributes:
         name: of the part.
-        parameters: its convolutions, linear layers, biases and norms, frozen ones too; those it shares with a part
+        parameters: of its convolutions, linear layers, biases and norms, frozen ones too; those it shares with a part
             above it are counted there.
         gmac: 10^9 multiply-accumulates of one forward pass in evaluation.
     """
@@ -34,16 +34,17 @@ class Part:
 
 
 def describe(cfg: ModelConfig, num_classes: int, height: int = 600, width: int = 1000, rois: int = 300) -> list[Part]:
-    """Lists the parts of a model and what they cost, without computing anything.
+    """Lists the parts of a model and their costs, without computing anything.
 
     Args:
         cfg: the ``model`` section.
         num_classes: including background.
         height, width: of an image as the network sees it, pixels; padded as the model pads it.
-        rois: that both tasks' heads run on. In training and, on a CPU, at test the localization pass runs on fewer.
+        rois: number of RoIs that both tasks' heads run on. In training and, on a CPU, at test the localization pass
+            runs on fewer.
 
     Returns:
-        The parts that the model has. Products are counted as they are carried out: those of the context with its
+        The parts that the model has. Products are counted as they are computed: those of the context with its
         projections folded into the keys.
     """
     with torch.device("meta"):
@@ -101,7 +102,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
 
 
 def table(parts: list[Part], strides: dict[str, tuple[int, ...]]) -> str:
-    """Lays a description out as text.
+    """Formats a description as text.
 
     Args:
         parts: of :func:`describe`.

@@ -1,10 +1,10 @@
-"""The arithmetic floor: the convolutions, matrix products and attention of a piece of work, alone.
+"""Arithmetic floor: times the convolutions, matrix products and attention of some work alone.
 
-They are recorded while the work is done, with the shapes and types that they had, and repeated on random numbers, in
-the memory formats that they had or, if that is faster, with all maps in channels_last or all contiguous: a format that
-suits the machine badly is not part of the floor. What the work takes beyond that is everything else: element-wise
-layers, pooling, boxes, memory, Python. On a GPU they are issued one by one, as in the work, so the floor of small
-layers is the time of issuing them.
+They are recorded while the work runs, with their shapes and types, and repeated on random numbers, in the same memory
+formats or, if that is faster, with all maps in channels_last or all contiguous: a format that suits the machine badly
+is not part of the floor. The rest of the work's time goes to everything else: element-wise layers, pooling, boxes,
+memory, Python. On a GPU they are launched one by one, as in the work, so the floor of small layers is their launch
+time.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _stand_ins(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Replaces tensors by random ones that look alike; calls share them, so that they need little memory."""
-        taken: dict[tuple[Any, ...], int] = {}
+        """Replaces tensors by random ones of the same layout; calls share them, so that they need little memory."""
+        uses: dict[tuple[Any, ...], int] = {}
 
         def stand_in(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             looks = (tuple(value.shape), value.stride(), value.dtype, value.device)
-            taken[looks] = taken.get(looks, 0) + 1  # the two factors of a product are not the same memory
-            place = (*looks, taken[looks])
+            uses[looks] = uses.get(looks, 0) + 1  # the two factors of a product are not the same memory
+            place = (*looks, uses[looks])
             if place not in self.buffers:
-                # Of an expanded tensor several elements are one place in memory.
+                # Several elements of an expanded tensor share one place in memory.
                 last = sum((side - 1) * stride for side, stride in zip(*looks[:2], strict=True))
                 memory = torch.zeros(last + 1, dtype=value.dtype, device=value.device)
                 memory = memory.normal_() if value.is_floating_point() else memory
@@ -67,7 +67,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def record_floor(work: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """Does ``work`` once; returns what repeats its arithmetic alone, forward and backward as far as it had them."""
+    """Runs ``work`` once; returns a function that repeats its arithmetic alone, forward and backward if it had both."""
     with _Recorder() as recorder:
         work()
 
@@ -84,7 +84,7 @@ def _repeat(calls: list[_Call]) -> None:
 
 
 def _laid_out(calls: list[_Call], form: torch.memory_format) -> list[_Call]:
-    """Copies calls with the maps and weights of convolutions in one memory format; sums need that which they have."""
+    """Copies calls with the maps and weights of convolutions in one memory format; fused sums keep theirs."""
     copies: dict[int, Tensor] = {}  # of tensors that calls share
 
     def lay_out(value: Any) -> Any:
@@ -105,6 +105,6 @@ def _has_maps(func: Any) -> bool:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Times ``work`` once: on a CPU by what it computes, whatever else the machine does."""
+    """Times ``work`` once: on a CPU by CPU time, whatever else the machine does."""
     by_clock, computed = timed(work, device)
     return by_clock if device.type == "cuda" else computed

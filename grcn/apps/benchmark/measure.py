@@ -39,13 +39,13 @@ def measure(
     """Times training steps and detections of images of random pixels with random objects.
 
     The weights are random: no file is read. Scores are spread, so that both passes of the head have the work of a
-    trained model. Everything is run once before it is timed, then all in turn, ``repeats`` times. Images are as large
-    as the config's get; their number is ``images``, whatever ``train.batch`` says.
+    trained model. Everything runs once before it is timed, then all in turn, ``repeats`` times. Images have the largest
+    size of the config; their number is ``images``, whatever ``train.batch`` is.
 
     Args:
-        compare: time the floor (:mod:`grcn.apps.benchmark.floor`) and torchvision too, of a model whose tasks are
-            separate its baseline (:func:`grcn.torchvision_baseline.baseline_of`), and with ``run.compile`` the compiled
-            model: the others run operator by operator.
+        compare: time the floor (:mod:`grcn.apps.benchmark.floor`) and torchvision too; the baseline of a model whose
+            tasks are separate (:func:`grcn.torchvision_baseline.baseline_of`); and with ``run.compile`` the compiled
+            model: the others run eagerly.
 
     Returns:
         ``step_ms`` and ``infer_ms``, medians; with ``compare`` also ``floor_ms``, ``torchvision_ms``,
@@ -54,11 +54,11 @@ def measure(
         ``baseline`` and ``compiled`` if there are such. ``times_ms`` and ``ratios`` hold all of them, by the same
         names, and ``cpu_ms`` and ``cpu_ratios`` the same of CPU seconds over all threads.
         ``not_compared``: why something is missing, empty if nothing is. ``breakdown_ms``: parts of a step.
-        ``counts``: operators, waits for a GPU and uploads to it, of a step and a detection, and of torchvision's.
-        ``data_wait_ms``: what a step waits for its images. ``saved_mb``: kept for the backward pass. ``losses`` of the
-        first step; ``localized_rois``, which the localization pass of a detection ran on; ``peak_mb``, the most memory
-        that this model's steps and detections take of a GPU; on a CPU the most that the process ever took, imports
-        included.
+        ``counts``: operators, synchronizations with a GPU and uploads to it, of a step and a detection, and of
+        torchvision's. ``data_wait_ms``: how long a step waits for its images. ``saved_mb``: kept for the backward pass.
+        ``losses`` of the first step; ``localized_rois``, which the localization pass of a detection ran on;
+        ``peak_mb``, the peak GPU memory of this model's steps and detections; on a CPU the peak memory of the whole
+        process, imports included.
     """
     work = prepare(cfg, device, images, objects)
     model = work.model
@@ -103,13 +103,13 @@ def measure(
 def add_torchvision(
     variants: Variants, counts: dict[str, dict[str, int]] | None, cfg: Config, work: Work, device: torch.device
 ) -> list[str]:
-    """Adds torchvision's detector, and to ``counts`` what it asks of a GPU; where there is none, or it does not run,
-    returns why."""
-    # What makes torchvision's another detector may make it another amount of work.
+    """Adds torchvision's detector, and its counts to ``counts``; where there is none, or it does not run, returns
+    why."""
+    # Differences that make torchvision's another detector may also change the amount of work.
     if lacks := torchvision_lacks(cfg.model):
         return [f"torchvision: {line}" for line in lacks]
     theirs = torchvision_detector(cfg.model, work.model).to(device)
-    # What torch chooses on a GPU is counted, what it chooses on this device is timed.
+    # The optimizer that torch chooses on a GPU is counted, the one that it chooses on this device is timed.
     for foreach in (None,) if counts is None else (True, None):
         optimizer = _torchvisions_optimizer(cfg.train, theirs, foreach)
         step, infer = _work(theirs, optimizer, *work.scene, work.amp)
@@ -122,7 +122,7 @@ def add_torchvision(
 
 
 def add_what_runs(variants: Variants, added: Variants, name: str) -> list[str]:
-    """Runs each once and adds all, or none: then returns why, as an operator that the device lacks."""
+    """Runs each once and adds all; or adds none and returns why, as an operator that the device lacks."""
     try:
         for variant in added.values():
             variant()
@@ -133,7 +133,7 @@ def add_what_runs(variants: Variants, added: Variants, name: str) -> list[str]:
 
 
 class Work(NamedTuple):
-    """A detector, and what does a training step, a forward pass in training and a detection, all run before."""
+    """A detector, and functions for a training step, a forward pass in training and a detection, each run before."""
 
     model: Detector
     scene: Scene
@@ -150,7 +150,7 @@ def prepare(
     """Builds a detector with random weights and spread scores, and does a step and a detection with it.
 
     Args:
-        images, objects: of the made-up batch, and in each of its images.
+        images, objects: numbers of images in the made-up batch, and of objects in each.
         classes: without background; None: those that data of this format usually have.
     """
     classes = len(build.usual_classes(cfg.data)) if classes is None else classes
@@ -159,7 +159,7 @@ def prepare(
         torch.cuda.reset_peak_memory_stats(device)
     scene = make_scene(image_size(cfg), classes, device, images, objects, cfg.run.seed)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=cfg.run.amp == "bf16")
-    # Steps of full size on noise would soon leave the finite numbers.
+    # On noise, full-size steps would soon diverge to infinity.
     optimizer = _without_learning(build.build_optimizer(cfg.train, model))
     step, infer = _work(model, optimizer, *scene, amp)
     losses = {name: value.item() for name, value in step().items()}
@@ -180,7 +180,7 @@ def _work(
     targets: list[dict[str, Any]],
     amp: torch.autocast,
 ) -> tuple[Callable[[], dict[str, Tensor]], Callable[[], object]]:
-    """Returns what does a training step, and what does a detection."""
+    """Returns a function that does a training step, and one that does a detection."""
 
     def step() -> dict[str, Tensor]:
         return training_step(model, optimizer, images, targets, amp)
@@ -210,7 +210,7 @@ def _without_learning(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
 
 @contextmanager
 def _rows_of(layer: nn.Module) -> Iterator[list[int]]:
-    """Notes how many rows a layer is given at each call."""
+    """Records how many rows a layer gets at each call."""
     rows: list[int] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     yield rows

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the parts of its forward pass and the rest, and how long a GPU is busy."""
+"""Breaks down the time of a step: the parts of its forward pass, the rest, and how long a GPU is busy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grcn.models.detector import Detector
 
 
 def breakdown(model: Detector, step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Times the forward pass of each part in one step, and what is not forward; waits for the device around each.
+    """Times the forward pass of each part in one step, and the rest of the step; synchronizes the device around each.
 
     Returns:
         Milliseconds by part. The RPN contains its layers, the RoI heads their pooling and context.
@@ -57,7 +57,7 @@ def breakdown(model: Detector, step: Callable[[], object], device: torch.device)
 
 
 def busy_ms(work: Callable[[], object], times: int = 5) -> float:
-    """Returns for how many milliseconds a GPU computes at each call of ``work``; else it waits for its host."""
+    """Returns for how many milliseconds a GPU computes at each call of ``work``; otherwise it waits for its host."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(times):
             work()
@@ -66,7 +66,7 @@ def busy_ms(work: Callable[[], object], times: int = 5) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Does ``work`` once; returns its seconds by the clock, and those that all threads of the process computed."""
+    """Runs ``work`` once; returns its wall-clock seconds and its CPU seconds over all threads of the process."""
     wait(device)
     start, start_cpu = time.perf_counter(), time.process_time()
     work()
@@ -75,6 +75,6 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def wait(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
+    """Waits until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""The roofline: the least time in which a device could do the arithmetic of a piece of work, by its own limits.
+"""Roofline model: the minimum time in which a device could do the arithmetic of some work, by its own limits.
 
-An operator takes at least its operations over the device's rate of them, and its bytes, each argument read and each
-result written once, over the device's bandwidth (Williams et al., Roofline). Both limits are measured on the device.
+An operator takes at least its operations divided by the device's rate, and its bytes, each argument read and each
+result written once, divided by its bandwidth (Williams et al., Roofline). Both limits are measured on the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PRODUCT_SIDE, _COPIED_BYTES = {"cuda": 8192, "cpu": 1024}, {"cuda": 2**30, "cpu
 
 
 class Limits(NamedTuple):
-    """What a device can do: operations and bytes per second."""
+    """Limits of a device: operations and bytes per second."""
 
     flops: float
     bytes: float
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """Measures the rate of a product of large square matrices, two operations for each multiply-accumulate, and of a
-    copy, in the best of five turns."""
+    copy; the best of five runs."""
     side = _PRODUCT_SIDE[device.type]
     factor = torch.randn(side, side, device=device, dtype=dtype)
     memory = torch.zeros(_COPIED_BYTES[device.type] // 4, device=device)
@@ -40,7 +40,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def roofline_ms(work: Callable[[], object], limits: Limits) -> float:
-    """Does ``work`` once; returns the least milliseconds that its convolutions, products and attention take."""
+    """Runs ``work`` once; returns the minimum milliseconds that its convolutions, products and attention take."""
     with _Costs(limits) as costs:
         work()
     return 1000 * costs.seconds

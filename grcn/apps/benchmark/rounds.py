@@ -1,4 +1,4 @@
-"""Runs what is compared in turn, and divides the times of each round."""
+"""Runs the variants that are compared in turn, and divides the times of each round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grcn.progress import progress_bar
 Variants = dict[str, Callable[[], object]]
 Times = dict[str, list[float]]
 
-# What a step and a detection are divided by; their names for a detection begin with infer_.
+# The variants that times are divided by; their names for a detection begin with infer_.
 OTHERS = ("floor", "torchvision", "baseline", "compiled")
 
 
@@ -20,8 +20,8 @@ def interleaved(variants: Variants, repeats: int, device: torch.device) -> tuple
     """Runs all variants in turn, ``repeats`` times. They have run before.
 
     Returns:
-        Milliseconds of each by the clock, and milliseconds that all threads of the process computed: beside other work
-        on the same cores the clock says more about that.
+        Wall-clock milliseconds of each, and CPU milliseconds over all threads of the process: beside other work on the
+        same cores, wall time mostly measures that work.
     """
     wall: Times = {name: [] for name in variants}
     cpu: Times = {name: [] for name in variants}

@@ -1,4 +1,4 @@
-"""How the cost of a step and of a detection grows with images, pixels, objects and classes, one at a time."""
+"""Times a step and a detection as images, pixels, objects and classes grow, one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed: made-up images of full size with random objects, and scores that differ as a trained model's do."""
+"""Makes the input of benchmarks: full-size random images with objects, and scores spread as a trained model's."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def make_scene(
 
 @torch.no_grad()
 def spread_scores(model: Detector, images: list[Tensor]) -> None:
-    """Scales the classifier until scores differ as much as a trained model's, and takes background out.
+    """Scales the classifier until scores differ as much as a trained model's, and suppresses background.
 
     Scores of random weights are about equal, and below the threshold with many classes: on a CPU nothing would be
-    localized, and suppression would have nothing to do. Without background among them every RoI is.
+    localized, and NMS would have nothing to do. Without background, every RoI is localized.
     """
     for stage in model.roi_heads.stages():
         classifier = stage.heads.cls_score

@@ -1,6 +1,6 @@
 """Measures a GPU by one command: the tests for it, then every family of models, most valuable first.
 
-A case that fails is noted, and the next one is begun; after each, what is known is on the disk.
+A case that fails is recorded, and the next one starts; after each, the results so far are on the disk.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def run_suite(
     tests: bool = True,
     measure: Measure = measure_case,
 ) -> dict[str, Any]:
-    """Runs the tests marked ``cuda`` and times all cases, as far as the time goes.
+    """Runs the tests marked ``cuda`` and times as many cases as the time allows.
 
     Args:
-        folder: gets ``suite.json`` and ``suite.md``, written anew after every case, and ``tests.txt``.
-        device: what the cases run on.
+        folder: gets ``suite.json`` and ``suite.md``, rewritten after every case, and ``tests.txt``.
+        device: the device of the cases.
         overrides: settings that replace those of every config, ``run.device`` among them.
-        seconds: a case that is not done by then is stopped, and no other begun; none gets more than a third of it.
+        seconds: time limit; a case still running then is stopped, and no other starts; none gets more than a third.
         repeats: rounds of each case.
         tests: run the tests too, in another process, for a third of the time at most.
-        measure: what measures a case, in a process of its own.
+        measure: measures a case, in a separate process.
 
     Raises:
         ConfigError: settings that one of the configs does not have, or that the cases choose.
 
     Returns:
-        What ``suite.json`` holds.
+        The contents of ``suite.json``.
     """
     every = list(cases())
     models = {(case.family, case.method): case for case in every}

@@ -1,4 +1,4 @@
-"""Measures one case of the suite, in a process of its own: an error of CUDA or a hang ends that process alone."""
+"""Measures one case of the suite in a separate process, so that a CUDA error or a hang ends only that process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def measure_case(case: Case, overrides: list[str], repeats: int, limits: Limits 
         cfg = case.config(overrides)
         device = local_device(cfg.run.device)
         prepare_backend(cfg, device)
-        # As torch comes it convolves with TF32 but does not multiply so: fp32 is neither, tf32 is both.
+        # By default torch uses TF32 in convolutions but not in matrix products: fp32 is neither, tf32 is both.
         torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
         if limits is None:
             limits = measure_limits(device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
@@ -89,7 +89,7 @@ def measure_case(case: Case, overrides: list[str], repeats: int, limits: Limits 
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return found
-    except Exception as error:  # whatever a device makes torch raise, the other cases matter
+    except Exception as error:  # whatever torch raises on this device, the other cases still run
         return {"error": one_line(f"{type(error).__name__}: {error}", 200)}
 
 
@@ -126,7 +126,7 @@ class CaseProcess:
     """A process that measures one case after another. After an error the next case gets a new one.
 
     Args:
-        measure: what it calls.
+        measure: the function that measures a case.
     """
 
     def __init__(self, measure: Measure = measure_case) -> None:
@@ -134,7 +134,7 @@ class CaseProcess:
         self._running: tuple[SpawnProcess, Connection] | None = None
 
     def run(self, seconds: float, *args: Any) -> Figures:
-        """Returns what ``measure(*args)`` does, or an error: that it took longer, or that the process died."""
+        """Returns the result of ``measure(*args)``, or an error: that it took longer, or that the process died."""
         if self._running is None:
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, self._measure))
@@ -174,7 +174,7 @@ def _serve(pipe: Connection, measure: Measure) -> None:
 
 
 def _end_with(suite: int) -> None:
-    """Ends this process when the suite has, however that ended: a case that hangs would keep the GPU."""
+    """Ends this process when the suite has ended in any way: a case that hangs would keep the GPU."""
     while os.getppid() == suite:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)

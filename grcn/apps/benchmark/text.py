@@ -1,4 +1,4 @@
-"""Lays out what was measured for people to read."""
+"""Formats measurements as text and Markdown."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from grcn.config.schema import Config
 
 
 def costs_as_text(path: Path, cfg: Config, parts: list[Part], strides: dict[str, tuple[int, ...]]) -> str:
-    """Lays out :func:`grcn.apps.benchmark.describe.costs` of a config."""
+    """Formats :func:`grcn.apps.benchmark.describe.costs` of a config."""
     height, width = image_size(cfg)
     classes = len(usual_classes(cfg.data))
     return (
         f"{path}: a detection in one image of {height}x{width}, {cfg.model.rpn.post_nms_test} RoIs, "
-        f"{classes} classes (as data.classes says, or as the format usually has)\n{table(parts, strides)}"
+        f"{classes} classes (those of data.classes, or the usual ones of the format)\n{table(parts, strides)}"
     )
 
 
 def times_as_text(found: Mapping[str, Any]) -> str:
-    """Lays out the figures of ``measure``, of the loader and of the evaluation."""
+    """Formats the figures of ``measure``, of the loader and of the evaluation."""
     times, counts = found["times_ms"], found["counts"]
     rounds = len(times["step"])
     lines = [
         " ".join([f"{found['device']},", *found["instruction_sets"]]),
         f"threads: {found['threads']}, amp: {found['amp']}, images: {found['images']}; "
-        f"medians of {rounds} rounds (least to most)",
+        f"medians of {rounds} rounds (minimum to maximum)",
         _row("", "training step", "detection"),
     ]
     others = [name for name in OTHERS if name in times]
@@ -47,7 +47,7 @@ def times_as_text(found: Mapping[str, Any]) -> str:
     if "busy_ms" in found:
         lines.append(_row("GPU busy, ms", f"{found['busy_ms']:.1f}", f"{found['infer_busy_ms']:.1f}"))
     compared = "torchvision" in times
-    for name, shown in (("kernels", "kernels"), ("waits", "waits for a GPU"), ("uploads", "uploads to a GPU")):
+    for name, shown in (("kernels", "kernels"), ("waits", "synchronizations"), ("uploads", "uploads to a GPU")):
         cells = [
             f"{counts[ours][name]}" + (f" ({counts[theirs][name]})" if compared else "")
             for ours, theirs in (("step", "torchvision"), ("infer", "infer_torchvision"))
@@ -56,7 +56,7 @@ def times_as_text(found: Mapping[str, Any]) -> str:
     lines += [f"not compared with {line}" for line in found["not_compared"]]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in found["breakdown_ms"].items())
     reference = found["reference_cpu_ms"]
-    beside = "" if reference is None else f" (torchvision's way {reference:.1f})"
+    beside = "" if reference is None else f" (torchvision {reference:.1f})"
     scored = found["evaluation"]
     return "\n".join(
         [
@@ -73,7 +73,7 @@ def times_as_text(found: Mapping[str, Any]) -> str:
 
 
 def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
-    """Lays out what :func:`grcn.apps.benchmark.scaling.measure_scaling` found."""
+    """Formats the result of :func:`grcn.apps.benchmark.scaling.measure_scaling`."""
     lines = [f"{'':>12}{'':>10}{'step, ms':>12}{'detection, ms':>16}"]
     for quantity, series in found.items():
         for value, step, infer in zip(series["values"], series["step_ms"], series["infer_ms"], strict=True):
@@ -82,7 +82,7 @@ def scaling_as_text(found: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 
 def suite_as_markdown(found: Mapping[str, Any]) -> str:
-    """Lays the figures of :func:`grcn.apps.benchmark.suite.run_suite` out: a table of steps and one of detections."""
+    """Formats the figures of :func:`grcn.apps.benchmark.suite.run_suite`: a table of steps and one of detections."""
     lines = [f"{found['device']}, torch {found['torch']}, CUDA {found['cuda']}", ""]
     if found["tests"] is not None:
         lines += [f"Tests marked cuda: {found['tests']['last']} (exit {found['tests']['code']})", ""]
@@ -103,12 +103,12 @@ def suite_as_markdown(found: Mapping[str, Any]) -> str:
         )
         lines += [f"- {named}: {problem}" for problem in ([case["error"]] if "error" in case else case["missing"])]
     if found["left_out"]:
-        lines.append(f"- {found['left_out']} cases left out: no time")
+        lines.append(f"- {found['left_out']} cases left out: out of time")
     return "\n".join(lines)
 
 
 def _suite_cells(case: Mapping[str, Any], name: str, prefix: str) -> list[str]:
-    """Returns a row of a table; what a case does not have stays empty."""
+    """Returns a row of a table; figures that a case lacks stay empty."""
 
     def number(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{value:.{digits}f}"

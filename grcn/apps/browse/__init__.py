@@ -1,1 +1,1 @@
-"""Draws what the model is fed in training, as a contact sheet."""
+"""Draws the inputs, anchors and RoIs of training steps as a contact sheet."""

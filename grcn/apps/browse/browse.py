@@ -1,4 +1,4 @@
-"""What a model is fed in training, as a picture and in figures: what ``grcn browse`` calls."""
+"""Shows the inputs of training steps, with anchors and RoIs, as a picture and in figures, for ``grcn browse``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from grcn.vis.image_file import check_output, write_picture
 from grcn.vis.inputs import sample_title
 from grcn.vis.samples import Sample, inputs_of, samples_of
 
-MOST_IMAGES = 48  # of a sheet: JPEG ends at 65,535 pixels, and a row takes a thousand at most
+MOST_IMAGES = 48  # of a sheet: JPEG is limited to 65,535 pixels a side, and a row takes a thousand at most
 
 logger = logging.getLogger("grcn")
 
@@ -39,22 +39,22 @@ def browse(
     step: int | None = None,
     allow_changes: bool = False,
 ) -> str:
-    """Draws the images of training steps as the model is fed with them, with the anchors and RoIs of their losses.
+    """Draws the images of training steps as the model gets them, with the anchors and RoIs of their losses.
 
-    Anchors and RoIs are those that training samples for these images: they depend on the seed, on the step and, RoIs,
-    on the weights.
+    Anchors and RoIs are those that training samples for these images: they depend on the seed and the step, and RoIs
+    also on the weights.
 
     Args:
         path: of the picture; its suffix sets the format.
-        images: how many, at most those that there are to train on.
+        images: maximum number of images.
         panels: what to show of each image.
         weights: a checkpoint, whose proposals are shown; None for those of the weights that training starts from.
         step: of training, counted from 1 as in ``metrics.jsonl``, whose images come first; None for the one after the
             checkpoint's.
-        allow_changes: go on although settings of the model differ from those of the checkpoint.
+        allow_changes: continue even if settings of the model differ from those of the checkpoint.
 
     Returns:
-        figures of what is shown, in lines.
+        figures of the samples shown, in lines.
 
     Raises:
         UserError: whatever is wrong with arguments, data, checkpoint or machine.
@@ -69,7 +69,7 @@ def browse(
     count = min(images, len(usable_rows(data.table, cfg.data.drop_empty)))
     if count < images:
         logger.info("%s: %d images to train on, all are drawn", data.table.name, count)
-    samples = _fed(cfg, data, start.model.train(), first, count, panels)
+    samples = _draw_samples(cfg, data, start.model.train(), first, count, panels)
     titles = [sample_title(data.table, sample) for sample in samples]
     last = first + -(-count // cfg.train.batch)
     steps = f"{first + 1}" + f" to {last}" * (last > first + 1)
@@ -85,7 +85,7 @@ def browse(
 
 
 def figures(samples: Sequence[Sample], sizes: Sequence[float], strides: Mapping[str, Sequence[int]]) -> list[str]:
-    """Sums up samples in lines of text.
+    """Summarizes samples in lines of text.
 
     Args:
         samples: all with anchors, or with RoIs too, or all without.
@@ -127,7 +127,7 @@ def _per_image(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f} per image ({min(counts)} to {max(counts)})"
 
 
-def _fed(
+def _draw_samples(
     cfg: Config, data: DetectionDataset, model: Detector, first: int, count: int, panels: Sequence[Panel]
 ) -> list[Sample]:
     """Feeds whole micro-batches, as training does in one process, and returns the first ``count`` samples."""

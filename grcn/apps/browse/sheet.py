@@ -1,7 +1,7 @@
-"""Draws what a training step is fed: inputs, anchors and RoIs of each image, beside each other.
+"""Draws the inputs, anchors and RoIs of each image of a training step, side by side.
 
-Every object has a colour, the same in all pictures of its image, and so has whatever belongs to it. Where there are
-more objects than colours, those of the same colour lie far apart.
+Every object has a colour, the same in all pictures of its image; its anchors and RoIs share it. Where there are more
+objects than colours, those of the same colour lie far apart.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ LEGEND: dict[Panel, str] = {
 }
 
 _LIGHT_GREY = "#C0C0C0"  # on dark images
-_SIDE, _CROWDED_SIDE, _CROWDED = 640, 1000, 10  # longest side of images; where one has more objects than that
-_NARROWEST = 400  # a panel, for its text
-_ROW = 4  # panels beside each other
-_LETTERS = 7  # pixels
+_SIDE, _CROWDED_SIDE, _CROWDED = 640, 1000, 10  # longest side of images; larger if one has more objects than _CROWDED
+_NARROWEST = 400  # width of a panel that its text needs
+_ROW = 4  # panels in a row
+_LETTERS = 7  # width of a letter, in pixels
 
 
 def draw_sheet(
@@ -46,7 +46,7 @@ def draw_sheet(
     panels: Sequence[Panel],
     heading: Sequence[str] = (),
 ) -> Image.Image:
-    """Draws samples, each with the panels asked for beside each other, below a heading and a legend.
+    """Draws samples, each with the panels asked for side by side, below a heading and a legend.
 
     Args:
         samples: with anchors and RoIs where panels show them.
@@ -63,8 +63,8 @@ def draw_sheet(
     ]
     sheet = grid(cells, max(1, _ROW // len(panels)), gap=12)
     text = Image.new("RGB", (sheet.width, 1), "white")
-    told = [*heading, *(LEGEND[panel] for panel in panels)]
-    lines = [line for one in told for line in textwrap.wrap(one, sheet.width // _LETTERS)]
+    paragraphs = [*heading, *(LEGEND[panel] for panel in panels)]
+    lines = [line for one in paragraphs for line in textwrap.wrap(one, sheet.width // _LETTERS)]
     for line in reversed(lines):
         text = titled(text, f"  {line}")
     return grid([text, sheet], 1, gap=0, margin=0)
@@ -80,14 +80,14 @@ def _panel(sample: Sample, title: str, classes: Sequence[str], panel: Panel, sid
     elif panel == "anchors":
         assert sample.anchors is not None
         lines, captions = _anchor_text(sample.anchors)
-        thin = [(box, colors[owner]) for box, owner in _rows(sample.anchors.boxes, sample.anchors.owner)]
+        thin = [(box, colors[index]) for box, index in _rows(sample.anchors.boxes, sample.anchors.matched_gt)]
         picture = _drawn(sample.image, side, objects, captions, colors, thin)
     else:
         assert sample.rois is not None
         lines, counts = _roi_text(sample.rois, len(objects))
         grey = GREY if sample.image.mean() > 0.5 else _LIGHT_GREY
         thin = [(box, grey) for box in sample.rois.background.tolist()]
-        thin += [(box, colors[owner]) for box, owner in _rows(sample.rois.boxes, sample.rois.owner)]
+        thin += [(box, colors[index]) for box, index in _rows(sample.rois.boxes, sample.rois.matched_gt)]
         captions = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
         picture = _drawn(sample.image, side, objects, captions, colors, thin)
     picture = _widened(picture, _NARROWEST)
@@ -97,7 +97,7 @@ def _panel(sample: Sample, title: str, classes: Sequence[str], panel: Panel, sid
 
 
 def _sizes(sample: Sample) -> str:
-    """Says what became of an image's size, as width x height."""
+    """Describes the image's size before and after resizing and padding, as width x height."""
     original, resized, canvas = (f"{w} x {h}" for h, w in (sample.original, sample.image.shape[1:], sample.canvas))
     padded = f", padded to {canvas}" if canvas != resized else ""
     count = len(sample.target["labels"])
@@ -106,12 +106,12 @@ def _sizes(sample: Sample) -> str:
 
 def _anchor_text(anchors: Anchors) -> tuple[list[str], list[str]]:
     """Returns the lines above the picture, and what to write on each object."""
-    drawn = torch.bincount(anchors.owner, minlength=len(anchors.matched)).tolist()
+    drawn = torch.bincount(anchors.matched_gt, minlength=len(anchors.matched)).tolist()
     captions = []
     for count, iou, missed, rescued in zip(
         drawn, anchors.best_iou.tolist(), anchors.missed.tolist(), anchors.rescued.tolist(), strict=True
     ):
-        # Rounded down, or what is below the threshold would look like it; and short, for there may be many.
+        # Rounded down, or an IoU just below the threshold would look like it; and short, since there may be many.
         captions.append(
             "none" if missed else f"{count} {'low ' * rescued}{int(iou * 100) / 100:.2f}".replace(" 0.", " .")
         )
@@ -126,11 +126,11 @@ def _anchor_text(anchors: Anchors) -> tuple[list[str], list[str]]:
 def _roi_text(rois: RoIs, objects: int) -> tuple[list[str], list[int]]:
     """Returns the lines above the picture, and the number of foreground RoIs of each object."""
     counted = f"RoIs: {len(rois.boxes)} foreground, {len(rois.background)} background"
-    return [counted, overlap_text([rois])], torch.bincount(rois.owner, minlength=objects).tolist()
+    return [counted, overlap_text([rois])], torch.bincount(rois.matched_gt, minlength=objects).tolist()
 
 
 def overlap_text(rois: Sequence[RoIs]) -> str:
-    """Says how well the foreground RoIs of some images overlap their objects, apart from ground truth itself."""
+    """Describes how well the foreground RoIs of some images overlap their objects, ground truth itself aside."""
     overlaps, truth = torch.cat([one.iou for one in rois]), torch.cat([one.truth for one in rois])
     if not len(overlaps):
         return "no foreground"
@@ -142,15 +142,15 @@ def overlap_text(rois: Sequence[RoIs]) -> str:
 
 
 def object_colors(objects: Tensor) -> list[str]:
-    """Gives each object ``[n, 4]`` the colour whose nearest bearer so far is the farthest."""
+    """Gives each object ``[n, 4]`` the colour whose nearest object so far is the farthest."""
     middles = (objects[:, :2] + objects[:, 2:]) / 2
-    chosen: list[int] = []
+    colors: list[int] = []
     for row in torch.cdist(middles, middles).tolist():
         away = [math.inf] * len(COLORS)
-        for color, distance in zip(chosen, row, strict=False):
+        for color, distance in zip(colors, row, strict=False):
             away[color] = min(away[color], distance)
-        chosen.append(away.index(max(away)))
-    return [COLORS[color] for color in chosen]
+        colors.append(away.index(max(away)))
+    return [COLORS[color] for color in colors]
 
 
 def _drawn(
@@ -164,7 +164,7 @@ def _drawn(
     """Draws thin boxes on an image, and objects with captions above them; all in pixels of the image ``[3, h, w]``."""
     longer = max(image.shape[1:])
     times = max(1, side // longer)
-    # Whole pixels, so that it shows how few the network sees.
+    # Whole pixels, which show how few the network sees.
     enlarged = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
     scale = min(1.0, side / longer)
     picture = draw_boxes(enlarged, torch.zeros(0, 4), scale=scale)
@@ -178,7 +178,7 @@ def _drawn(
 
 
 def _widened(picture: Image.Image, width: int) -> Image.Image:
-    """Puts a picture on white that is at least so wide."""
+    """Pads a picture with white to at least this width."""
     if picture.width >= width:
         return picture
     wide = Image.new("RGB", (width, picture.height), "white")
@@ -186,5 +186,5 @@ def _widened(picture: Image.Image, width: int) -> Image.Image:
     return wide
 
 
-def _rows(boxes: Tensor, owner: Tensor) -> list[tuple[list[float], int]]:
-    return list(zip(boxes.tolist(), owner.tolist(), strict=True))
+def _rows(boxes: Tensor, matched_gt: Tensor) -> list[tuple[list[float], int]]:
+    return list(zip(boxes.tolist(), matched_gt.tolist(), strict=True))

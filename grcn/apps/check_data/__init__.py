@@ -1,1 +1,1 @@
-"""Finds every problem of a data set before a GPU is spent on it."""
+"""Finds every problem of a data set before GPU time is spent on it."""

@@ -1,4 +1,4 @@
-"""Checks the whole data set of a config: what ``grcn check-data`` calls."""
+"""Checks the whole data set of a config, for ``grcn check-data``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class _Read:
     """One side of a data set, whatever is wrong with it.
 
     Attributes:
-        table: None where it cannot be read at all.
-        findings: what the reader told.
-        picture: the image of an example, None where there is none to be seen.
+        table: None if it cannot be read at all.
+        findings: those of the reader.
+        picture: returns the image of an example, None if there is none to show.
         facts: of its image files.
     """
 
@@ -51,8 +51,8 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
     """Finds every problem of a data set; writes ``check.json`` and ``check.html`` into ``folder``.
 
     Args:
-        folder: made when it does not exist.
-        fast: leave out what needs all images decoded: of each split, the headers of 200 are read.
+        folder: made if it does not exist.
+        fast: skip checks that decode all images; of each split, read the headers of 200.
 
     Returns:
         the contents of ``check.json``: ``data``, the splits by side with their numbers; ``findings``, the worst first;
@@ -95,7 +95,7 @@ def check_data(cfg: Config, folder: Path, *, fast: bool = False) -> dict[str, An
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """Lays a report out for a terminal."""
+    """Formats a report for a terminal."""
     lines = [report["data"]["root"]]
     lines.append(f"{'':>24}{'train':>10}{'test':>10}")
     sides = [report["data"]["train"], report["data"]["test"]]
@@ -118,7 +118,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
-    """Returns the lines about anchors: what they find, and what would find more."""
+    """Returns the lines about anchors: what they find, and which would find more."""
 
     def line(what: str, one: dict[str, Any]) -> str:
         found = f"{100 * one['recall50']:.1f} % of objects at IoU 0.5, {100 * one['recall70']:.1f} % at 0.7"
@@ -127,7 +127,7 @@ def anchors_as_lines(anchors: dict[str, Any]) -> list[str]:
     better = anchors["suggestion"]
     first = line(f"anchors, stride {strides_as_text(anchors['strides'])}:", anchors)
     if better is None:
-        return [first, "none that find more were found"]
+        return [first, "no better ones were found"]
     return [first, line("better:", better), settings(better)]
 
 
@@ -149,7 +149,7 @@ def _read(cfg: DataConfig, side: Side, classes: tuple[str, ...] | None) -> _Read
     table = None
     try:
         table = build.read_annotations(cfg, side, classes, faults, notes)
-    except Fault as fault:  # nothing can be read, as without a list
+    except Fault as fault:  # nothing can be read, as when the list is missing
         faults(fault)
     objects = 0 if table is None else len(table.boxes)
     found = faults.findings(side, objects) + notes_as_findings(notes, side)
@@ -195,7 +195,7 @@ def _facts(read: _Read) -> dict[str, int]:
 
 
 def _classes(train: Annotations | None, test: Annotations | None) -> list[dict[str, Any]]:
-    """Returns the classes with their numbers of objects that count, the most frequent first; none if all have none."""
+    """Returns the classes with their numbers of objects used, the most frequent first; empty if all have none."""
     known = train or test
     if known is None:
         return []
@@ -212,7 +212,7 @@ def _classes(train: Annotations | None, test: Annotations | None) -> list[dict[s
 
 
 def _as_json(one: Finding) -> dict[str, Any]:
-    """Returns a finding as JSON has it, which knows neither NaN nor tuples."""
+    """Returns a finding as plain JSON types: no NaN, no tuples."""
     record = asdict(one)
     record["examples"] = list(record["examples"])
     for example in record["examples"]:

@@ -1,4 +1,4 @@
-"""The report on a data set as one page of HTML."""
+"""Renders the report on a data set as one page of HTML."""
 
 from __future__ import annotations
 

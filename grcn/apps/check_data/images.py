@@ -1,4 +1,4 @@
-"""Checks the image files of a data set: which are missing, broken, turned, of another size, or copies."""
+"""Checks the image files of a data set: finds missing, broken, rotated, wrongly sized and duplicate ones."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ logger = logging.getLogger("grcn")
 
 
 class ImageFacts(NamedTuple):
-    """What one image file shows.
+    """Facts about one image file.
 
     Attributes:
         row: the image's in the table.
-        fault: what keeps it from being used, None where nothing does.
+        fault: why it cannot be used; None if it can.
         mode: Pillow's name of the channels; empty where the header is unreadable.
         orientation: the EXIF tag; 1 is stored as displayed.
-        largest: value of its pixels as they are read, 0-255; None where there are none.
+        largest: maximum of its pixels as they are read, 0-255; None if it has none.
         contents, pixels: SHA-256 of the file and of the decoded image; empty where there is none.
     """
 
@@ -58,14 +58,14 @@ class ImageFacts(NamedTuple):
 def inspect(
     table: Annotations, rows: np.ndarray, workers: int, timeout: float, bits: int | None
 ) -> Iterator[ImageFacts]:
-    """Decodes images whole, in ``workers`` processes, and yields what they show in the order of ``rows``."""
+    """Decodes whole images in ``workers`` processes and yields their facts in the order of ``rows``."""
     batches = (rows[start : start + 8].tolist() for start in range(0, len(rows), 8))
     for pairs in read_ahead(partial(_inspect_row, table, bits), batches, workers, False, timeout):
         yield from (facts for _, facts in pairs)
 
 
 def _inspect_row(table: Annotations, bits: int | None, row: int) -> tuple[Tensor, ImageFacts]:
-    """Looks at one image; runs in a worker, of which the image itself is not wanted."""
+    """Inspects one image in a worker, which returns no pixels."""
     nothing = torch.empty(0, dtype=torch.uint8)
     contents, header = b"", None
     try:
@@ -92,7 +92,7 @@ def check_missing(table: Annotations, split: str) -> tuple[list[Finding], np.nda
 
 
 def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts], bits: int | None) -> list[Finding]:
-    """Finds images that cannot be used, are turned, dark or not RGB, and copies within the split."""
+    """Finds images that cannot be used, are rotated, dark or not RGB, and duplicates within the split."""
     broken = FaultCounter()
     for fact in facts:
         if fact.fault is not None:
@@ -122,7 +122,7 @@ def check_facts(table: Annotations, split: str, facts: Sequence[ImageFacts], bit
 def check_leaks(
     train: Annotations, train_facts: Sequence[ImageFacts], test: Annotations, facts: Sequence[ImageFacts]
 ) -> list[Finding]:
-    """Finds test images that are training images too, by their bytes or their pixels."""
+    """Finds test images that are training images too, by their bytes or pixels."""
     first: dict[bytes, int] = {}
     for fact in train_facts:
         _known(fact, first)
@@ -133,7 +133,7 @@ def check_leaks(
 def check_headers(
     table: Annotations, split: str, rows: np.ndarray, bits: int | None, most: int = SAMPLE
 ) -> list[Finding]:
-    """Finds images that cannot be used, are turned or dark among a sample, evenly spread; few of them are decoded."""
+    """Finds images that cannot be used, are rotated or dark in an evenly spread sample; few of them are decoded."""
     sample = read_headers(table, rows, most)
     broken = FaultCounter()
     for fault in odd_images(table, sample):
@@ -142,7 +142,7 @@ def check_headers(
 
 
 def _known(fact: ImageFacts, first: dict[bytes, int], add: bool = True) -> int | None:
-    """Returns the row of an image of the same bytes or pixels, which are remembered."""
+    """Returns the row of an earlier image of the same bytes or pixels; ``add`` records this one's."""
     keys = [key for key in (fact.contents, fact.pixels) if key]
     row = next((first[key] for key in keys if key in first), None)
     if add:

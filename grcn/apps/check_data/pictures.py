@@ -1,4 +1,4 @@
-"""Pictures of a data check: examples of what was found, and images with their objects."""
+"""Draws the pictures of a data check: examples of its findings, and images with their objects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from grcn.data.findings import Example, Finding
 from grcn.vis.boxes import contact_sheet, draw_boxes
 
 PER_KIND, MOST_PICTURES = 4, 40  # pictures on the page
-SAMPLES = 8  # images of each side, whatever was found in them
+SAMPLES = 8  # images of each side, regardless of findings
 _SIDE = 320  # of pictures, in pixels
 
-PictureOf = Callable[[Example], Tensor | None]  # the image of an example, None where there is none to be seen
+PictureOf = Callable[[Example], Tensor | None]  # the image of an example, None if there is none to show
 
 
 def pictures_of(
@@ -42,7 +42,7 @@ def pictures_of(
 
 
 def sheet_of(table: Annotations | None, picture: PictureOf) -> bytes:
-    """Draws images from all over a side with their objects; nothing where none can be read."""
+    """Draws images from all over a side with their objects; returns nothing if none can be read."""
     if table is None or not len(table):
         return b""
     images, targets = [], []
@@ -57,7 +57,7 @@ def sheet_of(table: Annotations | None, picture: PictureOf) -> bytes:
 
 
 def _drawn(image: Tensor, example: Example) -> bytes:
-    """Draws an example with its box; what surrounds a small box is cut out and enlarged."""
+    """Draws an example with its box; the surroundings of a small box are cropped and enlarged."""
     boxes = torch.zeros(0, 4)
     if example.box is not None and all(abs(value) < 1e6 for value in example.box):
         x1, y1, x2, y2 = example.box

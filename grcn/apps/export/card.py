@@ -1,4 +1,4 @@
-"""The model card of an exported folder: Markdown for people, under the YAML that model hubs read."""
+"""Writes the model card of an exported folder: Markdown for people, under the YAML that model hubs read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model_card(
         name: of the model.
         cfg, state: settings and contents of its checkpoint.
         results: ``results.json`` of its evaluation; empty without one.
-        command: the words of the command that trained it, if they are known.
+        command: the words of the command that trained it, if known.
     """
     metrics = {key: value for key, value in results.get("metrics", {}).items() if value is not None}
     trained, tested = _splits(cfg, "train"), _splits(cfg, "test")
@@ -78,14 +78,13 @@ def _splits(cfg: Config, which: str) -> str:
 
 def _method(cfg: Config) -> str:
     model = cfg.model
-    said = [f"backbone {model.backbone}", f"split of the tasks' weights: {model.split}", f"context: {model.context.on}"]
-    if model.cascade != "none":
-        said.append("a cascade")
-    return ", ".join(said)
+    cascade = ", a cascade" if model.cascade != "none" else ""
+    parts = f"split of the tasks' weights: {model.split}, context: {model.context.on}"
+    return f"backbone {model.backbone}, {parts}{cascade}"
 
 
 def _as_typed(command: Sequence[str]) -> str:
-    """Writes a command as it was typed, without where the program lies on that machine."""
+    """Writes a command as it was typed, without the program's path on that machine."""
     program = Path(command[0])
     start = f"python tools/{program.name}" if program.suffix == ".py" else program.name
     return f"{start} {shlex.join(command[1:])}"

@@ -1,4 +1,4 @@
-"""What ``grcn export`` does: reads a trained detector and writes it in one of three forms."""
+"""Exports a trained detector in one of three formats, for ``grcn export``."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ CARD, RESULTS = "README.md", "results.json"
 def export(
     weights: Path, format: str, folder: Path, size: tuple[int, int] | None = None, device: str = "cpu"
 ) -> list[Path]:
-    """Writes a detector into a folder, as its run evaluated it: with averaged weights if it has them.
+    """Writes a detector into a folder, as evaluated by its run: with averaged weights if it has them.
 
     Args:
         weights: a checkpoint, the folder of a run, or an exported folder.
         format: ``safetensors``, ``torch`` or ``onnx``.
         folder: made if missing; files in it are not replaced.
-        size: of a picture, for ``torch`` and ``onnx``; None: the short side by the longest of ``model.image``, into
-            which a picture in landscape is resized as the detector resizes it.
-        device: that a program of torch will run on.
+        size: of a picture, for ``torch`` and ``onnx``; None: the short side by the longest of ``model.image``, to which
+            the detector resizes a landscape picture.
+        device: the device that a program of torch will run on.
 
     Returns:
         The files.
@@ -52,7 +52,7 @@ def export(
         "safetensors": (WEIGHTS, CONFIG, CARD, FACTS, RESULTS), "torch": ("model.pt2",), "onnx": ("model.onnx",),
     }[format]  # fmt: skip
     if there := [name for name in names if (folder / name).exists()]:
-        raise ConfigError(f"{folder / there[0]}: is there already; choose another --output-dir, or remove it")
+        raise ConfigError(f"{folder / there[0]}: exists already; choose another --output-dir, or remove it")
     weights, state = read_weights(weights)
     cfg = recorded_config(state, weights)
     predictor = assemble(state, cfg, weights, device)
@@ -69,7 +69,7 @@ def export(
 
 
 def _folder(folder: Path, weights: Path, state: dict[str, Any], cfg: Config, predictor: Predictor) -> dict[str, bytes]:
-    """Returns the files of an exported folder, the one that makes it one last."""
+    """Returns the files of an exported folder; ``detector.json``, which identifies it, comes last."""
     require_safetensors()
     from safetensors.torch import save
 
@@ -88,7 +88,7 @@ def _folder(folder: Path, weights: Path, state: dict[str, Any], cfg: Config, pre
 
 
 def _results(run: Path, step: int) -> bytes | None:
-    """Returns what the evaluation of a step has left in a run's folder, or was exported with it; None without."""
+    """Returns the results of a step's evaluation, from a run's folder or an exported one; None without."""
     path = run / RESULTS if is_exported(run) else run / "eval" / f"step_{step}" / RESULTS
     if not path.is_file():
         return None

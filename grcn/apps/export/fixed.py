@@ -1,7 +1,7 @@
-"""A detector as one graph of tensors of fixed shapes: a picture in, a fixed number of detections out.
+"""Wraps a detector as one graph of fixed shapes: a picture in, a fixed number of detections out.
 
-It calls the detector's own parts in their form for a GPU, whose shapes do not depend on data. Its own are suppression,
-which fills the rows that it leaves out, and the padding, which it finds in the picture.
+It calls the detector's parts in their form for a GPU, whose shapes do not depend on data. It adds an NMS that pads its
+output to a fixed number of rows, and finds the padding in the picture itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FixedDetector(nn.Module):
     """A detector for pictures of one size.
 
     Args:
-        model: on the device that the picture will be on; it is put into evaluation mode.
+        model: on the device of the pictures; it is put into evaluation mode.
         size: height and width of a picture, in pixels. It is not resized.
     """
 
@@ -40,12 +40,12 @@ class FixedDetector(nn.Module):
         """Detects.
 
         Args:
-            image: float32 ``[3, H, W]``, RGB in 0-1. Where it is negative, at the right and at the bottom only, it is
-                padding: the detector sees what it sees of a smaller picture in a batch with larger ones.
+            image: float32 ``[3, H, W]``, RGB in 0-1. Negative values, at the right and at the bottom only, are padding,
+                which is treated as the padding of a smaller picture in a batch with larger ones.
 
         Returns:
-            Boxes ``[D, 4]`` in pixels of the picture, labels int64 ``[D]``, 1..C, and scores ``[D]``, best first, of as
-            many detections as ``model.roi.detections`` says. Rows beyond those that there are, are zero.
+            Boxes ``[D, 4]`` in pixels of the picture, labels int64 ``[D]``, 1..C, and scores ``[D]``, best first. ``D``
+            is ``model.roi.detections``; if there are fewer, the remaining rows are zero.
         """
         with boxes.as_if_on_gpu():
             batch, sizes = self._prepared(image)
@@ -79,9 +79,9 @@ class FixedDetector(nn.Module):
 
 
 def _first_kept(found: Tensor, scores: Tensor, groups: Tensor, threshold: float, count: int, most: int) -> Tensor:
-    """Returns indices ``[count]`` of the first boxes that suppression within each group keeps, best score first.
+    """Returns indices ``[count]`` of the first boxes that NMS within each group keeps, best score first.
 
-    Where there are fewer, the index is the number of boxes.
+    If there are fewer, the remaining indices are the number of boxes.
 
     Args:
         found: ``[A, 4]``, inside an image.
@@ -89,11 +89,11 @@ def _first_kept(found: Tensor, scores: Tensor, groups: Tensor, threshold: float,
         groups: int64 ``[A]``, from 0 and below ``most``.
         threshold: a box that overlaps a kept one of its group by more than this is dropped.
     """
-    # ONNX's suppression computes in float32. In a square, groups lie closer together than in a row, and lose less.
+    # ONNX's NMS computes in float32. Groups lie closer together in a square than in a row, which loses less precision.
     side = math.isqrt(most - 1) + 1
     cell = torch.stack([groups % side, groups // side], -1).repeat(1, 2)
     apart = found.double() + cell * (found.max() + 1)
-    # Placeholders lie in one place outside, where they drop nothing but each other.
+    # Placeholders lie in one place outside the image, where they suppress only each other.
     nowhere = torch.tensor([-2.0, -2.0, -1.0, -1.0], dtype=apart.dtype, device=apart.device)
     real = scores > -torch.inf
     kept = nms(torch.where(real[:, None], apart, nowhere), scores.to(apart.dtype), threshold)
@@ -102,5 +102,5 @@ def _first_kept(found: Tensor, scores: Tensor, groups: Tensor, threshold: float,
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Picks rows; the index behind the last stands for one of zeros."""
+    """Selects rows; the index one past the last returns a row of zeros."""
     return torch.cat([values, torch.zeros_like(values[:1])])[index]

@@ -1,4 +1,4 @@
-"""The two forms of a detector as one graph: a program of ``torch.export``, and an ONNX file made of it."""
+"""Exports a detector as one graph: a program of ``torch.export``, or an ONNX file made from it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_onnx(model: Detector, size: tuple[int, int], metadata: Mapping[str, str])
         )  # fmt: skip
     assert exported is not None
     for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()  # the place of each line of Python on this machine
+        node.metadata_props.clear()  # paths of Python files on this machine
     exported.model.metadata_props.update(metadata)
     return exported.model_proto.SerializeToString()
 
@@ -51,7 +51,7 @@ def as_onnx(model: Detector, size: tuple[int, int], metadata: Mapping[str, str])
 def _program(model: Detector, size: tuple[int, int]) -> ExportedProgram:
     fixed = FixedDetector(model, size).requires_grad_(False)
     image = torch.zeros(3, *size, device=fixed.anchors.device)
-    with warnings.catch_warnings(action="ignore"):  # what torchvision's operators ask of torch is no user's business
+    with warnings.catch_warnings(action="ignore"):  # about torchvision's operators, not about the user's model
         program = torch.export.export(fixed, (image,))
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
@@ -60,13 +60,13 @@ def _program(model: Detector, size: tuple[int, int]) -> ExportedProgram:
 
 
 def _translations() -> dict[Callable, Callable]:
-    """Returns what torch's exporter does not translate, or not for these types."""
+    """Returns translations of operators that torch's exporter lacks, or lacks for these types."""
     from onnxscript import opset18
 
     op: Any = opset18
 
     def sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-        # Of equals, ONNX's TopK takes the first first.
+        # ONNX's TopK is stable: equal values keep their order.
         count = op.Reshape(op.Gather(op.Shape(self), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
         return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
 

@@ -1,8 +1,8 @@
-"""Fetches one file over HTTP: continued where it broke off, from the first of several addresses that has it whole.
+"""Downloads one file over HTTP, resuming broken transfers and trying several addresses in turn.
 
-What has arrived lies in ``<name>.part``, and ``<name>.part.json`` tells of which version of the file it is. A server is
-asked to continue that version only (RFC 9110, section 13.1.5), so that two versions are never glued together. The file
-gets its name once its checksum is right. MD5 is what publishers gave: it finds damage, not forgery on purpose.
+A partial download lies in ``<name>.part``, and ``<name>.part.json`` records which version of the file it is of. A
+server is asked to continue that version only (RFC 9110, section 13.1.5), so that two versions are never mixed. The
+file gets its name once its checksum is right. Publishers gave MD5 checksums, which detect damage, not forgery.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from grcn.errors import DataError, EnvironmentFault, named, one_line
 
 logger = logging.getLogger("grcn")
 
-# Told what is being done, and how many bytes of how many are. What it raises ends the work, which can be continued.
+# Called with the stage, the bytes done and their total. An exception from it ends the work, which can be resumed.
 Report = Callable[[str, int, int], None]
 
 _CHUNK = 2**20  # bytes at most between two reports
 _ATTEMPTS = 5  # in a row, at one address
-_PROGRESS = 2**20  # bytes beyond the furthest yet, after which attempts are counted anew
-_BUSY = {408, 425, 429}  # and all from 500 on: statuses that may be another in a minute
+_PROGRESS = 2**20  # bytes of progress after which the count of attempts is reset
+_BUSY = {408, 425, 429}  # and all from 500 on: statuses that may change within a minute
 
 
 class Unreachable(EnvironmentFault):
-    """No address hands the file out."""
+    """No address provides the file."""
 
 
 class _Unusable(Exception):
@@ -45,7 +45,7 @@ class _Dropped(Exception):
     """A transfer ended early and may be tried again.
 
     Attributes:
-        connected: whether the server was there at all.
+        connected: whether the server was reached at all.
     """
 
     def __init__(self, message: str, connected: bool = True) -> None:
@@ -67,18 +67,18 @@ def fetch(
 
     Args:
         urls: addresses with http or https, in the order in which they are tried.
-        target: what the file is to be called; its folder exists.
+        target: path of the file; its folder exists.
         size: of the whole file, in bytes.
         md5: its checksum, in hex.
         timeout: seconds without a byte, after which a connection counts as dropped.
         pause: seconds before the first new attempt; each further one waits twice as long.
 
     Raises:
-        DataError: what arrived has another checksum. It is deleted.
-        Unreachable: no address hands the file out.
+        DataError: the downloaded file has another checksum. It is deleted.
+        Unreachable: no address provides the file.
         OSError: it cannot be written.
     """
-    part, wrong, told = part_of(target), None, "no address is known"
+    part, wrong, reason = part_of(target), None, "no address is known"
     if target.exists():
         wrong = difference(target, size, md5, report)
         if wrong is None:
@@ -93,7 +93,7 @@ def fetch(
             try:
                 _download(url, part, size, report, timeout, pause)
             except _Unusable as error:
-                told = f"{url.partition('//')[2].partition('/')[0]}: {error}"
+                reason = f"{url.partition('//')[2].partition('/')[0]}: {error}"
                 logger.info("%s", one_line(f"{url}: {error}"))
                 break
             damage = difference(part, size, md5, report)
@@ -104,23 +104,23 @@ def fetch(
             discard(target)
             logger.warning("%s", one_line(f"{url}: {damage}; deleted"))
     if damage is not None:
-        raise DataError(f"{target}: deleted ({damage}); try again, or another --mirror, or pass a sound --archive")
-    raise Unreachable(f"{target.name}: no address hands it out ({told}); check the network, or pass it by --archive")
+        raise DataError(f"{target}: deleted ({damage}); try again, or another --mirror, or pass an intact --archive")
+    raise Unreachable(f"{target.name}: no mirror has this file ({reason}); check the network, or pass it by --archive")
 
 
 def part_of(target: Path) -> Path:
-    """Returns the name under which a file arrives."""
+    """Returns the path of a file's partial download."""
     return target.with_name(f"{target.name}.part")
 
 
 def discard(target: Path) -> None:
-    """Removes what has arrived of a file."""
+    """Removes the partial download of a file."""
     part_of(target).unlink(missing_ok=True)
     _notes(part_of(target)).unlink(missing_ok=True)
 
 
 def difference(path: Path, size: int, md5: str, report: Report) -> str | None:
-    """Says how a file differs from the one of this size in bytes and this MD5; None if it does not."""
+    """Describes how a file differs from this size in bytes and this MD5; None if it does not."""
     found = path.stat().st_size
     if found != size:
         return f"got {found} bytes, not {size}"
@@ -134,7 +134,7 @@ def difference(path: Path, size: int, md5: str, report: Report) -> str | None:
 
 
 def _download(url: str, part: Path, size: int, report: Report, timeout: float, pause: float) -> None:
-    """Completes a part, in as many attempts as that takes while it grows."""
+    """Completes a partial download, with further attempts as long as it grows."""
     connected, failures, furthest = False, 0, _kept(part)[0]
     while True:
         try:
@@ -153,7 +153,7 @@ def _download(url: str, part: Path, size: int, report: Report, timeout: float, p
 
 
 def _receive(url: str, part: Path, size: int, report: Report, timeout: float) -> None:
-    """Does one request, for what is missing of a part."""
+    """Sends one request, for the missing rest of a partial download."""
     done, notes = _kept(part)
     report("download", done, size)
     if done == size:
@@ -185,7 +185,7 @@ def _receive(url: str, part: Path, size: int, report: Report, timeout: float) ->
 
 
 def _open(url: str, headers: dict[str, str], part: Path, timeout: float) -> HTTPResponse:
-    # What urlopen has besides reads local files and FTP, to which a server might redirect.
+    # Unlike urlopen, without handlers for local files and FTP, to which a server might redirect.
     opener = urllib.request.OpenerDirector()
     for handler in (
         *(urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler),
@@ -219,13 +219,13 @@ def _read(response: HTTPResponse) -> bytes:
 
 
 def _validator(response: HTTPResponse) -> str | None:
-    """Returns what tells this version of the file from others, byte by byte; None if the server does not say."""
+    """Returns a validator of this version of the file, a strong ETag or else Last-Modified; None without both."""
     tag = response.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _range(response: HTTPResponse) -> tuple[int, int | None]:
-    """Returns the first byte of a partial answer and the size of the whole file; (-1, None) if that is not said."""
+    """Returns the first byte of a partial response and the size of the whole file; (-1, None) if not given."""
     with suppress(ValueError):
         unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
         span, _, total = rest.partition("/")
@@ -235,7 +235,7 @@ def _range(response: HTTPResponse) -> tuple[int, int | None]:
 
 
 def _kept(part: Path) -> tuple[int, dict[str, Any]]:
-    """Returns how many bytes of a part can be continued, and what was noted about them."""
+    """Returns how many bytes of a partial download can be resumed, and the notes about them."""
     try:
         notes = json.loads(_notes(part).read_bytes())
         done = part.stat().st_size
@@ -245,7 +245,7 @@ def _kept(part: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _note(part: Path, version: dict[str, Any]) -> None:
-    """Writes down which version a part is of; a crash leaves the whole note or none, for an empty part."""
+    """Records which version a partial download is of; a crash leaves the whole note or none, for an empty part."""
     path = _notes(part)
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps(version))

@@ -1,8 +1,8 @@
-"""Brings a published data set into a folder: downloaded, verified, unpacked, laid out as the readers expect, counted.
+"""Downloads, verifies and unpacks a published data set into a folder laid out as the readers expect.
 
 Each archive goes through three steps, and each step ends with a rename: downloaded (``.prepared/<archive>``), unpacked
-(``.prepared/<archive>.unpacked``), moved into the root, where a stamp (``.prepared/<archive>.json``) says so. Killed at
-any moment, the next start goes on behind the last rename.
+(``.prepared/<archive>.unpacked``), moved into the root and recorded in a stamp (``.prepared/<archive>.json``). After a
+kill at any moment, the next start resumes after the last rename.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def prepare(
     keep: bool = False,
     stop: StopSignals,
 ) -> list[tuple[Split, Split]]:
-    """Brings a data set into a folder, or what is missing of it.
+    """Brings a data set into a folder, or only its missing parts.
 
     Args:
-        archives: files at hand that need no download. They are verified, and stay where they are.
+        archives: local files that need no download. They are verified, and stay where they are.
         mirrors: folders on the web that have the archives, instead of the publisher's.
         keep: keep the archives that were downloaded.
-        stop: asked often; a signal leaves what is there, to be continued.
+        stop: checked often; after a signal, the work done so far stays and can be resumed.
 
     Returns:
         each split as published and as found; images agree, objects may lack empty boxes, which the reader drops.
 
     Raises:
-        ConfigError: a file of ``archives`` is none of this data set.
+        ConfigError: a file of ``archives`` does not belong to this data set.
         DataError: an archive is damaged, a file in the folder is another one, or a split is not as published.
-        EnvironmentFault: no network, no space, or another process is at it.
+        EnvironmentFault: no network, no space, or another process is preparing the same folder.
     """
     at_hand = _recognise(data_set, archives)
     work = root / _WORK
@@ -82,7 +82,7 @@ def prepare(
 
 
 def tabulate(counts: Sequence[tuple[Split, Split]]) -> str:
-    """Returns what :func:`prepare` found as lines of text."""
+    """Formats the result of :func:`prepare` as lines of text."""
     rows: list[tuple[str, ...]] = [("split", "images", "published", "objects", "published")]
     for published, found in counts:
         numbers = (found.images, published.images, found.objects, published.objects)
@@ -111,7 +111,7 @@ def _pending(root: Path, data_set: DataSet) -> list[Archive]:
     for archive in data_set.archives:
         stamp = work / f"{archive.name}.json"
         if _read(stamp) == _stamp(archive):
-            shutil.rmtree(_unpacked(work, archive), ignore_errors=True)  # which a kill behind the stamp leaves
+            shutil.rmtree(_unpacked(work, archive), ignore_errors=True)  # left by a kill after the stamp
             if (root / archive.makes).exists():
                 continue
             stamp.unlink()
@@ -124,7 +124,7 @@ def _unpacked(work: Path, archive: Archive) -> Path:
 
 
 def _check_space(root: Path, pending: list[Archive], at_hand: dict[str, Path], keep: bool) -> None:
-    """Makes sure, before hours of downloading, that all of it will fit; one archive at a time unless they are kept."""
+    """Checks, before hours of downloading, that all of it will fit; one archive at a time unless they are kept."""
     work = root / _WORK
     waiting = [archive for archive in pending if not _unpacked(work, archive).exists()]
     missing = [archive for archive in waiting if archive.name not in at_hand and not (work / archive.name).exists()]
@@ -146,7 +146,7 @@ def _provide(
             if at_hand is None:
                 fetch(urls, own, size=archive.size, md5=archive.md5, report=bar)
             elif (wrong := difference(at_hand, archive.size, archive.md5, bar)) is not None:
-                raise DataError(f"{at_hand}: damaged, or another file ({wrong}); pass a sound one")
+                raise DataError(f"{at_hand}: damaged, or another file ({wrong}); pass an intact one")
             unfinished = work / f"{archive.name}.unpacking"
             shutil.rmtree(unfinished, ignore_errors=True)
             count = unpack(at_hand or own, unfinished, limit=_SLACK * archive.unpacked, report=bar)
@@ -162,9 +162,9 @@ def _provide(
 
 
 def _move(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another one, which may have some of it; nothing is overwritten.
+    """Moves the contents of a folder into another, which may have some of them; nothing is overwritten.
 
-    Lists of images come last: until a split is complete, a reader finds no such split.
+    Lists of images come last: until a split is complete, a reader does not find it.
     """
     for path in sorted(source.iterdir(), key=lambda path: (path.name == _LISTS, path.name)):
         place = target / path.name
@@ -173,11 +173,11 @@ def _move(source: Path, target: Path) -> None:
         elif path.is_dir() and place.is_dir() and not place.is_symlink():  # a link may lead out of the root
             _move(path, place)
         elif path.is_dir() or not place.is_file() or not filecmp.cmp(path, place, shallow=False):
-            raise DataError(f"{place}: is there, and not what the archive has; move it away and run again")
+            raise DataError(f"{place}: exists and differs from the archive's; move it away and run again")
 
 
 def _index(data_set: DataSet, root: Path, stop: StopSignals) -> list[Split]:
-    """Reads all splits, as training will, which also fills the cache of annotations; returns what they have."""
+    """Reads all splits, as training will, which also fills the cache of annotations; returns their counts."""
     found = []
     for split in data_set.splits:
         logger.info("reading %s", split.name)
@@ -196,7 +196,7 @@ def _index(data_set: DataSet, root: Path, stop: StopSignals) -> list[Split]:
 
 
 def _read_index(path: Path, data_set: DataSet) -> list[Split] | None:
-    """Returns what :func:`_index` found when it last read this data set; None if it did not."""
+    """Returns the last result of :func:`_index` for this data set; None without one."""
     noted = _read(path)
     if noted is None or noted.get("archives") != _archives(data_set):
         return None
@@ -208,7 +208,7 @@ def _archives(data_set: DataSet) -> list[dict[str, object]]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Returns what a note says; None where there is none that was written here."""
+    """Returns the contents of a note; None if there is none, or a damaged one."""
     with suppress(FileNotFoundError, ValueError):
         noted = json.loads(path.read_bytes())
         return noted if isinstance(noted, dict) else None
@@ -220,7 +220,7 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
 
 
 class _Bar:
-    """A progress bar for each stage of an archive, with the time left. Whenever it hears anything it obeys signals."""
+    """A progress bar for each stage of an archive, with the time left. Each update checks for stop signals."""
 
     def __init__(self, name: str, stop: StopSignals) -> None:
         self._name, self._stop = name, stop

@@ -1,4 +1,4 @@
-"""The published data sets: where their archives are, what proves them whole, and what is to be found in them."""
+"""Defines the published data sets: addresses, sizes and checksums of their archives, and counts of their splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Archive:
         size: of the file, in bytes.
         md5: its checksum, in hex.
         urls: its folders on the web, best first.
-        unpacked: about how many bytes its files have.
-        makes: a file below the root that is there once it is in place.
+        unpacked: approximate total size of its files, in bytes.
+        makes: a file below the root that exists once the archive is in place.
         inside: the folder of the archive that goes into the root; "" is all of it.
     """
 
@@ -35,7 +35,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Split:
-    """How many images and objects a split has, published or found; objects are None where nothing is published."""
+    """Numbers of images and objects of a split, published or found; objects are None where none is published."""
 
     name: str
     images: int
@@ -44,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is to be fetched, what is to be found in it, and by which reader."""
+    """A data set: the archives to download, the splits to find in them, and the reader."""
 
     name: str
     archives: tuple[Archive, ...]
@@ -68,7 +68,7 @@ _COCO = ("https://s3.amazonaws.com/images.cocodataset.org/", "http://images.coco
 _COCO_IMAGES = tuple(f"{url}zips/" for url in _COCO)
 
 # Numbers of images and objects: Liu et al., "Deep Learning for Generic Object Detection: A Survey", IJCV 2020, Table 3,
-# where it counts all that are annotated. Of VOC2007's test split it tells only the images.
+# where it counts all that are annotated. Of VOC2007's test split it gives only the images.
 DATA_SETS: dict[str, DataSet] = {
     "voc": DataSet(
         "voc",

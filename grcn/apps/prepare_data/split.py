@@ -1,6 +1,6 @@
 """Splits a folder of images that has no split: writes lists of its images, and moves and copies nothing.
 
-An image goes where the hash of its name and the seed puts it, so that a folder that grows keeps most of its split.
+The hash of its name and the seed decides where an image goes, so that a growing folder keeps most of its split.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from grcn.fileio import write_durably
 
 FORMATS = ("voc", "yolo", "coco")
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of labelImg, Label Studio and CVAT
-_MOST_LOOKED_FOR = 20  # of the images, to find their folder
+_MOST_LOOKED_FOR = 20  # maximum number of images looked for to find their folder
 
 
 @dataclass(frozen=True)
 class Written:
-    """What :func:`split` wrote.
+    """Result of :func:`split`.
 
     Attributes:
-        files: each with what is in it, in words.
+        files: each with a description of its contents.
         settings: to train with, as ``key=value``.
-        remarks: what the user should know.
+        remarks: notes for the user.
     """
 
     files: list[tuple[Path, str]]
@@ -56,13 +56,13 @@ def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None 
     Args:
         root: a folder with VOC's ``Annotations`` and ``JPEGImages``, or their files side by side, one with YOLO's
             ``images`` and ``labels``, a COCO JSON file, or a folder with one such file.
-        shares: of the splits beside ``train``, as ``{"test": 0.2}``; what they leave is ``train``.
+        shares: of the splits beside ``train``, as ``{"test": 0.2}``; the rest is ``train``.
         seed: another one makes another split.
-        form: one of :data:`FORMATS`; None looks what there is.
+        form: one of :data:`FORMATS`; None detects it.
 
     Raises:
         ConfigError: the shares leave nothing to train on.
-        DataError: ``root`` is no such folder, or has fewer images than splits; a file that would be written is there.
+        DataError: ``root`` is no such folder, or has fewer images than splits; a file to be written exists.
     """
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
@@ -87,7 +87,7 @@ def assign(names: Sequence[str], shares: dict[str, float], seed: int, place: obj
     split_of = dict.fromkeys(names, "train")
     start = 0
     for number, (split, share) in enumerate(shares.items()):
-        # One at least, and one at least for each of those that follow and for train.
+        # At least one, and at least one left for each of those that follow and for train.
         most = len(names) - start - (len(shares) - number)
         count = min(max(1, round(share * len(names))), most)
         split_of |= dict.fromkeys(order[start : start + count], split)
@@ -127,7 +127,7 @@ def _split_voc(root: Path, shares: dict[str, float], seed: int) -> Written:
     lists = root / "ImageSets/Main"
     files = {lists / f"{name}.txt": _lines(part) for name, part in parts.items()}
     _write(files)
-    whole = Path(os.path.abspath(root))  # whose name "." does not tell
+    whole = Path(os.path.abspath(root))  # "." has no name
     parent = root.parent if root.name not in ("", "..") else whole.parent
     remarks = [
         f"left out: {len(left):,} {what} (first: {min(left)})"
@@ -137,8 +137,8 @@ def _split_voc(root: Path, shares: dict[str, float], seed: int) -> Written:
         )
         if left
     ]
-    said = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
-    return Written(said, _settings("voc", parent, {name: f"{whole.name}/{name}" for name in parts}), remarks)
+    written = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
+    return Written(written, _settings("voc", parent, {name: f"{whole.name}/{name}" for name in parts}), remarks)
 
 
 def _split_yolo(root: Path, shares: dict[str, float], seed: int) -> Written:
@@ -160,21 +160,21 @@ def _split_yolo(root: Path, shares: dict[str, float], seed: int) -> Written:
             raise fault(folder, "a name that a list cannot hold (got {}); rename the file", image)
     parts = assign(images, shares, seed, folder)
     files = {top / f"{name}.txt": _lines(f"./{image}" for image in part) for name, part in parts.items()}
-    said = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
+    written = [(path, f"{len(part):,} images") for path, part in zip(files, parts.values(), strict=True)]
     remarks = []
     if data.path is None:
         classes, source = _class_names(root)
         described = root / "data.yaml"
         document = {**{name: f"{name}.txt" for name in names}, "names": dict(enumerate(classes))}
         files[described] = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        said.append((described, f"{len(classes)} classes"))
+        written.append((described, f"{len(classes)} classes"))
         remarks = [f"names of classes: {source}"]
     _write(files)
-    return Written(said, _settings("yolo", root, {name: name for name in names}), remarks)
+    return Written(written, _settings("yolo", root, {name: name for name in names}), remarks)
 
 
 def _class_names(root: Path) -> tuple[list[str], str]:
-    """Returns the names of the classes in the order of their numbers, and where they are from."""
+    """Returns the names of the classes in the order of their numbers, and their source."""
     for name in _CLASS_FILES:
         path = root / name
         if path.is_file():
@@ -219,17 +219,17 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
     names = list(files_of_images)
     image_of = _referred(path, [image["id"] for image in images], names, annotations)
     parts = assign(names, shares, seed, path)
-    files, said = {}, []
+    files, written = {}, []
     for name, part in parts.items():
-        chosen = set(part)
+        members = set(part)
         own = {
-            "images": [image for image in images if image["file_name"] in chosen],
+            "images": [image for image in images if image["file_name"] in members],
             "annotations": [
-                annotation for annotation, n in zip(annotations, image_of, strict=True) if names[n] in chosen
+                annotation for annotation, n in zip(annotations, image_of, strict=True) if names[n] in members
             ],
         }
-        files[path.parent / f"{name}.json"] = json.dumps(document | own)  # in ASCII: half of a pair is no UTF-8
-        said.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
+        files[path.parent / f"{name}.json"] = json.dumps(document | own)  # in ASCII: a lone surrogate is not UTF-8
+        written.append((path.parent / f"{name}.json", f"{len(part):,} images, {len(own['annotations']):,} objects"))
     _write(files)
     top, folders = _folders_of(path, names)
     folder = folders[0] if len(folders) == 1 else ""
@@ -241,7 +241,7 @@ def _split_coco(root: Path, shares: dict[str, float], seed: int) -> Written:
         remarks = [f"several folders have images of {path} ({listed}): put the right one in place of IMAGES"]
     below = path.parent.relative_to(top)
     splits = {name: f"{folder or 'IMAGES'}:{(below / f'{name}.json').as_posix()}" for name in parts}
-    return Written(said, _settings("coco", top, splits), remarks)
+    return Written(written, _settings("coco", top, splits), remarks)
 
 
 def _documents(root: Path) -> list[Path]:
@@ -261,9 +261,9 @@ def _records(path: Path, document: Any, key: str, number: str) -> list[dict[str,
 
 
 def _referred(path: Path, ids: list[Any], files: list[str], annotations: list[dict[str, Any]]) -> list[int]:
-    """Returns which image each annotation is of, by its id or its file, as :mod:`grcn.data.coco` reads them.
+    """Returns the image of each annotation, by its id or its file, as :mod:`grcn.data.coco` reads them.
 
-    What that refuses is refused here too: it may be no fault of any split alone.
+    Refuses what that reader refuses, since the fault may not show in any split alone.
     """
     are_names = any(type(value) is str and as_number(value) is None for value in ids)
 
@@ -295,16 +295,16 @@ def _referred(path: Path, ids: list[Any], files: list[str], annotations: list[di
 
 
 def _folders_of(path: Path, images: Sequence[str]) -> tuple[Path, list[str]]:
-    """Returns the folder that is to be ``data.root``, and where below it the images may be.
+    """Returns the folder to set as ``data.root``, and the folders below it that may hold the images.
 
-    That is one place if all that are looked for are there and nowhere else: thumbnails have the same names.
+    It is one folder if all images looked for are there and nowhere else: thumbnails have the same names.
     """
     some = images[:: -(-len(images) // _MOST_LOOKED_FOR)]
     for top in (path.parent, path.parent.parent):
         folders = [top, *sorted(folder for folder in top.iterdir() if folder.is_dir())]
         counts = {folder: sum(os.path.isfile(folder / image) for image in some) for folder in folders}
         if found := [folder for folder, count in counts.items() if count == max(1, *counts.values())]:
-            # Where none has all of them, those that have a few may be parts of the whole.
+            # If none has all of them, those that have a few may each hold a part.
             if counts[found[0]] < len(some):
                 found = [folder for folder, count in counts.items() if count]
             return top, [folder.relative_to(top).as_posix() for folder in found]
@@ -312,7 +312,7 @@ def _folders_of(path: Path, images: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def _settings(form: str, root: Path, splits: dict[str, str]) -> list[str]:
-    """Returns the settings that read what was written."""
+    """Returns the settings that read the written files."""
     found = [f"data.format={form}", f"data.root={_quoted(str(root))}"]
     return found + [f"data.{name}=[{_quoted(splits[name])}]" for name in ("train", "test")]
 
@@ -326,10 +326,10 @@ def _lines(names: Iterable[str]) -> str:
 
 
 def _write(files: dict[Path, str]) -> None:
-    """Writes files that are not there yet; all of them, or none where one is."""
+    """Writes new files: all of them, or none if one exists."""
     for path in files:
         if path.exists() or path.is_symlink():
-            raise fault(path, "is there already; use that split, or remove it")
+            raise fault(path, "exists already; use that split, or remove it")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text.encode(errors="surrogateescape"))

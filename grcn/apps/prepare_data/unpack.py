@@ -1,6 +1,6 @@
 """Unpacks an archive with the standard library: only plain files and folders, and only below one new folder.
 
-All entries are judged before the first byte is written.
+All entries are checked before the first byte is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grcn.errors import EnvironmentFault, is_of_the_machine, named
 MAX_ENTRIES = 2**20  # COCO's train2014 has 82,784
 _BLOCK = 4096  # bytes: what a small file takes on most disks
 
-# What the two modules raise for bytes that are no archive, or no longer one; of the OSErrors not all.
+# Exceptions of the two modules for bytes that are not an archive, or a damaged one; not all OSErrors mean that.
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueError, OverflowError),
     *(RuntimeError, OSError),
@@ -42,22 +42,22 @@ class _Entry(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path, *, limit: int, report: Report) -> int:
-    """Unpacks an archive into a folder that does not exist yet. After an error or a kill, remove what is there of it.
+    """Unpacks an archive into a folder that does not exist yet. After an error or a kill, remove the folder.
 
-    Owners of the entries are not taken over; modes and times of a tar archive's are. The checksums of a zip archive's
+    Owners of the entries are not restored; modes and times of a tar archive's are. The checksums of a zip archive's
     entries are verified.
 
     Args:
-        archive: ``*.zip``, or a tar archive, which is not compressed.
-        limit: bytes that all files together may have.
-        report: told after each entry.
+        archive: ``*.zip``, or an uncompressed tar archive.
+        limit: maximum total size of all files, in bytes.
+        report: called after each entry.
 
     Returns:
         the number of files.
 
     Raises:
-        DataError: the archive is broken, has more than ``limit`` bytes, or an entry is anything but a plain file or
-            folder below the archive's own; nothing has been written unless it is broken.
+        DataError: the archive is broken, has more than ``limit`` bytes, or an entry is not a plain file or folder
+            inside the archive's own; nothing has been written unless it is broken.
         EnvironmentFault: the disk has too little space, or this Python is too old.
     """
     if not hasattr(tarfile, "data_filter"):
@@ -80,10 +80,10 @@ def unpack(archive: Path, folder: Path, *, limit: int, report: Report) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Makes sure that a disk has this many bytes.
+    """Checks that a disk has this many free bytes.
 
     Raises:
-        EnvironmentFault: it has not.
+        EnvironmentFault: it does not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -95,7 +95,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def _entries(path: Path) -> Iterator[list[_Entry]]:
-    """Opens an archive and lists it; what is wrong with its bytes while it is open becomes a DataError."""
+    """Opens an archive and lists it; faults in its bytes while it is open become a DataError."""
     try:
         with zipfile.ZipFile(path) if path.suffix == ".zip" else tarfile.open(path, "r:") as archive:
             found = _of_zip(archive) if isinstance(archive, zipfile.ZipFile) else _of_tar(archive)
@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[list[_Entry]]:
         if is_of_the_machine(error) or isinstance(error, (FileExistsError, FileNotFoundError, PermissionError)):
             raise
         raise fault(
-            path, "not a sound archive (got {}); use another copy", str(error) or type(error).__name__
+            path, "not an intact archive (got {}); use another copy", str(error) or type(error).__name__
         ) from None
 
 
@@ -119,14 +119,14 @@ def _of_tar(archive: tarfile.TarFile) -> Iterator[_Entry]:
 
 def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made elsewhere than on Unix
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not made on Unix
         is_file = not info.is_dir() and kind in (0, stat.S_IFREG)
         write = partial(zipfile.ZipFile.extract, archive, info)
         yield _Entry(info.filename, info.file_size, is_file, info.is_dir(), write)
 
 
 def _check(path: Path, entry: _Entry) -> None:
-    """Refuses what is no file or folder, and names that lead elsewhere, from which the modules would cut that part."""
+    """Refuses entries that are not files or folders, and names that lead elsewhere, which the modules would shorten."""
     if not (entry.is_file or entry.is_folder):
         raise fault(path, "an entry is no plain file or folder (got {}); use another copy", entry.name)
     is_root = not PurePosixPath(entry.name).parts  # "./", the archive's own folder
@@ -141,6 +141,6 @@ def _check_places(path: Path, entries: list[_Entry]) -> None:
     folders.update(parent for place in places for parent in place.parents)
     for place, count in Counter(places).items():
         if count > 1:
-            raise fault(path, "an entry is there twice (got {}); use another copy", str(place))
+            raise fault(path, "an entry appears twice (got {}); use another copy", str(place))
         if place in folders:
             raise fault(path, "an entry is both file and folder (got {}); use another copy", str(place))

@@ -1,1 +1,1 @@
-"""Many runs as one experiment: a table of the paper, or any configs, over seeds, run, resumed and reported."""
+"""Studies: runs a table of the paper, or any configs, over several seeds, resumes the runs and reports on them."""

@@ -1,4 +1,4 @@
-"""What is looked at before anything runs, so that no table compares what cannot be compared."""
+"""Checks the runs of a study before any of them starts, so that its table compares only comparable runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from grcn.apps.reproduce.runs import Trial
     from grcn.config.schema import Config
 
-# Flags of grcn train after which a run is not what its config says.
+# Flags of grcn train after which a run does not follow from its config alone.
 _FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 
@@ -33,8 +33,8 @@ def check_runs(runs: Sequence[Trial]) -> None:
     for run in runs:
         if run.row.torchvision and baseline_of(run.settings.model) != run.settings.model:
             raise ConfigError(
-                f"--torchvision: {run.row.config} parts the tasks, which torchvision's detector cannot; begin with a "
-                "config of Faster R-CNN"
+                f"--torchvision: {run.row.config} separates the tasks, which torchvision's detector cannot; begin with "
+                "a config of Faster R-CNN"
             )
         if run.row.torchvision:
             check_torchvision(run.settings.model)
@@ -55,7 +55,7 @@ def _check_same_test(first: Trial, other: Trial) -> None:
         if ours != theirs:
             raise ConfigError(
                 f"{other.row.config}: tested on other images than {first.row.config} (got {key}: {theirs}, not "
-                f"{ours}); compare what is tested alike"
+                f"{ours}); compare configs with the same test data"
             )
 
 
@@ -65,7 +65,7 @@ def _decides_images(key: str, role: Role) -> bool:
 
 
 def holds_another(run: Trial) -> bool:
-    """Tells whether a run's folder holds a run of other settings."""
+    """Whether a run's folder holds a run of other settings."""
     path = run.folder / "config.yaml"
     return path.exists() and bool(_changes(load_config(path), run.settings, "data.root"))
 
@@ -78,19 +78,19 @@ def _check_folder(run: Trial) -> None:
             raise DataError(f"{path}: missing; restore it, or remove the run's folder")
         return
     remedy = "choose another --output-dir"
-    # Where the data are says nothing of what they are, but their fingerprint is not known before a run.
+    # The folder of the data does not identify them, but their fingerprint is not known before a run.
     if changes := _changes(load_config(path), run.settings, "data.root"):
-        told = (
+        message = (
             f"{run.folder}: holds a run under other settings (its -> these); {remedy}, or give the same settings, as "
-            "key=value or in the YAML file, and it is the same run"
+            "key=value or in the YAML file, to continue it"
         )
-        raise ConfigError("\n".join([told, *changes]))
+        raise ConfigError("\n".join([message, *changes]))
     words = read_environment(run.folder).get("command", [])
     if foreign := [flag for flag in _FOREIGN if flag in words]:
-        raise ConfigError(f"{run.folder}: trained otherwise than its config says (got {foreign[0]}); {remedy}")
+        raise ConfigError(f"{run.folder}: not trained by its config alone (got {foreign[0]}); {remedy}")
     if words and run.row.torchvision != ("--torchvision" in words):
         whose = ("torchvision's detector", "ours") if run.row.torchvision else ("ours", "torchvision's detector")
-        raise ConfigError(f"{run.folder}: holds the other detector (wanted {whose[0]}, got {whose[1]}); {remedy}")
+        raise ConfigError(f"{run.folder}: holds the other detector (need {whose[0]}, got {whose[1]}); {remedy}")
     if run.is_done() and not run.results.exists():
         raise DataError(f"{run.results}: missing, though the run is finished; restore it, or remove the run's folder")
 
@@ -101,14 +101,14 @@ def _check_kept(run: Trial) -> None:
         return
     known = read_json(run.kept).get("run", {})
     if not isinstance(known, dict) or not isinstance(known.get("config"), str):
-        raise DataError(f"{run.kept}: does not say which settings it is of; remove it, or choose another --results")
+        raise DataError(f"{run.kept}: does not record its settings; remove it, or choose another --results")
     if changes := _changes(parse_config(known["config"], str(run.kept)), run.settings):
-        told = f"{run.kept}: holds a result of other settings (its -> these); give the same, or another --results"
-        raise ConfigError("\n".join([told, *changes]))
+        message = f"{run.kept}: holds a result of other settings (its -> these); give the same, or another --results"
+        raise ConfigError("\n".join([message, *changes]))
 
 
 def _changes(theirs: Config, ours: Config, but: str | None = None) -> list[str]:
-    """Returns a line for each setting that differs and is not only how a run is carried out, and for ``but``."""
+    """Returns a line for each setting that differs and affects more than how a run is carried out, and for ``but``."""
     known = roles()
     return [line for key, line in difference(theirs, ours).items() if key == but or known[key] != HOW]
 

@@ -1,4 +1,4 @@
-"""A study as a page of Markdown."""
+"""Formats the report of a study as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def page(
     compared: Mapping[str, Mapping[str, Difference]],
     facts: Sequence[str],
 ) -> str:
-    """Writes a study as Markdown: figures, differences, classes where the paper has them, and the run folders.
+    """Formats a study as Markdown: figures, differences, classes where the paper has them, and the run folders.
 
     Args:
-        found: what each row gave, by its name.
+        found: the figures of each row, by its name.
         compared: label -> figure -> difference to the row's baseline.
         facts: sentences about how it was measured.
     """
@@ -36,7 +36,7 @@ def page(
     lines += [
         "Differences to the baseline: the mean over pairs of equal seed, its 95 % interval over seeds (Student)",
         "and over test images (bootstrap, not for objects of one size), and the number of pairs. **Bold**: both",
-        "intervals leave out zero. Nothing corrects for the number of comparisons.",
+        "intervals exclude zero. Nothing corrects for the number of comparisons.",
         "",
     ]  # fmt: skip
     body = []

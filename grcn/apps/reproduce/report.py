@@ -1,4 +1,4 @@
-"""What a study found: the paper's figures beside ours, differences in pairs of equal seed, and their sources."""
+"""Reports a study: the paper's figures beside ours, differences in pairs of equal seed, and their sources."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from grcn.vis.charts import difference_dots
 
 logger = logging.getLogger("grcn")
 
-# What of a run's env.json is told of it.
+# The keys of a run's env.json that a report quotes.
 _FACTS = ("device", "threads", "torch", "torchvision", "revision")
 _TORCHVISION = (
     "torchvision's FasterRCNN has the same network, head, anchors, initial values, data and loop, and its own losses "
-    "(smooth L1 with beta 1/9 for boxes), proposals (no least size), anchors (those across the border count) and "
+    "(smooth L1 with beta 1/9 for boxes), proposals (no minimum size), anchors (those across the border count) and "
     "RoIAlign (half a pixel off), and no dropout."
 )
 
-# Where a figure lies among the ten overlaps of COCO's AP; those of objects of one size are not resampled.
+# Indices of a figure among the ten IoU thresholds of COCO's AP; those of objects of one size are not resampled.
 _COCO_OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 
 
 def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[str, Measured]:
     """Reads the results of the finished runs, by their names, and scores their detections on resampled images.
 
-    Of results that are kept without their detections nothing is resampled.
+    Results that are kept without their detections are not resampled.
 
     Args:
         metrics: the paper's names of the figures.
@@ -82,7 +82,7 @@ def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[s
 
 
 def _draw_images(data: DataConfig, evaluation: EvalConfig, count: int) -> tuple[Annotations, np.ndarray]:
-    """Returns the test images that count, and how often each of them is in each of ``count`` resamples."""
+    """Returns the test images that are scored, and how often each of them is in each of ``count`` resamples."""
     images = build.limit_images(evaluation, build.build_test_split(data, build.class_names(data)).table)
     return images, bootstrap.draws(len(images), count)[1:]
 
@@ -108,7 +108,7 @@ def _resample(
 
 
 def keep(runs: Sequence[Trial]) -> None:
-    """Copies the results of finished runs to where they are kept, with what they are results of; once.
+    """Copies the results of finished runs to where they are kept, with seed, settings and machine; once.
 
     Raises:
         ConfigError: another result is kept there.
@@ -123,7 +123,7 @@ def keep(runs: Sequence[Trial]) -> None:
                 raise ConfigError(f"{run.kept}: holds another result; choose another --results, or remove it")
             continue
         known = read_environment(run.folder)
-        own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # newer defaults do not make it another
+        own = (run.folder / "config.yaml").read_text(encoding="utf-8")  # recorded whole, in case defaults change
         source = {"seed": run.seed, "steps": run.settings.train.steps, "config": own}
         source |= {key: known.get(key) for key in _FACTS}
         run.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,8 @@ def differences(
     """Compares each row with its baseline: label -> figure -> difference.
 
     Args:
-        before: the report of the same runs, as ``<name>.json``. Where detections are not at hand, its intervals over
-            test images are taken, if its values are these.
+        before: an earlier report of the same runs, as ``<name>.json``. Where detections are missing, its intervals over
+            test images are used, if its values are the same.
     """
     known = {row["row"]: row["difference"] for row in (before or {}).get("rows", [])}
     rows = {row.label: row for row in table.rows}
@@ -156,7 +156,7 @@ def differences(
 
 
 def _with_interval(difference: Difference, known: Mapping[str, Any] | None) -> Difference:
-    """Takes the interval over test images from a report, where it was of the same values."""
+    """Takes the interval over test images from a report, if it is of the same values."""
     if not known or {int(seed): value for seed, value in known["values"].items()} != dict(difference.values):
         return difference
     images = known["images"]
@@ -236,7 +236,7 @@ def _record(
 
 
 def draw_together(tables: Iterable[Table], found: Mapping[str, Measured], path: Path) -> None:
-    """Draws the differences of several tables below each other, of those that have figures in common with the first."""
+    """Draws the differences of several tables below each other; skips those that share no figure with the first."""
     tables = list(tables)
     alike = [table for table in tables if set(table.metrics) & set(tables[0].metrics)]
     for table in tables:
@@ -282,19 +282,19 @@ def _panels(table: Table, compared: Mapping[str, Mapping[str, Difference]]) -> d
 
 
 def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
-    """Returns sentences about how runs were done: the command, and the machines and revisions that they recorded."""
+    """Returns sentences about how the runs were done: the command, and the machines and revisions recorded."""
     facts = [f"`{command}`", ""]
     machines: dict[str, list[str]] = {}
     for run in runs:
         if run.is_done() or run.is_kept():
             known = read_json(run.kept)["run"] if run.kept and run.is_kept() else read_environment(run.folder)
-            told = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
-            machines.setdefault(told, []).append(f"{run.name}/seed{run.seed}")
+            machine = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
+            machines.setdefault(machine, []).append(f"{run.name}/seed{run.seed}")
     if len(machines) == 1:
-        facts += [f"All runs: {told}." for told in machines]
+        facts += [f"All runs: {machine}." for machine in machines]
     elif machines:
         facts += ["The runs differ in more than their rows:", ""]
-        facts += [f"- {told}: {', '.join(names)}" for told, names in machines.items()]
+        facts += [f"- {machine}: {', '.join(names)}" for machine, names in machines.items()]
     if any(run.row.torchvision for run in runs):
         facts += ["", _TORCHVISION]
     return facts

@@ -1,4 +1,4 @@
-"""The rows of a table: which configs, what the paper reports for them, and what each is compared with."""
+"""Defines the rows of a table: their configs, the paper's figures for them, and their baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grcn.config.files import load_config
 from grcn.errors import ConfigError
 
 # The paper's names of the figures, and ours. The paper does not say which of VOC's two APs its AP70 is; VOC07 suggests
-# the one with eleven points.
+# the 11-point one.
 METRICS = {
     "AP": "coco_ap",
     "AP50": "coco_ap50",
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What is trained; rows of one name share their runs."""
+        """Name of the model that is trained; rows of one name share their runs."""
         return self.config.stem + "_torchvision" * self.torchvision
 
 
@@ -62,7 +62,7 @@ class Table:
     metrics: Sequence[str]
 
     def with_torchvision(self) -> Table:
-        """Returns the table with torchvision's FasterRCNN as second row, compared with the first, which it mirrors."""
+        """Returns the table with torchvision's FasterRCNN as second row, compared with the first, its counterpart."""
         ours = self.rows[0]
         theirs = Row(f"{ours.label}, torchvision's", ours.config, ours.label, torchvision=True)
         return replace(self, rows=(ours, theirs, *self.rows[1:]))
@@ -70,7 +70,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the seeds of one config gave, in percent.
+    """Figures of one config over its seeds, in percent.
 
     Attributes:
         values: figure -> seed -> value; seeds without a finished run are missing.
@@ -91,7 +91,7 @@ def paper_table(configs: Path, number: int, data: str) -> Table:
     Args:
         configs: the folder with ``paper_tables.yaml`` and a folder of configs for each data set.
         number: 1 to 5.
-        data: the folder whose configs stand for the rows: ``coco``, ``voc`` or ``shapes``.
+        data: the folder with the configs of the rows: ``coco``, ``voc`` or ``shapes``.
 
     Raises:
         ConfigError: no config of that folder is a row of this table.

@@ -1,4 +1,4 @@
-"""The runs of a study: where they are, how far they have got, and the processes that bring them to their end."""
+"""Plans the runs of a study, tracks their progress, and executes them in separate processes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _POLL = 0.5  # seconds between looks at the processes
 
 @dataclass(frozen=True)
 class Trial:
-    """What a row describes, trained with one seed in a folder of its own.
+    """A row of the table trained with one seed, in its own folder.
 
     Attributes:
-        kept: where its results are kept when the folder is gone; None for nowhere.
+        kept: file that keeps its results when the folder is gone; None for none.
         elsewhere: its folder holds a run of other settings, and is not read, since its results are kept.
     """
 
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What is trained."""
+        """Name of the model that is trained."""
         return self.row.name
 
     @property
@@ -53,11 +53,11 @@ class Trial:
         return self.folder / "eval" / f"step_{self.settings.train.steps}" / "results.json"
 
     def steps_done(self) -> int:
-        """Returns how many steps its log tells of; 0 for a run that has not begun."""
+        """Returns the last step in its log; 0 for a run that has not begun."""
         return min(int(last_entry(self.folder / "metrics.jsonl").get("step", 0)), self.settings.train.steps)
 
     def is_done(self) -> bool:
-        """Whether its log says that all steps are done and evaluated."""
+        """Whether all steps are done and evaluated, by its log."""
         return not self.elsewhere and is_evaluated(self.folder / "metrics.jsonl", self.settings.train.steps)
 
     def is_kept(self) -> bool:
@@ -77,11 +77,11 @@ def plan(
 
     Args:
         overrides: ``key=value`` for all runs.
-        scale: times the steps of each config, its milestones and its warm-up, as they are with the overrides.
+        scale: multiplies the steps of each config, its milestones and its warm-up, after the overrides.
         results: folder in which results are kept, ``<results>/<name>/seed<k>.json``.
 
     Raises:
-        UserError: a setting is wrong, or what :func:`grcn.apps.reproduce.checks.check_runs` finds.
+        UserError: a setting is wrong, or :func:`grcn.apps.reproduce.checks.check_runs` finds a fault.
     """
     runs = []
     for seed in dict.fromkeys(seeds):
@@ -105,18 +105,18 @@ def _scaled(cfg: Config, scale: float) -> tuple[str, ...]:
 
 
 def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: StopSignals) -> dict[Path, tuple[int, str]]:
-    """Brings runs to their end, each in a process of its own, so many at a time; shows how far they are.
+    """Runs all to their end, each in its own process, ``jobs`` at a time; shows their progress.
 
-    A run that diverges does not keep the others from running; any other fault stops the start of further ones, because
-    they would meet it too.
+    After a run that diverges, the others still run; after any other fault no further ones start, because they would
+    fail too.
 
     Args:
         command: starts a training, as ``[python, -m, grcn, train]``.
-        jobs: processes at a time. They share the cores, and where there are several GPUs these too.
-        stop: signals to obey: the processes save their step and end.
+        jobs: processes at a time. They share the cores and, where there are several, the GPUs.
+        stop: signals on which the processes save their step and end.
 
     Returns:
-        The exit code of each process that failed and what it said, by folder.
+        The exit code and last message of each process that failed, by folder.
 
     Raises:
         Stopped: a signal came.
@@ -132,16 +132,16 @@ def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: Stop
             while waiting and slots and not broken and not stop.code:
                 slot, run = min(slots), waiting.pop(0)
                 slots.remove(slot)
-                said = _size(run.folder / "train.log")
-                active[slot] = _start(run, command, slot, jobs), run, said
+                log_size = _size(run.folder / "train.log")
+                active[slot] = _start(run, command, slot, jobs), run, log_size
             time.sleep(_POLL)
-            for slot, (process, run, said) in list(active.items()):
+            for slot, (process, run, log_size) in list(active.items()):
                 if (code := process.poll()) is None:
                     continue
                 del active[slot]
                 slots.add(slot)
                 if code and not stop.code:
-                    failed[run.folder] = code, _last_words(run.folder / "train.log", said, code)
+                    failed[run.folder] = code, _last_words(run.folder / "train.log", log_size, code)
                     broken = broken or code != NonFiniteError.exit_code
             bar.set_postfix(running=len(active), waiting=len(waiting), failed=len(failed), refresh=False)
             bar.update(sum(run.steps_done() for run in runs) - bar.n)
@@ -156,10 +156,10 @@ def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: Stop
 
 
 def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subprocess.Popen[bytes]:
-    """Starts the process of a run, or continues it; what it says is added to ``train.log`` in its folder."""
+    """Starts the process of a run, or continues it; its output is appended to ``train.log`` in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     prepare = None
-    if sys.platform == "linux":  # no run goes on unseen after a kill -9 of this process
+    if sys.platform == "linux":  # no run continues unseen after a kill -9 of this process
         # The library is loaded here, since little is safe between fork and exec. 1 is PR_SET_PDEATHSIG.
         prepare = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
     with (run.folder / "train.log").open("ab") as log:
@@ -169,7 +169,7 @@ def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subproce
             stdout=log,
             stderr=log,
             env={**os.environ, **_share(slot, jobs)},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
             preexec_fn=prepare,
         )
 
@@ -192,7 +192,7 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Returns the names of the GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    """Returns the names of the visible GPUs, as in ``CUDA_VISIBLE_DEVICES``."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     import torch
@@ -209,8 +209,8 @@ def _last_words(log: Path, start: int, code: int) -> str:
     """
     text = log.read_bytes()[start:].decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    told = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
-    if code > 1 and told:
-        return "; ".join(told)
-    last = lines[-1].strip() if lines else "it said nothing"
+    reported = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+    if code > 1 and reported:
+        return "; ".join(reported)
+    last = lines[-1].strip() if lines else "no output"
     return f"exit code {code} ({last})"

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster, by submitit (extra ``slurm``)."""
+"""Submits runs as jobs of a cluster, by submitit (extra ``slurm``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grcn.errors import PREEMPTED, ConfigError, EnvironmentFault
 
 
 class Job:
-    """A training as submitit runs it: continued in a new job when the cluster takes its machine away."""
+    """A training run by submitit, continued in a new job when the cluster preempts it."""
 
     def __init__(self, command: Sequence[str], log: str) -> None:
         self.command, self.log = list(command), log
@@ -32,7 +32,7 @@ class Job:
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit's signal handler before the job ends: lets the training save its step and stop."""
+        """Lets the training save its step and stop; called by submitit's signal handler before the job ends."""
         import submitit
 
         if self.process is not None:
@@ -42,7 +42,7 @@ class Job:
 
 
 def _wait(process: int) -> None:
-    """Waits for a child's end without taking note of it: a signal handler may do so while its thread does."""
+    """Waits for a child's end without reaping it, so that a signal handler may wait while its thread does."""
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
@@ -68,7 +68,7 @@ def submit(
         import submitit
     except ImportError as error:
         raise EnvironmentFault("--submit needs submitit, which is not installed; pip install 'grcn[slurm]'") from error
-    # Which a training may get as well, where the cluster signals all processes: it stops at USR1 and would die of USR2.
+    # Where the cluster signals all processes, the training gets it too: it stops at USR1 and would die of USR2.
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)

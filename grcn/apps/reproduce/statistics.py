@@ -1,4 +1,4 @@
-"""Means, spreads and intervals of few seeds, and of the same images drawn again."""
+"""Computes differences between rows, and their intervals over few seeds and over resampled images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a row lies from its baseline, seed by seed, in percent.
+    """Difference of a row to its baseline, seed by seed, in percent.
 
     Attributes:
         values: by seed, for those that both rows have.
         seeds: 95 % interval of the mean over seeds, Student's; None below two seeds.
-        images: 95 % interval of the same mean when the test images are drawn again; None if not computed.
+        images: 95 % interval of the same mean over resampled test images; None if not computed.
     """
 
     values: Mapping[int, float]
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def is_shown(self) -> bool | None:
-        """Whether both intervals leave out zero, on the same side; None where one is missing."""
+        """Whether both intervals exclude zero, on the same side; None where one is missing."""
         if self.seeds is None or self.images is None:
             return None
         both = (self.seeds, self.images)

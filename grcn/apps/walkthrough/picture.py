@@ -1,4 +1,4 @@
-"""The steps of a walk (:mod:`grcn.apps.walkthrough.walkthrough`) as one picture of numbered panels."""
+"""Draws the steps of a walk (:mod:`grcn.apps.walkthrough.walkthrough`) as one picture of numbered panels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from grcn.models.features import TASKS, strides_as_text
 from grcn.models.transform import ImageBatch
 from grcn.vis.boxes import GREY, VERMILION, contact_sheet, draw_boxes
 
-WIDTH, _LOWEST, _HIGHEST = 400, 200, 560  # of a panel, which is of the picture's shape unless that is very long
-_ROOM = 1.7  # what is shown around the RoI, for its own length
-_DETECTIONS = 6  # shown at most
-# From nothing to much. It grows lighter all the way, so that it can be read without colours too.
+WIDTH, _LOWEST, _HIGHEST = 400, 200, 560  # of a panel, which has the picture's aspect ratio unless that is extreme
+_ROOM = 1.7  # length shown around the RoI, as a multiple of its own
+_DETECTIONS = 6  # maximum number shown
+# From low to high. It grows lighter all the way, so that it can be read without colours too.
 _COLOURS = np.array([(30, 10, 70), (60, 80, 140), (30, 150, 140), (120, 210, 80), (253, 231, 37)]) / 255
 
 
@@ -28,7 +28,7 @@ class Window:
 
     Args:
         corner: upper left, x and y in pixels of the image; may lie outside.
-        zoom: pixels of the panel for one of the image.
+        zoom: pixels of the panel per pixel of the image.
         panel: its width and height.
     """
 
@@ -43,7 +43,7 @@ class Window:
         return cls(torch.zeros(2), zoom, torch.tensor([WIDTH, max(_LOWEST, round(height * zoom))]))
 
     def around(self, box: Tensor) -> Window:
-        """Returns a closer look at a box ``[4]``, with as little as can be of what lies outside of this window."""
+        """Returns a window zoomed in on a box ``[4]`` that shows as little as possible from outside this one."""
         zoom = float((self.panel / (box[2:] - box[:2]).clamp(min=1)).min()) / _ROOM
         corner = (box[:2] + box[2:] - self.panel / zoom) / 2
         last = self.corner + self.panel / self.zoom - self.panel / zoom
@@ -53,7 +53,7 @@ class Window:
         """Samples values ``[C, h, w]``, whose cells are ``across x down`` pixels of the image.
 
         Returns:
-            ``[C, height, width]`` of the panel, white outside of the values.
+            ``[C, height, width]`` of the panel, white outside the values.
         """
         column, row = (
             (((torch.arange(pixels) + 0.5) / self.zoom + start) / cell).floor().long()
@@ -123,7 +123,7 @@ def _coloured(shares: Tensor) -> Tensor:
 def _energy(feature: Tensor) -> Tensor:
     """Colours a map ``[C, h, w]`` by how far each cell's features lie from those of the mean cell.
 
-    Their length alone would be the same everywhere behind the norms of networks that train from scratch.
+    Their length alone would be the same everywhere after the norms of networks that train from scratch.
     """
     length = (feature - feature.mean((1, 2), keepdim=True)).float().norm(dim=0).cpu()
     return _coloured(length / length.max().clamp(min=1e-12))

@@ -1,8 +1,8 @@
-"""One picture, step by step through a detector: what ``Detector.forward`` does, and what lies between.
+"""Follows one picture through a detector, step by step, and explains each intermediate result of ``Detector.forward``.
 
-Every box is in pixels of the network's input, the resized picture, but for the detections, which are in pixels of the
-picture as given. Shapes: ``R`` proposals, ``C`` channels, ``K`` classes including background, ``s x s`` bins of a RoI,
-``t x t`` cells of the pooled image.
+Every box is in pixels of the network's input, the resized picture, except for the detections, which are in pixels of
+the picture as given. Shapes: ``R`` proposals, ``C`` channels, ``K`` classes including background, ``s x s`` bins of a
+RoI, ``t x t`` cells of the pooled image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grcn.models.features import TASKS, strides_as_text
 
 @dataclass(frozen=True)
 class Walk:
-    """What a picture became on its way.
+    """Intermediate results of one picture.
 
     Attributes:
         model: the detector, in evaluation mode.
@@ -58,14 +58,14 @@ class Walk:
 
 @torch.inference_mode()
 def walk(model: Detector, picture: Tensor) -> Walk:
-    """Takes one picture through a detector, one line for each arrow of the paper's figures.
+    """Runs one picture through a detector, one line for each arrow of the paper's figures.
 
     Args:
         model: of ``grcn.build.build_model`` or ``grcn.load``; is left in evaluation mode.
         picture: ``[3, h, w]``, uint8 or float in 0-1, on the model's device.
 
     Raises:
-        DataError: nothing is proposed, as in a picture of a pixel's height.
+        DataError: nothing is proposed, as in a picture one pixel high.
     """
     model.eval()
     heads = model.roi_heads
@@ -75,7 +75,7 @@ def walk(model: Detector, picture: Tensor) -> Walk:
     rois = proposals[:, boxes.areas(proposals[0]) > 0]
     if not rois.shape[1]:
         size = f"{picture.shape[2]} x {picture.shape[1]}"
-        raise DataError(f"picture: too small for any proposal (got {size} pixels); take a larger one")
+        raise DataError(f"picture: too small for any proposal (got {size} pixels); use a larger one")
 
     sizes = torch.tensor(batch.image_sizes, dtype=rois.dtype, device=rois.device)
     hidden, attention = {}, {}
@@ -159,7 +159,7 @@ def _map(walked: Walk, task: str) -> str:
     elif task == "cls":
         text += " The last layers are this task's own (Sec. 3.2)."
     else:
-        text += " The same image through layers of its own; localization wants a small stride (Sec. 3.4)."
+        text += " The same image through its own layers; localization benefits from a small stride (Sec. 3.4)."
     if task == rpn.reads:
         text += f" The RPN reads {'these maps' if several else 'this map'} and proposes {len(walked.proposals)} boxes."
     return text
@@ -168,11 +168,11 @@ def _map(walked: Walk, task: str) -> str:
 def _roi(walked: Walk, task: str) -> str:
     stride, pool = walked.strides[task], walked.model.roi_heads.pools[task]
     across, down = ((walked.roi[2:] - walked.roi[:2]) / pool.size).tolist()
-    chosen = f": the proposal of the best class score, {_corners(walked.roi)}" if task == "cls" else ""
-    larger = f" Pooled is a box {pool.roi_scale:g} times as wide and as high." if pool.roi_scale != 1 else ""
+    which = f": the proposal of the best class score, {_corners(walked.roi)}" if task == "cls" else ""
+    larger = f" It is pooled from a box {pool.roi_scale:g} times as wide and high." if pool.roi_scale != 1 else ""
     across, down = across * pool.roi_scale, down * pool.roi_scale
     return (
-        f"One RoI on the {task} map{chosen}.{larger} Each of its {pool.size} x {pool.size} bins is "
+        f"One RoI on the {task} map{which}.{larger} Each of its {pool.size} x {pool.size} bins is "
         f"{across:.1f} x {down:.1f} pixels; a cell of the map, {stride} pixels, covers "
         f"{stride / across:.1f} x {stride / down:.1f} bins."
     )
@@ -180,20 +180,20 @@ def _roi(walked: Walk, task: str) -> str:
 
 def _context(walked: Walk) -> str:
     if not walked.attention:
-        return "Context (Sec. 3.3, eq. 1): none in this model. A RoI knows of the image what its map shows it."
-    told = []
+        return "Context (Sec. 3.3, eq. 1): none in this model. A RoI sees of the image only what its map shows."
+    sentences = []
     for task, weights in walked.attention.items():
         _, bins, down, across = weights.shape
         share = walked.looked_at(task).flatten().sort(descending=True).values
         half = 1 + int((share.cumsum(0) < 0.5).sum())
         gate = walked.model.roi_heads.context[task].gate
-        scaled = "" if gate is None else f" What it finds is added times {float(gate):.2g}, the learned gate."
-        told.append(
+        scaled = "" if gate is None else f" The context is multiplied by the learned gate, {float(gate):.2g}."
+        sentences.append(
             f"Context for {task} (Sec. 3.3, eq. 1): {bins} bins ask {down} x {across} cells of the whole image. Half "
             f"of the attention lies on {half} cells; the most on one is {share[0] * len(share):.2f} times "
             f"the even share.{scaled}"
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _scores(walked: Walk, names: Sequence[str]) -> str:
@@ -202,10 +202,8 @@ def _scores(walked: Walk, names: Sequence[str]) -> str:
 
 
 def _box(walked: Walk) -> str:
-    parted = walked.model.roi_heads.parted
-    how = (
-        "a pass of its own" if parted else "no pass of its own: map, context and hidden layers are those of the scores"
-    )
+    separate = walked.model.roi_heads.parted
+    how = "its own pass" if separate else "no pass of its own: map, context and hidden layers are those of the scores"
     iou = float(boxes.iou(walked.roi[None], walked.box[None])[0, 0])
     moved = f"becomes {_corners(walked.box)}, of IoU {iou:.2f} with it" if iou < 0.995 else "stays where it is"
     stages = len(walked.model.roi_heads.stages())
@@ -218,7 +216,7 @@ def _detections(walked: Walk, names: Sequence[str]) -> str:
     shown = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)][:3]
     return (
         f"Detections from all proposals, scores above {walked.model.roi_heads.detecting.score_thresh:g}, after "
-        f"suppression: {len(labels)}{': ' if shown else ''}{', '.join(shown)}{', ...' if len(labels) > 3 else ''}."
+        f"NMS: {len(labels)}{': ' if shown else ''}{', '.join(shown)}{', ...' if len(labels) > 3 else ''}."
     )
 
 

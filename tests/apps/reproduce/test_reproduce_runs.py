@@ -76,7 +76,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     run.results.write_text("{}")
     for flag in ("--init", "--allow-changes"):
         environment.write_text(json.dumps({"command": ["tools/train.py", flag, "x.pt"]}))
-        refused(ConfigError, f"otherwise than its config says .got {flag}")
+        refused(ConfigError, f"not trained by its config alone .got {flag}")
     environment.write_text(json.dumps({"command": ["tools/train.py", "--torchvision"]}))
     refused(ConfigError, "holds the other detector")
     environment.write_text("{")
@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     assert runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0].is_done()
 
     parted = Row("detect-F", ROWS[1].config, torchvision=True)
-    refused(ConfigError, "parts the tasks", [parted])
+    refused(ConfigError, "separates the tasks", [parted])
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"base: {ROOT}/configs/_base/shapes.yaml\ndata: {{test_images: 7}}\n")
     refused(ConfigError, "tested on other images.*data.test_images: 7, not 500", [ROWS[1], Row("x", elsewhere)])
