@@ -434,7 +434,7 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
     assert json.loads(stdout.splitlines()[-1])["coco_ap"] is not None
     assert (
         stderr.count(
-            "torchvision's detector keeps to its own model.anchors.layout 'torchvision' (not 'centred'), "
+            "torchvision's detector keeps its own model.anchors.layout 'torchvision' (not 'centred'), "
             "model.rpn.straddling true (not false)"
         )
         == 1

@@ -103,7 +103,7 @@ def test_what_differs_from_the_config_is_told(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "grcn"):
         facts(model_of(**ITS_OWN))
     assert {record.getMessage() for record in caplog.records} == {
-        "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
+        "torchvision's detector keeps its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
         "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
     }
 

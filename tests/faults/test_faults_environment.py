@@ -124,7 +124,7 @@ def worker_hangs() -> None:
 
 
 def test_workers_that_die_or_hang(tmp_path: Path) -> None:
-    assert_contract(train(tmp_path, "run.workers=1", patch=worker_dies), CODE, "reads images died", "run.workers")
+    assert_contract(train(tmp_path, "run.workers=1", patch=worker_dies), CODE, "worker died", "run.workers")
     shutil.rmtree(tmp_path / "run")
     result = train(tmp_path, "run.workers=1", "run.timeout=1.5", patch=worker_hangs)
     assert_contract(result, CODE, "no image came", "run.timeout")

@@ -129,7 +129,7 @@ def killed_pair(folder: Path, victims: tuple[int, ...], seconds: float) -> tuple
 def test_an_error_of_one_process_ends_both_and_is_told(tmp_path: Path, rank: int) -> None:
     results = pair(tmp_path, patches={rank: broken_image})
     assert_contract(results[rank], DataError.exit_code, "image 7 is broken")
-    assert_contract(results[1 - rank], EnvironmentFault.exit_code, "another process has ended")
+    assert_contract(results[1 - rank], EnvironmentFault.exit_code, "another process exited")
 
 
 def broken_image() -> None:
@@ -179,7 +179,7 @@ def test_a_silent_process_is_given_up(tmp_path: Path) -> None:
     processes[0].join(HANG)
     processes[1].kill()
     results = finish(processes, tmp_path)
-    assert_contract(results[0], EnvironmentFault.exit_code, "kept silent for 15 s", "run.timeout")
+    assert_contract(results[0], EnvironmentFault.exit_code, "did not respond within 15 s", "run.timeout")
 
 
 def test_a_process_that_waits_for_others_ends_at_a_second_signal(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_torchrun_starts_again_and_the_run_continues(tmp_path: Path, faults: int
     os.kill(int((tmp_path / "run/.lock").read_text().split()[1]), signal.SIGKILL)
     assert process.wait(HANG) == 0
     told = (tmp_path / "err").read_text()
-    assert "resuming from" in told and "another process has ended" in told
+    assert "resuming from" in told and "another process exited" in told
     assert b'"step": 200, "metrics"' in (tmp_path / "run/metrics.jsonl").read_bytes()
 
 
