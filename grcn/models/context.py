@@ -32,7 +32,7 @@ class ContextAttention(nn.Module):
         norm: ``"none"``: eq. 1; ``"qk"``: queries and keys of length one, and a learned factor in place of ``1 /
             sqrt(k)`` (Henry et al., Query-Key Normalization for Transformers), which starts at their ``log2(L^2 - L)``
             for ``L`` cells.
-        gate: ``"none"``: eq. 1; ``"zero"``: the sum is scaled by a learned factor that starts at zero, so that the
+        gate: ``"none"``: eq. 1; ``"zero"``: the added term has a learned factor that starts at zero, so that the
             model starts as the one without context.
         cells: ``t * t``.
     """
