@@ -261,7 +261,7 @@ def config(name, *settings):
 
 
 def pair(cfg, size=(96, 160), classes=8):
-    """A detector of a config and its torchvision baseline, with images cut so that torchvision does not pad them."""
+    """A detector of a config, its torchvision baseline, and images without rows that torchvision would pad."""
     model = build_model(cfg.model, classes + 1)
     images, targets = make_scene(size, classes, CPU)
     spread_scores(model, images)
