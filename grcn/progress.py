@@ -50,7 +50,7 @@ class _Stderr:
 
 
 class _Lines:
-    """A stream on which each state of a bar is a line of its own, once."""
+    """A stream that writes each state of a bar once, on its own line."""
 
     def __init__(self, stream: _Stderr) -> None:
         self._lines, self._last = stream, ""

@@ -14,7 +14,7 @@ Level ``full``: made to give the claims of the paper (G-RCN, arXiv 2012.03677) a
 - *Localization wants a small stride.* Edges lie at sixteenths of a pixel. Long sides run from 10
   to 80 px, short ones from 8, aspect ratios from 1:2 to 2:1, so a box is more than a centre.
 - *Classification wants depth and receptive field.* Four looks are the products of two outlines
-  (oval, trapezoid) and two textures (checks, bars), so neither alone tells the class. The texture
+  (oval, trapezoid) and two textures (checks, bars), so neither alone decides the class. The texture
   leans at random and grows with the object, from periods of 4.5 px: on a small object it takes fine
   detail, on a large one a large receptive field. The colours of these looks are random, and
   unlabelled triangles carry the same textures.
