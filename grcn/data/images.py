@@ -91,7 +91,7 @@ def read_image(
     bits: int | None = None,
     on_dark: OnDark | None = None,
 ) -> Tensor:
-    """Reads an image file as uint8 RGB [3, H, W], rotated by its EXIF orientation.
+    """Reads an image file as uint8 RGB [3, H, W], with its EXIF orientation applied.
 
     The content decides the format, not the name. The pixels lie in memory as Pillow decodes them,
     channels last. Grey becomes three equal channels, alpha is
@@ -115,7 +115,7 @@ def to_rgb_tensor(image: Picture, bits: int | None = None, on_dark: OnDark | Non
     """Returns an image as RGB tensor [3, H, W], uint8, or float in 0-1 if it was such a tensor.
 
     The same picture gives the same pixels as the name of a file, its bytes, the opened file and the Pillow image:
-    rotated by the EXIF orientation, see :func:`read_image`. The input is never changed, and only a tensor is shared.
+    with the EXIF orientation applied, see :func:`read_image`. The input is never changed, and only a tensor is shared.
 
     Args:
         image: name of a file; bytes of one; a file opened with ``"rb"``, which is read from its beginning; a Pillow
@@ -233,7 +233,7 @@ def read_header(file: str | io.BytesIO) -> Header | None:
             known = image.format in ("JPEG", "MPO", "WEBP", "TIFF") or "exif" in image.info
             turn = image.getexif().get(_ORIENTATION, 1) if known else 1
             size = image.height, image.width
-            if isinstance(image, TiffImageFile):  # its size is already rotated
+            if isinstance(image, TiffImageFile):  # its size already has the orientation applied
                 size = image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
             return Header(size, image.mode, turn if turn in range(1, 9) else 1)
     except (Image.DecompressionBombError, *_BROKEN):
