@@ -127,7 +127,7 @@ def test_workers_that_die_or_hang(tmp_path: Path) -> None:
     assert_contract(train(tmp_path, "run.workers=1", patch=worker_dies), CODE, "worker died", "run.workers")
     shutil.rmtree(tmp_path / "run")
     result = train(tmp_path, "run.workers=1", "run.timeout=1.5", patch=worker_hangs)
-    assert_contract(result, CODE, "no image came", "run.timeout")
+    assert_contract(result, CODE, "worker timed out", "run.timeout")
 
 
 def test_workers_end_with_a_killed_run_and_hold_no_lock(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def killed_pair(folder: Path, victims: tuple[int, ...], seconds: float) -> tuple
     for rank, result in enumerate(results):
         fatal = results[1 - rank].code == -signal.SIGKILL
         if rank not in victims and fatal and result.code:  # it may just have finished
-            assert_contract(result, EnvironmentFault.exit_code, f"process {rank} of 2: another process has")
+            assert_contract(result, EnvironmentFault.exit_code, f"process {rank} of 2: another process exited")
     return results, took
 
 
