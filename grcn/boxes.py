@@ -1,7 +1,7 @@
-"""Boxes: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
+"""Box operations: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
-Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Nothing here reads a value back
-to the host but suppression: sizes never depend on data, and masks say which rows count.
+Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Only suppression reads a value back
+to the host: sizes never depend on data, and masks mark the valid rows.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """
@@ -71,19 +71,19 @@ def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def _weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
-    """Multiplies deltas ``[..., 4]`` by four factors; those of 1 cost nothing."""
+    """Multiplies deltas ``[..., 4]`` by four factors; factors of 1 cost nothing."""
     if set(weights) == {1.0}:
         return deltas
     return torch.stack([deltas[..., i] * weight for i, weight in enumerate(weights)], -1)
 
 
 def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
-    """Picks from the deltas of all classes ``[N, R, K, 4]`` those of one class for each box, int64 ``[N, R]``."""
+    """Picks the deltas of one class for each box, int64 ``[N, R]``, from those of all classes ``[N, R, K, 4]``."""
     return deltas.gather(2, labels[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Cuts boxes ``[N, A, 4]`` at their image's border; NaN coordinates become 0, so that no operator ever sees one.
+    """Clips boxes ``[N, A, 4]`` to their image; NaN coordinates become 0, so that no operator ever sees one.
 
     Args:
         boxes: ``[N, A, 4]``.
@@ -94,7 +94,7 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def scaled(boxes: Tensor, factor: float) -> Tensor:
-    """Makes boxes ``[..., 4]`` ``factor`` times as wide and as high about their centres."""
+    """Scales boxes ``[..., 4]`` by ``factor`` about their centres."""
     start, end = boxes.split(2, dim=-1)
     grown = (end - start) * ((factor - 1) / 2)
     return torch.cat([start - grown, end + grown], dim=-1)
@@ -116,7 +116,7 @@ def match(
         valid: ``[N, G]`` bool, False for padding rows.
         fg_iou: a candidate whose best overlap reaches this is foreground.
         bg_iou: one whose best overlap is below this is background; between the two it is ignored.
-        low_quality: also take, for each object, every candidate that ties for its best overlap (Ren et al., Sec.
+        low_quality: also assign to each object every candidate that ties for its best overlap (Ren et al., Sec.
             3.1.2).
             An object that overlaps no usable candidate gets none (torchvision would then take all of them).
         usable: ``[N, A]`` bool; other candidates are ignored.
@@ -146,7 +146,7 @@ def sample(matched: Tensor, keys: Tensor, count: int, max_foreground: int) -> tu
         matched: ``[N, A]`` from :func:`match`.
         keys: int64 ``[N, A]``, not negative.
         count: slots per image.
-        max_foreground: limit of foreground slots.
+        max_foreground: maximum number of foreground slots.
 
     Returns:
         ``indices`` int64 ``[N, count]`` into the candidates, ``valid`` bool ``[N, count]`` (False where an image has
@@ -171,13 +171,13 @@ def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Te
     host-device synchronisation, so there is one.
 
     Args:
-        boxes: ``[A, 4]`` in order of falling score, inside an image.
+        boxes: ``[A, 4]`` in descending order of score, inside an image.
         scores: ``[A]``; boxes of score ``-inf`` are placeholders: they drop no other, and come last if at all. If there
-            are any, and the threshold is below 1, one of them is kept, behind all others.
+            are any, and the threshold is below 1, one of them is kept, after all others.
         threshold: a box that overlaps a kept one by more than this is dropped.
-        count: the most that are returned.
+        count: maximum number of indices returned.
     """
-    # In one place outside the image they drop each other, and what is left of them is last.
+    # At one position outside the image the placeholders drop each other, and the last box kept is one of them.
     nowhere = boxes.new_full((4,), -2.0)
     nowhere[2:] = -1.0
     boxes, scores = torch.where((scores > -torch.inf)[:, None], boxes, nowhere), scores.to(boxes.dtype)
@@ -195,19 +195,19 @@ def nms_top_k(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Te
 def batched_nms_top_k(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int) -> Tensor:
     """Returns the indices of the first ``count`` boxes that suppression within each class keeps, best score first.
 
-    They are the first of ``torchvision.ops.batched_nms``, without the placeholders.
+    They are the first ones of ``torchvision.ops.batched_nms``, without the placeholders.
 
     Args:
-        boxes: ``[A, 4]`` in order of falling score, inside an image.
+        boxes: ``[A, 4]`` in descending order of score, inside an image.
         scores: ``[A]``; boxes of score ``-inf`` are placeholders.
         labels: int64 ``[A]``, not negative.
-        threshold, count: as of :func:`nms_top_k`.
+        threshold, count: as in :func:`nms_top_k`.
     """
     if len(boxes) == 0:
         return labels.new_empty(0)
     shifted = apart(boxes, labels)
-    # With one more placeholder there is always one, of which suppression keeps one, as the last: it can be left out
-    # without reading a score, which would be a second host-device synchronisation.
+    # With one more placeholder there is always at least one, and suppression keeps exactly one, as the last: it can be
+    # dropped without reading a score, which would be a second host-device synchronisation.
     shifted, scores = F.pad(shifted, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-torch.inf)
     kept = nms_top_k(shifted, scores, threshold, count + 1)
     if threshold < 1:
@@ -231,9 +231,9 @@ _pretends_gpu = ContextVar("pretends_gpu", default=False)
 
 
 def sync_is_free(tensor: Tensor) -> bool:
-    """Tells whether reading a value of a tensor needs no host-device synchronisation, as on a CPU.
+    """Returns whether reading a value of a tensor needs no host-device synchronisation, as on a CPU.
 
-    Code that picks between a form whose shapes depend on data (for a CPU) and one of fixed shapes asks this, so that
+    Code that chooses between data-dependent shapes (on a CPU) and fixed shapes calls this, so that
     :func:`as_if_on_gpu` reaches all of it.
     """
     return tensor.device.type == "cpu" and not _pretends_gpu.get()
@@ -241,9 +241,9 @@ def sync_is_free(tensor: Tensor) -> bool:
 
 @contextmanager
 def as_if_on_gpu() -> Iterator[None]:
-    """Makes :func:`sync_is_free` answer no in a ``with`` block, in the calling thread only.
+    """Makes :func:`sync_is_free` return False in a ``with`` block, in the calling thread only.
 
-    The forms for a GPU then run on a CPU, where they can be counted and compared.
+    The code paths for a GPU then run on a CPU, where they can be counted and compared.
     """
     token = _pretends_gpu.set(True)
     try:

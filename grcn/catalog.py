@@ -1,20 +1,20 @@
-"""Tables that several parts read, so that a fact stands once. Imports nothing, torch least of all."""
+"""Defines the tables that several packages share; imports nothing, in particular not torch."""
 
 # Channels of the convolutions of each block, conv1 to conv5 (Simonyan and Zisserman, configuration D).
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Channels of the tiny backbone's blocks, as multiples of its width.
 TINY_BLOCKS = (1, 2, 4, 4, 4)
-# Where a VGG can be split, and the first block that then exists once per task.
+# The places where a VGG can be split, and the first block that then exists once per task.
 VGG_SPLITS = {"conv3": 3, "conv4": 4, "conv5": 5}
 
 # Residual units of conv2 to conv5; the last units of conv4 can be split off (He et al., Table 1).
 RESNET_UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "tiny_resnet": (1, 1, 3, 1)}
 PYRAMID_MAPS = 5  # P2 to P6
-# Where a pyramid can be split, and the first layer that then exists once per task.
+# The places where a pyramid can be split, and the first layer that then exists once per task.
 PYRAMID_SPLITS = {"output": "output2", "fpn": "lateral5", "conv5": "layer4_0", "conv4": "layer3_0"}
 RESNET_WIDTH = 64  # channels of the first convolution; conv4 has 16 times as many, conv5 32 times
 
-# The releases of torchvision, by backbone, and what each expects of its input, by name of the normalisation.
+# The releases of torchvision, by backbone, with the name of the normalisation that each expects.
 RELEASES = {
     "resnet50": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_V2": "torchvision"},
     "resnet101": {"IMAGENET1K_V1": "torchvision", "IMAGENET1K_V2": "torchvision"},

@@ -1,4 +1,4 @@
-"""Exit codes and the one-line error: what the command line tells a user who made a mistake.
+"""Defines the errors and exit codes of the command line, and prints a user's mistake in one line.
 
 Every tool ends with one of these codes::
 
@@ -24,9 +24,9 @@ INTERRUPTED = 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose complaints are like all others: one line, exit code 2.
+    """A parser that reports errors as all of grcn does: one line, exit code 2.
 
-    Its name is that of the command, also under ``python -m grcn``, which argparse would show in its place.
+    Its name is that of the command, also under ``python -m grcn``, which argparse would show instead.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -37,10 +37,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class UserError(Exception):
-    """A mistake or fault that the user can act on. The message is one line: where, what (got X); remedy.
+    """A mistake or fault that the user can act on. The message is one line: where, what (got X); fix.
 
     Attributes:
-        shared: all processes of a run meet this error, so the first one of each machine tells it for all.
+        shared: all processes of a run raise this error, so only the first one of each machine prints it.
     """
 
     exit_code = 1
@@ -79,7 +79,7 @@ class NonFiniteError(UserError):
     shared = True
 
 
-# The operating system's faults that no code of ours can mend, whatever file they strike.
+# The operating system's faults that our code cannot fix, whatever file they affect.
 _PATH_ERRNOS = {
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EACCES, errno.EPERM),
@@ -98,24 +98,24 @@ _REMEDIES = {
     errno.ETIMEDOUT: "check the network disk and run again",
 }
 
-# Threads of OpenMP that wait for each other spin, by default for milliseconds: beside other processes, which may have
-# taken the core of the one they wait for, a step then takes up to 25 times as long. So they spin for microseconds.
+# OpenMP threads that wait for each other spin, by default for milliseconds: beside other processes, which may hold the
+# core of the thread that they wait for, a step then takes up to 25 times as long. So they spin for microseconds.
 _SPINS = "1000"
 
 _SMALLER = "lower model.image.short or, in training, train.batch, or raise train.accumulate"
-# How torch words the machine's faults, which it raises as plain RuntimeErrors, and what is to be told.
+# Torch raises faults of the machine as plain RuntimeErrors: a part of their text, and the message to print instead.
 _RUNTIME_FAULTS = {
     "out of memory": ("out of memory", _SMALLER),
     "DefaultCPUAllocator": ("out of memory", _SMALLER),
-    "DataLoader worker (pid": ("a process that reads images died, most often for want of memory", "lower run.workers"),
-    "DataLoader timed out": ("no image came from a reading process", "check the disk, or raise run.timeout"),
+    "DataLoader worker (pid": ("a DataLoader worker died, usually out of memory", "lower run.workers"),
+    "DataLoader timed out": ("a DataLoader worker timed out", "check the disk, or raise run.timeout"),
 }
 
 
 def main(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command and exits with the documented code; a user's mistake is one line on stderr.
 
-    Threads of OpenMP spin briefly while they wait for each other, unless the user's environment says how long. OpenMP
+    OpenMP threads spin briefly while they wait for each other, unless the user's environment sets how long. OpenMP
     reads it when torch is imported.
 
     Args:
@@ -127,12 +127,12 @@ def main(command: Callable[[], int | None]) -> NoReturn:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
         code = command() or 0
-        if sys.stdout is not None:  # the shell's >&- leaves none
+        if sys.stdout is not None:  # None under the shell's >&-
             sys.stdout.flush()
     except UserError as error:
         code = error.exit_code
         _tell(error, *(str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]))
-    except BrokenPipeError:  # whoever asked for the result has gone
+    except BrokenPipeError:  # the reader of the result has exited
         code = EnvironmentFault.exit_code
         _silence(1)
     except OSError as error:
@@ -156,16 +156,16 @@ def main(command: Callable[[], int | None]) -> NoReturn:
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
-    except OSError:  # the exit code matters, which Python's own flush in vain would change
+    except OSError:  # keep the exit code, which Python's own failing flush would change
         _silence(2)
     sys.exit(code)
 
 
 def one_line(text: str, limit: int = LONGEST_LINE - len(PREFIX)) -> str:
-    """Makes a message fit for a terminal, whatever names and values of the user's it quotes.
+    """Makes a message safe to print on a terminal, whatever names and values of the user it quotes.
 
-    What cannot be printed is escaped. A text that is too long loses its middle: it begins with the place and ends with
-    the remedy.
+    Unprintable characters are escaped. A text that is too long loses its middle, since it begins with the place and
+    ends with the fix.
     """
     text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     if len(text) <= limit:
@@ -175,19 +175,19 @@ def one_line(text: str, limit: int = LONGEST_LINE - len(PREFIX)) -> str:
 
 
 def is_of_the_machine(error: Exception) -> bool:
-    """Whether the machine fails, and not the file that is being read: memory, disk, network, limits."""
+    """Returns whether the machine is at fault, not the file that is being read: memory, disk, network, limits."""
     if isinstance(error, OSError):
         return error.errno in _MACHINE_ERRNOS
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _known_fault(error) is not None)
 
 
 def _known_fault(error: RuntimeError) -> tuple[str, str] | None:
-    return next((told for text, told in _RUNTIME_FAULTS.items() if text in str(error)), None)
+    return next((known for text, known in _RUNTIME_FAULTS.items() if text in str(error)), None)
 
 
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Gives an error of the operating system the name of the file that was written, which a full disk does not tell."""
+    """Adds the name of the file that was written to an error of the operating system, which a full disk lacks."""
     try:
         yield
     except OSError as error:
@@ -201,10 +201,10 @@ def _silence(descriptor: int) -> None:
 
 
 def _tell(error: BaseException, *lines: str) -> None:
-    told_by_another = getattr(error, "shared", False) and os.environ.get("LOCAL_RANK", "0") != "0"
-    if sys.stderr is not None and not told_by_another:  # the shell's 2>&- leaves no stderr
+    printed_by_another = getattr(error, "shared", False) and os.environ.get("LOCAL_RANK", "0") != "0"
+    if sys.stderr is not None and not printed_by_another:  # stderr is None under the shell's 2>&-
         try:
             for line in lines:
                 print(PREFIX + one_line(line), file=sys.stderr, flush=True)
-        except OSError:  # nobody listens
+        except OSError:  # nobody reads stderr
             _silence(2)

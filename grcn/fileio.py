@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, that one process writes, and that are safe to read.
+"""File access: atomic writes, a lock on a run's folder, and safe reading of weights.
 
-Files of weights are judged by their bytes before anything in them is unpacked or unpickled. Half a megabyte of a zip
-archive can unpack to a gigabyte of zeros, and neither torch nor numpy looks before it does so. Nor does torch compare
-checksums: it returns other weights where a bit has flipped.
+Files of weights are checked by their bytes before anything in them is unpacked or unpickled. Half a megabyte of a zip
+archive can unpack to a gigabyte of zeros, and neither torch nor numpy checks this first. Nor does torch compare
+checksums: it returns wrong weights where a bit has flipped.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING
 
 from grcn.errors import CheckpointError, EnvironmentFault, is_of_the_machine, named, one_line
 
-if TYPE_CHECKING:  # imported where it is used: torch takes seconds to import, and some tools do without
+if TYPE_CHECKING:  # imported where it is used: torch takes seconds to import, and some tools do not need it
     from torch import Tensor
 
-# A detector has some thousand tensors; to list a million entries takes gigabytes.
+# A detector has some thousand tensors; listing a million entries takes gigabytes.
 MAX_ENTRIES = 2**16
-# Trained weights hardly compress, and those of 16 bits stored as 64 to a fifth: a file that grows more holds none.
+# Trained weights hardly compress; 16-bit ones stored as 64 shrink to a fifth: a file that grows more holds none.
 EXPANSION = 10
 
-_ENTRY = b"PK\x01\x02"  # what each entry of an archive's directory starts with
+_ENTRY = b"PK\x01\x02"  # the start of each entry of an archive's directory
 _START = b"PK\x03\x04"
-# What zipfile raises for bytes that are not a zip archive, or no longer one.
+# The errors of zipfile for bytes that are not, or no longer, a zip archive.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError),
     *(struct.error, zlib.error, OverflowError, IndexError),
@@ -54,7 +54,7 @@ _FORMATS = {
 
 
 def write_durably(path: Path, contents: bytes | memoryview) -> None:
-    """Replaces a file; after a crash at any moment the old one or the new one is there, whole."""
+    """Replaces a file; after a crash at any moment, either the old or the new one is there, whole."""
     temporary = path.parent / f".tmp-{path.name}"
     try:
         with named(path), temporary.open("wb") as file:
@@ -69,7 +69,7 @@ def write_durably(path: Path, contents: bytes | memoryview) -> None:
 
 
 def sync(path: Path) -> None:
-    """Brings what a file holds, or which files a folder holds, to the disk."""
+    """Syncs the contents of a file, or the list of files in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,9 +79,9 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing to a run's folder, for as long as the context is open.
+    """Keeps other processes from writing to a run's folder while the context is open.
 
-    A POSIX record lock: it vanishes with the process however that ends, and forked workers do not
+    A POSIX record lock: it is released however the process ends, and forked workers do not
     inherit it (``flock`` would outlive a killed trainer in its workers). Nothing else may open the
     file: closing it anywhere in the process releases the lock.
 
@@ -116,8 +116,8 @@ def read_file(path: Path, remedy: str) -> bytes:
     """Reads a regular file whole.
 
     Raises:
-        CheckpointError: there is none, or it may not be read; ends in ``remedy``.
-        OSError: the machine fails.
+        CheckpointError: there is none, or it may not be read; the message ends in ``remedy``.
+        OSError: the machine is at fault.
     """
     try:
         if not path.is_file():  # a pipe would block for ever
@@ -135,7 +135,7 @@ def is_archive(contents: bytes) -> bool:
 
 
 def appearance(contents: bytes) -> str:
-    """Says what a file looks like, for a message."""
+    """Describes what a file looks like, for a message."""
     if contents.count(0) == len(contents):
         return "only zeros" if contents else "empty"
     start = contents[:64].lstrip()
@@ -148,14 +148,14 @@ def appearance(contents: bytes) -> str:
 
 
 def cause(error: Exception) -> str:
-    """Says in a few words what torch or numpy met in a file."""
+    """Describes in a few words what torch or numpy found in a file."""
     if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to trust the file
         return "a broken pickle, or one of more than tensors and plain types"
     return one_line((str(error) or type(error).__name__).partition("\n")[0], 100)
 
 
 def unusable(tensors: Mapping[str, Tensor]) -> str | None:
-    """Says which tensor out of a file is not to be computed with, and why; None if all are sound."""
+    """Describes the first tensor of a file that is unusable, and why; None if all are sound."""
     import torch
 
     kinds = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -163,7 +163,7 @@ def unusable(tensors: Mapping[str, Tensor]) -> str | None:
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.dtype not in kinds:
             return f"{key} is of a kind that is not read ({tensor.dtype}, {tensor.layout})"
-        # With strides of zero a few bytes pose as any number of values, which every operation would write out.
+        # With strides of zero a few bytes stand for any number of values, which every operation would materialize.
         if tensor.numel() > tensor.untyped_storage().nbytes():
             return f"{key} has more values than are stored"
         if not tensor.isfinite().all():
@@ -176,7 +176,7 @@ def check_archive(contents: bytes, *, compressed: bool = False, checksums: bool 
 
     Args:
         compressed: accept compressed entries, up to :data:`EXPANSION` times the size of the file in all. Otherwise all
-            are to be stored as they are, as torch does, and to take no more than the file has.
+            must be stored uncompressed, as torch does, and take no more bytes than the file has.
         checksums: verify the contents of the entries too.
 
     Raises:
@@ -221,7 +221,7 @@ def fetch(entry: str, url: str) -> Path:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            seen = sys.stderr is not None and sys.stderr.isatty()  # a bar for nobody may fail the download
+            seen = sys.stderr is not None and sys.stderr.isatty()  # an unseen progress bar could fail the download
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for a tool's result
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=seen)
     except Exception as error:  # whatever the network makes urllib raise
@@ -243,7 +243,7 @@ def read_tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
             from safetensors.torch import load
 
             return load(contents)
-        if is_archive(contents):  # torch's own old format, in which some releases are, is none
+        if is_archive(contents):  # torch's old format, which some releases use, is not an archive
             check_archive(contents, compressed=path.suffix == ".npz")
         elif path.suffix == ".npz" or not contents.startswith(b"\x80"):
             raise ValueError(appearance(contents))
@@ -265,6 +265,6 @@ def read_tensors(path: Path, contents: bytes) -> dict[str, Tensor]:
 
 
 def few(names: Sequence[str]) -> str:
-    """Lists the first of some names."""
+    """Lists the first few of some names."""
     shown = ", ".join(names[:3])
     return f"{shown}, ..." if len(names) > 3 else shown or "none"

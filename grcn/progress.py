@@ -1,4 +1,4 @@
-"""Messages and progress bars on stderr: redrawn in a terminal, and a line a minute where it goes to a file."""
+"""Messages and progress bars on stderr: redrawn in a terminal, one line a minute in a file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go, {rat
 
 
 class _Stderr:
-    """Standard error, which falls silent, instead of failing, when its reader has gone or its disk is full.
+    """Standard error that drops output, instead of failing, when its reader has exited or its disk is full.
 
-    What is written there is worth less than the run that writes it. The shell's ``2>&-`` leaves no stream at all.
+    The run matters more than its messages. Under the shell's ``2>&-`` there is no stream at all.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class _Stderr:
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
 
-    def __eq__(self, other: object) -> bool:  # tqdm clears the bars that stand on the stream of a message
+    def __eq__(self, other: object) -> bool:  # tqdm clears the bars on the stream of a message
         return self._stream == getattr(other, "_stream", other)
 
     def __hash__(self) -> int:
@@ -50,7 +50,7 @@ class _Stderr:
 
 
 class _Lines:
-    """A stream on which each state of a bar is a line of its own, once."""
+    """A stream that writes each state of a bar once, on its own line."""
 
     def __init__(self, stream: _Stderr) -> None:
         self._lines, self._last = stream, ""
@@ -91,13 +91,13 @@ def progress_bar(
 
     Args:
         iterable: what to go through; None for a bar that is updated by hand.
-        desc: what is going on.
-        total: how many there will be.
-        options: others of tqdm.
+        desc: label of the bar.
+        total: number of items.
+        options: further options of tqdm.
     """
     stream = _Stderr()
     if stream.isatty():
         return tqdm(iterable, desc, total, file=stream, dynamic_ncols=True, **options)
-    # A delay leaves out the line of the start.
+    # A delay suppresses the first line.
     options = {"bar_format": _LINE, "delay": 1e-9, **options}
     return tqdm(iterable, desc, total, file=_Lines(stream), mininterval=_SECONDS, maxinterval=_SECONDS, **options)

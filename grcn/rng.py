@@ -1,4 +1,4 @@
-"""Counter-based randomness: every random number is a hash of what it is for, never of what was drawn before.
+"""Counter-based randomness: every random number is a hash of its purpose, never of earlier draws.
 
 A number is ``hash(seed, purpose, global sample number, ...)``, so it does not depend on workers, processes, devices
 or call order, and resuming a run needs no generator state, only the step. The hash chains the finaliser of splitmix64
@@ -47,7 +47,7 @@ def hash_tensor(*words: int | Tensor) -> Tensor:
 
 
 def hash_on(state: Tensor, word: Tensor) -> Tensor:
-    """Hashes one more word behind those of ``state`` (:func:`image_states`), to int64 in [0, 2**63)."""
+    """Hashes one more word after those of ``state`` (:func:`image_states`), to int64 in [0, 2**63)."""
     return _step_tensor(state ^ word) & _MASK63
 
 
@@ -68,12 +68,12 @@ def permutation(n: int, *words: int) -> np.ndarray:
 
 
 def image_states(targets: list[dict], device: torch.device, *words: tuple[int, ...]) -> Tensor:
-    """Hashes each image's key and some words, for :func:`hash_on` to go on from.
+    """Hashes each image's key and some words, for :func:`hash_on` to continue from.
 
     Keys are the targets' ``rng_key``; the loader's are plain integers, which are hashed here on the host: there are
-    few, and every one of a dozen operators on them would cost a GPU as much as one on a million. A tensor on a GPU will
-    do, and costs a wait. Targets that carry none (a caller with a loader of their own) get keys from torch's generator
-    of the CPU, so ``torch.manual_seed`` governs them as it governs torchvision's detectors.
+    few, and every one of a dozen operators on them would cost a GPU as much as one on a million. A tensor on a GPU
+    works too, at the cost of a synchronisation. Targets without a key (from a caller's own loader) get keys from
+    torch's generator of the CPU, so ``torch.manual_seed`` controls them as it controls torchvision's detectors.
 
     Returns:
         int64 ``[len(words), N]``: ``hash_on(result[i, n], w) == hash_tensor(key of n, *words[i], w)``.

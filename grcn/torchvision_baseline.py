@@ -1,6 +1,6 @@
-"""torchvision's Faster R-CNN with the network, head, anchors, RoIs and weights of one of ours, as it comes.
+"""Builds torchvision's own Faster R-CNN with the network, head, anchors, RoIs and weights of one of our models.
 
-A model with separate tasks has no counterpart there: what is built is the Faster R-CNN that it extends.
+A model with separate tasks has no counterpart there: its baseline is the Faster R-CNN that it extends.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from grcn.models.weights import normalisation_of
 logger = logging.getLogger("grcn")
 
 _TORCHVISION = ("vgg16", "resnet50", "resnet101")
-# What a FrozenBatchNorm2d adds to the variance.
+# The eps of a FrozenBatchNorm2d.
 _EPS = 1e-5
-# Settings of ours that torchvision's detector has no argument for, and what it has in their place.
+# Our settings that torchvision's detector has no argument for, and its fixed values.
 _ITS_OWN: dict[str, bool | float | str] = {
     "anchors.layout": "torchvision",
     "rpn.straddling": True,
@@ -57,8 +57,8 @@ _ITS_OWN: dict[str, bool | float | str] = {
 
 
 def baseline_of(cfg: ModelConfig) -> ModelConfig:
-    """Returns the Faster R-CNN that a model extends: no split, no context, one stage with the head that classifies, the
-    network's own strides, one RPN and no weights of losses."""
+    """Returns the Faster R-CNN that a model extends: no split, no context, one stage with the classification head, the
+    network's own strides, one RPN and no loss weights."""
     one_head = {"kind": cfg.head.kinds["cls"], "cls": None, "loc": None, "tasks": "shared", "class_agnostic": False}
     one_stage = {} if isinstance(cfg.cascade, str) else {"fg_iou": cfg.cascade[0]}
     update = {
@@ -77,8 +77,8 @@ def baseline_of(cfg: ModelConfig) -> ModelConfig:
 def torchvision_lacks(cfg: ModelConfig) -> list[str]:
     """Returns a line for each setting of a model that keeps its baseline from being built in torchvision.
 
-    A default that torchvision does not share is its own affair, and so is ``rpn.min_size``, which suits the images and
-    counts pixels of their originals, where torchvision's counts those of the resized images.
+    Defaults that differ from torchvision's are left to it, and so is ``rpn.min_size``, which suits the images and is in
+    pixels of the originals, while torchvision's is in pixels of the resized images.
     """
     lines = []
     if normalisation_of(cfg.weights).bgr:
@@ -104,7 +104,7 @@ def check_torchvision(cfg: ModelConfig) -> None:
 
 
 def _differences(cfg: ModelConfig) -> dict[str, tuple[object, object]]:
-    """Returns the settings that torchvision's detector has otherwise, with both values."""
+    """Returns the settings that differ in torchvision's detector, with both values."""
     ours, idle = leaves(cfg), idle_in_model(cfg)
     return {
         key: (ours[key], theirs) for key, theirs in _ITS_OWN.items() if key not in idle and _differ(ours[key], theirs)
@@ -114,15 +114,15 @@ def _differences(cfg: ModelConfig) -> dict[str, tuple[object, object]]:
 def _differ(one: bool | float | str, other: bool | float | str) -> bool:
     if isinstance(one, str) or isinstance(other, str):
         return one != other
-    return not math.isclose(one, other, rel_tol=1e-3)  # 1/9 has no end in YAML
+    return not math.isclose(one, other, rel_tol=1e-3)  # 1/9 is rounded in YAML
 
 
 def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     """Builds torchvision's detector of a model, or of its baseline, in evaluation mode.
 
     VGG16 and ResNets are torchvision's own layers, batch norms not folded; of other networks the
-    layers are ours and the detector torchvision's. It has the settings of the config as far as it has them at all; the
-    others are logged. What is no setting is torchvision's: memory formats, sampling with host-device synchronisations,
+    layers are ours and the detector torchvision's. It takes the settings of the config as far as it supports them; the
+    others are logged. Everything else is torchvision's: memory formats, sampling with host-device synchronisations,
     and, where ``image.multiple`` is null, padding to multiples of 32.
 
     Args:
@@ -135,17 +135,17 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
     check_torchvision(cfg)
     cfg = baseline_of(cfg)
     if unlike := _differences(cfg):
-        told = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
-        logger.info("torchvision's detector keeps to its own %s", ", ".join(told))
+        settings = (f"model.{key} {show(theirs)} (not {show(ours)})" for key, (ours, theirs) in unlike.items())
+        logger.info("torchvision's detector keeps its own %s", ", ".join(settings))
     num_classes = model.roi_heads.heads.cls_score.out_features
     plain = build_model(cfg, num_classes)
     named: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        named.setdefault(layer_name(name), value)  # of copies the first: the first stage, and the task that classifies
+        named.setdefault(layer_name(name), value)  # the first of copies: the first stage, and the classification task
     with torch.no_grad():
         for name, value in plain.state_dict().items():
             known = named[layer_name(name)]
-            if known.shape == value.shape:  # not of a box regressor of another head, or of all classes
+            if known.shape == value.shape:  # differs for the box regressor of another head, or of all classes
                 value.copy_(known)
     trunk, head = _layers(cfg, plain)
     spec = plain.backbone.feature_specs["cls"]
@@ -197,7 +197,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
 
 
 class _RoIPool(nn.Module):
-    """torchvision's RoIPool, called as its detectors call their pooling."""
+    """torchvision's RoIPool with the interface of its detectors' pooling."""
 
     def __init__(self, stride: int, size: int) -> None:
         super().__init__()
@@ -220,17 +220,17 @@ class _Conv5(nn.Module):
 
 
 def _rpn_head(rpn: RegionProposalNetwork) -> RPNHead:
-    """Makes torchvision's head of convolutions as wide as ours, with their weights."""
+    """Makes torchvision's convolution head as wide as ours, with our weights."""
     head = RPNHead(rpn.conv.in_channels, rpn.anchors.per_cell, 1 + len(rpn.further))
     for block, conv in zip(head.conv, (rpn.conv, *rpn.further), strict=True):
-        block[0] = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)  # the ReLU is a layer of its own
+        block[0] = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)  # the ReLU is a separate layer
         block[0].load_state_dict(conv.state_dict())
     head.cls_logits, head.bbox_pred = copy.deepcopy(rpn.cls_logits), copy.deepcopy(rpn.bbox_pred)
     return head
 
 
 def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
-    """Returns the backbone, with weights, and the hidden layers of the head, with theirs where they are of ours."""
+    """Returns the backbone with weights, and the hidden layers of the head, with weights where the layers are ours."""
     hidden = plain.roi_heads.heads.cls
     head: nn.Module = hidden
     if isinstance(hidden, box_heads.TwoMLPHead):
@@ -263,7 +263,7 @@ def _layers(cfg: ModelConfig, plain: Detector) -> tuple[nn.Module, nn.Module]:
 
 
 class _OurLayers(nn.Module):
-    """A backbone of ours, called as torchvision's detectors call theirs."""
+    """One of our backbones with the interface of torchvision's."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -275,12 +275,12 @@ class _OurLayers(nn.Module):
 
 @torch.no_grad()
 def _copy_by_name(plain: Detector, network: nn.Module, names: Mapping[str, str]) -> None:
-    """Copies weights and norms of ours to torchvision's, and freezes what is frozen.
+    """Copies our weights and norms to torchvision's layers, and freezes those that are frozen in ours.
 
     Args:
         plain: the model.
-        network: of torchvision's layers.
-        names: layer names by its keys, as of :func:`grcn.models.layer_names.torchvision_names`.
+        network: torchvision's layers.
+        names: layer names by its keys, as from :func:`grcn.models.layer_names.torchvision_names`.
     """
     ours = {layer_name(name): value for name, value in plain.state_dict().items()}
     theirs = network.state_dict()

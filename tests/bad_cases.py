@@ -1,4 +1,4 @@
-"""Stands for the measuring of a case, in a process that imports it by name, and goes wrong as its batch says."""
+"""Replaces the measuring of a case, in a process that imports it by name, and fails as its batch says."""
 
 import os
 import subprocess

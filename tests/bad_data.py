@@ -1,4 +1,4 @@
-"""Small data sets, the damages done to them, and what the real program must make of each.
+"""Small data sets, damages to them, and how the real program must handle each.
 
 A case is one damage to a data set of four images with a cat or a dog each. Either the program ends with exit code 3 in
 one clear line, or it trains and evaluates.

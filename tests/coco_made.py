@@ -1,4 +1,4 @@
-"""Small data sets in COCO's layout, and what their reader makes of them."""
+"""Small data sets in COCO's layout, and a helper that reads them."""
 
 from __future__ import annotations
 

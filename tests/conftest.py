@@ -1,4 +1,4 @@
-"""How much fault injection: a little with all other tests, much with ``make faults``, which sums it up.
+"""Sets the amount of fault injection: a little with all other tests, much with ``make faults``, which sums it up.
 
 And a cache folder of the tests' own, which their subprocesses inherit: nothing is written into the user's.
 """

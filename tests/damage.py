@@ -1,4 +1,4 @@
-"""What damaged files are made with, and what is asked of the message about one."""
+"""Damages files, and checks the message about a damaged one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NUMBERS = (b"NaN", b"Infinity", b"-1", b"0", b"1e999", b"9" * 25, b"-0.5", b"0.
 
 
 def is_clear(line: str) -> bool:
-    """Whether a message is one short printable line with a remedy."""
+    """Whether a message is one short printable line with a fix."""
     return len(PREFIX + line) <= LONGEST_LINE and line.isprintable() and "; " in line
 
 

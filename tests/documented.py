@@ -2,13 +2,13 @@
 
 Every line of a code block without a language, or of ``bash``, is a command; a block that begins with ``#!`` is one.
 They run in a folder that looks like a checkout, in the order of the pages, preparing data first, so that each finds
-what those before it have left there. What is changed of them is listed here and nowhere else:
+the files that earlier ones have left there. All changes to them are listed here:
 
 - real data sets are tiny ones, published by a local server; networks are small (``NETWORKS``, :func:`shrink`);
 - settings and flags are appended (``SETTINGS``, ``FLAGS``), and there is one seed and one process, but for a torchrun
   with two;
 - SLURM's commands are a shell's, with one task (:func:`stand_in_for_slurm`);
-- names that stand for a file of the user's become files that an earlier command left (``FILLED``, :func:`fill`).
+- names of the user's own files become files that an earlier command left (``FILLED``, :func:`fill`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _launcher(command: re.Match[str]) -> str:
 
 
 def data_of(command: str) -> str:
-    """Tells which data a command is about; the built-in ones unless it says so."""
+    """Returns the data that a command uses; the built-in ones unless it names others."""
     names = {"voc": "voc", "coco": "coco", "own.yaml": "own", "runs/own": "own"}
     return next((data for name, data in names.items() if name in command), "shapes")
 
@@ -157,7 +157,7 @@ def settings(command: str) -> list[str]:
 
 
 def fill(word: str, place: Path) -> str:
-    """Puts a file that is there for a word that stands for one."""
+    """Replaces the placeholder of a file by an existing one."""
     if "…" in word:  # of a checkpoint's name
         pattern = re.sub(r"(step_|best-)[^/]*…", r"\1*", word)
     elif word in FILLED:

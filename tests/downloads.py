@@ -1,4 +1,4 @@
-"""A web server that misbehaves as told, archives good and bad, and tiny data sets made of them."""
+"""A web server that misbehaves on request, archives good and bad, and tiny data sets made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint and no weights, though some of them pretend to be."""
+"""Foreign files: neither checkpoints nor weights, though some of them pretend to be."""
 
 from __future__ import annotations
 

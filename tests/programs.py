@@ -1,4 +1,4 @@
-"""The tools in processes of their own, each forked from a server that has imported torch: a start takes 50 ms."""
+"""Runs the tools in separate processes, each forked from a server that has imported torch: a start takes 50 ms."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def call(tool: str, *args: object, folder: Path, **options: Any) -> Outcome:
 
 
 def outcome(tool: str, args: Sequence[object], process: Any, folder: Path, name: str = "program") -> Outcome:
-    """Reads what a program that has ended left."""
+    """Reads the output of a program that has exited."""
     written = [folder / f"{name}.{kind}" for kind in ("out", "err")]
     texts = [path.read_text(errors="replace") if path.exists() else "" for path in written]
     return Outcome(shlex.join([tool, *map(str, args)]), process.exitcode, *texts)
@@ -104,20 +104,20 @@ def undisturbed(folder: Path, *settings: object) -> dict[str, bytes]:
 
 
 def assert_contract(result: Outcome, code: int, *named: str) -> None:
-    """Asserts what every failure owes the user: its exit code, one clear line with a remedy, and nothing else.
+    """Asserts the contract of every failure: its exit code, one clear line with a fix, and nothing else.
 
     Only a config may have several lines, one per problem.
     """
-    told = f"{result.command}\nexit {result.code}, expected {code}\n{result.stdout}{result.stderr}"
-    assert result.code == code, told
+    report = f"{result.command}\nexit {result.code}, expected {code}\n{result.stdout}{result.stderr}"
+    assert result.code == code, report
     lines = [line for line in result.stderr.splitlines() if line.startswith("grcn: error: ")]
-    assert len(lines) == 1 or (code == 2 and lines), told
+    assert len(lines) == 1 or (code == 2 and lines), report
     for line in lines:
-        assert len(line) <= 300 and line.isprintable(), told
-    assert any("; " in line for line in lines), f"no remedy\n{told}"
+        assert len(line) <= 300 and line.isprintable(), report
+    assert any("; " in line for line in lines), f"no remedy\n{report}"
     for text in named:
-        assert any(text in line for line in lines), f"does not name {text!r}\n{told}"
-    assert "Traceback" not in result.stderr and not result.stdout, told
+        assert any(text in line for line in lines), f"does not name {text!r}\n{report}"
+    assert "Traceback" not in result.stderr and not result.stdout, report
 
 
 def signal_at(place: str, number: int, nth: int = 1, after: bool = False) -> None:

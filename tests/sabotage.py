@@ -1,4 +1,4 @@
-"""What puts the program out of order, in its own process, before it starts: ``programs.call(…, patch=limited)``."""
+"""Patches that break the program, in its own process, before it starts: ``programs.call(…, patch=limited)``."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def with_truncated_images() -> None:
 
 
 def without_nan_checks() -> None:
-    """Removes all that stands between a box of NaN and torchvision's operators."""
+    """Removes all guards between a box of NaN and torchvision's operators."""
     pack = voc.pack
 
     def careless(*args: Any, **options: Any) -> table.Annotations:

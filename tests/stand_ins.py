@@ -1,7 +1,7 @@
 """The few names of detectron2 and mmdetection that docs/own_detector.md imports, with the signatures of their sources.
 
-What they compute is enough to see which map, of which shape, goes where. They insist on what the real ones, in which
-the page was run, insist on, and on contiguous maps, without which mmcv computes nonsense and says nothing.
+They compute enough to see which map, of which shape, goes where. They make the same demands as the real ones, in which
+the page was run, and also demand contiguous maps, without which mmcv silently computes nonsense.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ROIPooler(nn.Module):
 
 
 class FastRCNNOutputLayers(nn.Module):
-    """Tells what it was given."""
+    """Returns its input."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class FasterRCNN(BaseModule):
         self.roi_head = MODELS.build(roi_head | {"train_cfg": {}, "test_cfg": {}})
 
 
-# Of mmdetection's file, what a detector of stand-ins reads.
+# The part of mmdetection's file that a detector of stand-ins reads.
 BASES = {
     "mmdet::_base_/models/faster-rcnn_r50-caffe-dc5.py": {
         "data_preprocessor": {"bgr_to_rgb": False, "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]},
@@ -190,10 +190,10 @@ def merged(base: dict, changes: dict) -> dict:
 
 
 def assert_pixels_suit_torchvision(mean: list[float], std: list[float], rgb: bool) -> None:
-    """Both libraries hand out BGR of 0 to 255 unless told."""
-    wanted = normalisation_of("torchvision:FILE")
-    assert rgb and not wanted.bgr
-    assert torch.allclose(torch.tensor([mean, std]), torch.tensor([wanted.mean, wanted.std]) * 255)
+    """Both libraries feed BGR of 0 to 255 by default."""
+    normalisation = normalisation_of("torchvision:FILE")
+    assert rgb and not normalisation.bgr
+    assert torch.allclose(torch.tensor([mean, std]), torch.tensor([normalisation.mean, normalisation.std]) * 255)
 
 
 def modules() -> dict[str, ModuleType]:

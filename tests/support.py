@@ -1,4 +1,4 @@
-"""What several tests need: a small detector, a batch for it, and the same detector made of torchvision's parts."""
+"""Shared helpers: a small detector, a batch for it, and the same detector made of torchvision's parts."""
 
 from __future__ import annotations
 

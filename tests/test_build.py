@@ -1,4 +1,4 @@
-"""What a config says of an optimizer, built."""
+"""Optimizers built from configs."""
 
 from typing import Any
 

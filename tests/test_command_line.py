@@ -41,8 +41,8 @@ def test_the_help_of_a_command_names_it(monkeypatch, capfd, name):
 
 
 def test_a_command_that_does_not_exist_is_one_line(monkeypatch, capfd):
-    told = grcn(monkeypatch, capfd, "trian", code=2)
-    assert told == "grcn: error: no such command (got 'trian'); did you mean train?\n"
+    stderr = grcn(monkeypatch, capfd, "trian", code=2)
+    assert stderr == "grcn: error: no such command (got 'trian'); did you mean train?\n"
     assert "see grcn --help" in grcn(monkeypatch, capfd, "xyz", code=2)
 
 
@@ -76,8 +76,8 @@ def test_a_config_is_copied_with_what_it_begins_with(monkeypatch, capfd, tmp_pat
     ]
     assert grcn(monkeypatch, capfd, "configs", "copy", "shapes/grcn_tiny.yaml", "mine").splitlines() == printed
     Path("mine/_base/tiny.yaml").write_text("model: {width: 4}\n")
-    told = grcn(monkeypatch, capfd, "configs", "copy", "shapes/grcn_tiny", "mine", code=2)
-    assert "mine/_base/tiny.yaml: exists and differs" in told
+    stderr = grcn(monkeypatch, capfd, "configs", "copy", "shapes/grcn_tiny", "mine", code=2)
+    assert "mine/_base/tiny.yaml: exists and differs" in stderr
     assert Path("mine/_base/tiny.yaml").read_text() == "model: {width: 4}\n"
-    told = grcn(monkeypatch, capfd, "configs", "copy", "shapes/grcn_tny", "mine", code=2)
-    assert "did you mean shapes/grcn_tiny" in told
+    stderr = grcn(monkeypatch, capfd, "configs", "copy", "shapes/grcn_tny", "mine", code=2)
+    assert "did you mean shapes/grcn_tiny" in stderr

@@ -1,4 +1,4 @@
-"""The demo: figures in percent, and where to go on."""
+"""The demo: figures in percent, and the next steps."""
 
 from __future__ import annotations
 

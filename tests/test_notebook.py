@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb: what it names exists, and all of it runs, made short."""
+"""docs/quickstart.ipynb: everything it names exists, and all of it runs, made short."""
 
 from __future__ import annotations
 

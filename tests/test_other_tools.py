@@ -1,4 +1,4 @@
-"""The code in docs/other_tools.md reads what grcn writes, and hands it on as the other tools take it.
+"""The code in docs/other_tools.md reads grcn's files, and passes them to the other tools in their format.
 
 These are not installed: stand-ins of the few names that the page uses have their signatures, keep what they are given,
 and refuse what the real ones, in which the page was run, refuse.

@@ -1,4 +1,4 @@
-"""The wheel and the sdist, as somebody without a clone has them: in a new venv, from an empty folder."""
+"""The wheel and the sdist as a user without a clone gets them: in a new venv, from an empty folder."""
 
 from __future__ import annotations
 

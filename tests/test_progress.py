@@ -1,4 +1,4 @@
-"""What a progress bar leaves in a file is lines, few of them."""
+"""A progress bar writes only a few lines to a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_file_gets_lines_and_none_of_what_is_done_at_once(monkeypatch, capfd):
         for _ in range(3):
             bar.update()
             bar.set_postfix(loss="1.5", refresh=False)
-            logging.getLogger("grcn").info("told")
+            logging.getLogger("grcn").info("logged")
         assert list(progress_bar(range(2), "inner", leave=False)) == [0, 1]
     monkeypatch.setattr(progress, "_SECONDS", 60.0)
     assert list(progress_bar(range(2), "evaluate", leave=False)) == [0, 1]
@@ -31,7 +31,7 @@ def test_a_file_gets_lines_and_none_of_what_is_done_at_once(monkeypatch, capfd):
     assert "\x1b" not in written
     lines = written.splitlines()
     assert "\r" not in written and "\n\n" not in written and "evaluate" not in written
-    assert lines.count("grcn: told") == 3
+    assert lines.count("grcn: logged") == 3
     assert lines[0].startswith("train: 1 of 3, 00:00 gone, ") and "train: 3 of 3, " in lines[-1]
     assert lines[-1].endswith(", loss=1.5")
 

@@ -1,4 +1,4 @@
-"""What README and docs say is true: their commands parse, their files exist, the README's code runs."""
+"""README and docs are correct: their commands parse, their files exist, the README's code runs."""
 
 import os
 import re

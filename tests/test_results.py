@@ -1,4 +1,4 @@
-"""What was measured is made again from what is committed: reports byte for byte, and the tables of RESULTS.md."""
+"""Published results are reproduced from committed files: reports byte for byte, and the tables of RESULTS.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go one way, so that a part can be read, tested and used without what builds on it."""
+"""Imports go one way, so that a package can be read, tested and used without those that build on it."""
 
 import ast
 from pathlib import Path

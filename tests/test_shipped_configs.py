@@ -126,10 +126,10 @@ def test_the_page_shows_what_was_measured(tmp_path):
 
 def test_every_row_of_every_table_has_a_config_for_its_data():
     tables = yaml.safe_load((ROOT / "configs/paper_tables.yaml").read_text())
-    wanted = {(t, row["id"]) for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
+    expected = {(t, row["id"]) for t in range(1, 6) for row in tables[f"table{t}"]["rows"]}
     shipped = {name: set() for name in ("coco", "voc", "shapes", "own")}
     for path in SHIPPED:
         shipped[path.parent.name] |= {(ref.table, ref.row) for ref in load_config(path).paper}
-    assert shipped["voc"] == {row for row in wanted if row[0] == 4}
-    assert shipped["coco"] == {row for row in wanted if row[0] != 4}
-    assert shipped["shapes"] == wanted
+    assert shipped["voc"] == {row for row in expected if row[0] == 4}
+    assert shipped["coco"] == {row for row in expected if row[0] != 4}
+    assert shipped["shapes"] == expected

@@ -1,4 +1,4 @@
-"""What makes things faster changes no result, and asks of a GPU what it is meant to; counted, not timed."""
+"""Optimizations change no result, and ask of a GPU what they are meant to; counted, not timed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,8 +109,8 @@ def test_roi_align_in_bags_is_torchvisions(aligned, ratio):
     feature = torch.randn(2, 5, 11, 17, generator=generator).double().requires_grad_()
     pool = RoIPool([16], 4, "align", ratio, aligned)
     ours = pool((feature,), rois)
-    owner = torch.arange(2.0).double().repeat_interleave(80)[:, None]
-    theirs = roi_align(feature, torch.cat([owner, rois.flatten(0, 1)], 1), 4, 1 / 16, ratio, aligned)
+    batch_index = torch.arange(2.0).double().repeat_interleave(80)[:, None]
+    theirs = roi_align(feature, torch.cat([batch_index, rois.flatten(0, 1)], 1), 4, 1 / 16, ratio, aligned)
     assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     weights = torch.randn_like(ours)
     found, expected = (torch.autograd.grad((out * weights).sum(), feature)[0] for out in (ours, theirs))
@@ -261,7 +261,7 @@ def config(name, *settings):
 
 
 def pair(cfg, size=(96, 160), classes=8):
-    """A detector of a config, without the rows of its images that torchvision would pad, and its twin."""
+    """A detector of a config, its torchvision baseline, and images without rows that torchvision would pad."""
     model = build_model(cfg.model, classes + 1)
     images, targets = make_scene(size, classes, CPU)
     spread_scores(model, images)
@@ -272,32 +272,32 @@ def pair(cfg, size=(96, 160), classes=8):
     "name", ["shapes/grcn_tiny.yaml", "shapes/grcn_tiny_resnet.yaml", "shapes/faster_rcnn_tiny_resnet_det.yaml"]
 )
 @torch.no_grad()
-def test_a_twin_has_the_layers_and_weights_of_the_plain_model(name):
+def test_a_baseline_has_the_layers_and_weights_of_the_plain_model(name):
     cfg = config(name)
-    model, twin, images, _ = pair(cfg)
+    model, baseline, images, _ = pair(cfg)
     batch, _ = model.transform(images)
-    feature = twin.backbone(batch.tensors)["0"]
+    feature = baseline.backbone(batch.tensors)["0"]
     assert_close(feature, model.backbone(batch.tensors)["cls"][0], rtol=1e-4, atol=1e-4)
     rois = torch.rand(3, model.backbone.feature_specs["cls"].channels, cfg.model.roi.size, cfg.model.roi.size)
     hidden = model.roi_heads.heads.eval().hidden("cls", rois)
-    assert_close(twin.roi_heads.box_head(rois), hidden, rtol=1e-4, atol=1e-4)
+    assert_close(baseline.roi_heads.box_head(rois), hidden, rtol=1e-4, atol=1e-4)
     expected = (model.roi_heads.heads.cls_score(hidden), model.roi_heads.heads.bbox_pred(hidden))
-    assert_close(twin.roi_heads.box_predictor(hidden), expected)
-    logits, _ = twin.rpn.head([feature])
+    assert_close(baseline.roi_heads.box_predictor(hidden), expected)
+    logits, _ = baseline.rpn.head([feature])
     hidden = model.rpn.conv(feature)
     assert_close(logits[0], model.rpn.cls_logits(hidden), rtol=1e-4, atol=1e-4)
-    assert len(twin(images)[0]["boxes"]) > 5
+    assert len(baseline(images)[0]["boxes"]) > 5
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet50_det"])
 @torch.no_grad()
-def test_a_twin_of_a_pretrained_network_is_torchvisions_own(name):
+def test_a_baseline_of_a_pretrained_network_is_torchvisions_own(name):
     cfg = config(f"coco/faster_rcnn_{name}.yaml", "model.head.dim=32", "model.rpn.channels=16")
-    model, twin, images, _ = pair(cfg)
+    model, baseline, images, _ = pair(cfg)
     batch, _ = model.transform(images)
     ours = model.backbone(batch.tensors)["cls"][0]
-    assert_close(twin.backbone(batch.tensors), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
-    frozen = sum(not weight.requires_grad for weight in twin.backbone.parameters())
+    assert_close(baseline.backbone(batch.tensors), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
+    frozen = sum(not weight.requires_grad for weight in baseline.backbone.parameters())
     assert frozen == (8 if "vgg16" in name else 11)
 
 
@@ -319,8 +319,8 @@ def test_the_floor_has_all_arithmetic_and_nothing_else():
 
 def test_frozen_layers_keep_nothing_for_a_backward_pass():
     cfg = config("coco/faster_rcnn_vgg16.yaml", "model.head.dim=32")
-    model, twin, images, targets = pair(cfg)
-    ours, theirs = (saved_bytes(m, lambda m=m: m.train()(images, targets)) for m in (model, twin))
+    model, baseline, images, targets = pair(cfg)
+    ours, theirs = (saved_bytes(m, lambda m=m: m.train()(images, targets)) for m in (model, baseline))
     assert ours < 1.2 * theirs
     model.backbone.frozen.requires_grad_(True)
     with mock.patch("torch.no_grad", torch.enable_grad):

@@ -73,10 +73,10 @@ def test_a_run_leaves_what_it_promises(finished):
     folder, metrics = finished
     assert {"voc07_ap50", "voc07_ap70", "voc_area_ap75", "coco_ap", "coco_ap_small"} <= set(metrics)
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {"config.yaml", "env.json", "metrics.jsonl", "vis/inputs.png"}
+    expected = {"config.yaml", "env.json", "metrics.jsonl", "vis/inputs.png"}
     files = ("results.json", "detections.json", "per_class.csv", "detections.png", "pr_iou50.png")
     evaluation = {f"eval/step_4/{name}" for name in files}
-    assert wanted | evaluation <= names
+    assert expected | evaluation <= names
     assert len(list((folder / "checkpoints").glob("step_00000004-*.pt"))) == 1
     assert json.loads((folder / "eval/step_4/results.json").read_text())["metrics"] == metrics
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -107,7 +107,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch, capfd):
     assert "evaluated under other settings" in stderr and "model.roi.nms: 0.3 -> 0.9" in stderr
 
 
-def test_a_run_that_lacks_its_evaluation_only_is_evaluated_as_it_is_told(finished, tmp_path):
+def test_a_run_that_lacks_its_evaluation_only_is_evaluated_on_request(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
@@ -209,17 +209,17 @@ def test_print_config_and_dry_run_write_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_without_effect_are_told_in_one_line(tmp_path, monkeypatch, capfd):
+def test_settings_without_effect_are_reported_in_one_line(tmp_path, monkeypatch, capfd):
     config = ROOT / "configs/shapes/grcn_tiny.yaml"
     arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", *SMALL)
-    told = call_here(
+    stderr = call_here(
         monkeypatch, capfd, "tools/train.py", *arguments, "train.gamma=0.5", "model.head={kind: conv, dropout: 0.5}",
         code=0,
     )  # fmt: skip
     found = "model.head.dropout (model.head.kind is conv), train.gamma (train.schedule is cosine)"
-    assert told.splitlines().count(f"grcn: without effect here: {found}") == 1 == told.count("without effect")
-    told = call_here(monkeypatch, capfd, "tools/train.py", *arguments, "train.warmup=50", code=0)
-    assert "grcn: train.lr is never reached (train.warmup is 50, train.steps 4)" in told.splitlines()
+    assert stderr.splitlines().count(f"grcn: without effect here: {found}") == 1 == stderr.count("without effect")
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", *arguments, "train.warmup=50", code=0)
+    assert "grcn: train.lr is never reached (train.warmup is 50, train.steps 4)" in stderr.splitlines()
 
 
 XML = """<annotation><filename>{stem}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -363,13 +363,13 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, capfd, tmp_path, nat
     assert ("run.amp=bf16: this CPU only emulates bfloat16" in stderr) != native
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_tf32_is_what_the_config_says(monkeypatch, capfd, tmp_path, wanted):
-    torch.backends.cuda.matmul.allow_tf32 = not wanted
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_what_the_config_says(monkeypatch, capfd, tmp_path, tf32):
+    torch.backends.cuda.matmul.allow_tf32 = not tf32
     config = ROOT / "configs/shapes/grcn_tiny.yaml"
-    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", f"run.tf32={wanted}", *SMALL)
+    arguments = ("--config", config, "--output-dir", tmp_path / "run", "--dry-run", f"run.tf32={tf32}", *SMALL)
     call_here(monkeypatch, capfd, "tools/train.py", *arguments, code=0)
-    assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # torch's default
 
 
@@ -434,7 +434,7 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
     assert json.loads(stdout.splitlines()[-1])["coco_ap"] is not None
     assert (
         stderr.count(
-            "torchvision's detector keeps to its own model.anchors.layout 'torchvision' (not 'centred'), "
+            "torchvision's detector keeps its own model.anchors.layout 'torchvision' (not 'centred'), "
             "model.rpn.straddling true (not false)"
         )
         == 1
@@ -442,27 +442,27 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
     path = next((tmp_path / "run/checkpoints").glob("step_00000004-*.pt"))
     state = load(path)
     assert "rpn.head.cls_logits.weight" in state["model"] and "roi_heads.box_head.fc6.weight" in state["model"]
-    told = call_here(
+    stderr = call_here(
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "run", "--resume", *SMALL,
         "train.steps=5", "--allow-changes", code=4,
     )  # fmt: skip
-    assert "of torchvision's detector" in told
+    assert "of torchvision's detector" in stderr
     for tool, *arguments in (
         ("tools/eval.py", "--config", tmp_path / "run/config.yaml"),
         ("tools/predict.py", tmp_path / "run/vis/inputs.png"),
     ):
         into = ("--output-dir", tmp_path / "none")
-        told = call_here(monkeypatch, capfd, tool, *arguments, "--checkpoint", path, *into, code=4)
-        assert_one_line(told, f"{path}: checkpoint of step 4: of torchvision's detector; pass one of ours, or ")
-    told = call_here(
+        stderr = call_here(monkeypatch, capfd, tool, *arguments, "--checkpoint", path, *into, code=4)
+        assert_one_line(stderr, f"{path}: checkpoint of step 4: of torchvision's detector; pass one of ours, or ")
+    stderr = call_here(
         monkeypatch, capfd, "tools/train.py", "--config", config, "--output-dir", tmp_path / "none", "--torchvision",
         *SMALL, "model.roi.add_gt=false", code=2,
     )  # fmt: skip
-    assert_one_line(told, "model.roi.add_gt: torchvision's detector has true (got false); set that")
+    assert_one_line(stderr, "model.roi.add_gt: torchvision's detector has true (got false); set that")
     assert not (tmp_path / "none").exists()
-    parted = ROOT / "configs/shapes/detect_f_tiny.yaml"
-    told = call_here(monkeypatch, capfd, "tools/train.py", "--config", parted, "--torchvision", *SMALL, code=2)
-    assert "use a config of Faster R-CNN" in told
+    separate = ROOT / "configs/shapes/detect_f_tiny.yaml"
+    stderr = call_here(monkeypatch, capfd, "tools/train.py", "--config", separate, "--torchvision", *SMALL, code=2)
+    assert "use a config of Faster R-CNN" in stderr
 
 
 def test_a_run_ends_with_a_report_in_one_file(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""Every setting of a model reaches its twin, is refused, or is known to be torchvision's own."""
+"""Every setting of a model reaches its torchvision baseline, is refused, or is known to be torchvision's own."""
 
 import logging
 from typing import Any
@@ -33,7 +33,7 @@ ITS_OWN: dict[str, Any] = {
     "rpn.min_size": 2,
     "roi.aligned": False,
 }
-# A twin is one of the baseline, which has one map, one head and one stage.
+# The detector is that of the baseline model, which has one map, one head and one stage.
 OF_OTHER_METHODS = {
     "split", "rpn.reads", "head.tasks", "head.cls", "head.loc", "head.class_agnostic", "roi.loss_weights", "cascade",
     "head.residual_dim",
@@ -49,11 +49,11 @@ def model_of(**changes: Any) -> ModelConfig:
 
 
 def facts(cfg: ModelConfig) -> dict[str, str]:
-    """What a twin is made of: everything that its modules hold, and the shapes of the weights."""
-    twin = torchvision_detector(cfg, build_model(cfg, 4))
-    found = {name: str(weight.shape) for name, weight in twin.state_dict().items()}
-    found |= {f"{name} trained": str(weight.requires_grad) for name, weight in twin.named_parameters()}
-    for name, module in twin.named_modules():
+    """Contents of the torchvision detector: all attributes of its modules, and the shapes of the weights."""
+    theirs = torchvision_detector(cfg, build_model(cfg, 4))
+    found = {name: str(weight.shape) for name, weight in theirs.state_dict().items()}
+    found |= {f"{name} trained": str(weight.requires_grad) for name, weight in theirs.named_parameters()}
+    for name, module in theirs.named_modules():
         for attribute, value in vars(module).items():
             if not attribute.startswith("_") or attribute.endswith("_n"):
                 # The matchers, samplers and coders are plain objects.
@@ -77,10 +77,10 @@ def test_a_setting_is_passed_on(key: str) -> None:
 
 def test_what_is_passed_on_has_its_value() -> None:
     cfg = model_of(**PASSED_ON)
-    twin = torchvision_detector(cfg, build_model(cfg, 4))
-    matchers = [part.proposal_matcher for part in (twin.rpn, twin.roi_heads)]
+    theirs = torchvision_detector(cfg, build_model(cfg, 4))
+    matchers = [part.proposal_matcher for part in (theirs.rpn, theirs.roi_heads)]
     assert [(m.high_threshold, m.low_threshold) for m in matchers] == [(0.6, 0.2), (0.6, 0.6)]
-    assert twin.roi_heads.box_coder.weights == (1, 1, 1, 1)
+    assert theirs.roi_heads.box_coder.weights == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -99,29 +99,30 @@ def test_torchvisions_own_values_and_unused_ones_are_fine() -> None:
     assert torchvision_lacks(model_of(**{"head.kind": "conv", "head.dropout": 0.25})) == []
 
 
-def test_what_differs_from_the_config_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_differs_from_the_config_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "grcn"):
         facts(model_of(**ITS_OWN))
     assert {record.getMessage() for record in caplog.records} == {
-        "torchvision's detector keeps to its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
+        "torchvision's detector keeps its own model.rpn.min_size 0.001 (not 2.0), model.roi.smooth_l1_beta "
         "0.1111111111111111 (not 1.0), model.head.dropout 0.0 (not 0.5)"
     }
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
 @pytest.mark.parametrize("freeze", [0, 3])
-def test_a_twin_has_the_same_layers_frozen(backbone: str, freeze: int) -> None:
+def test_a_baseline_has_the_same_layers_frozen(backbone: str, freeze: int) -> None:
     kind = {"head.kind": "conv5", "roi.size": 14} if backbone == "resnet50" else {"head.dim": 8}
     cfg = model_of(**{"backbone": backbone, "width": 24, "freeze": freeze, **kind})
     model = build_model(cfg, 4)
-    twin = torchvision_detector(cfg, model)
+    theirs = torchvision_detector(cfg, model)
     frozen = [
-        sum(weight.numel() for weight in one.backbone.parameters() if not weight.requires_grad) for one in (model, twin)
+        sum(weight.numel() for weight in one.backbone.parameters() if not weight.requires_grad)
+        for one in (model, theirs)
     ]
     assert frozen[0] == frozen[1] and (frozen[0] > 0) == (freeze > 0)
 
 
-def test_a_twin_of_parted_tasks_is_one_of_the_baseline() -> None:
+def test_separate_tasks_have_the_detector_of_their_baseline() -> None:
     cfg = model_of(**{"split": "conv5", "context.on": "cls", "head.tasks": "separate", "loc.last_pool": "none"})
     assert baseline_of(cfg) == model_of()
     assert facts(cfg) == facts(model_of())
@@ -140,5 +141,5 @@ def test_every_weight_is_the_models(changes: dict[str, Any]) -> None:
     model = build_model(cfg, 4)
     for parameter in model.parameters():  # nothing is the default of any layer
         nn.init.uniform_(parameter, 2.0, 3.0)
-    twin = torchvision_detector(cfg, model)
-    assert all(parameter.min() >= 2 for name, parameter in twin.named_parameters() if "body.fc" not in name)
+    theirs = torchvision_detector(cfg, model)
+    assert all(parameter.min() >= 2 for name, parameter in theirs.named_parameters() if "body.fc" not in name)

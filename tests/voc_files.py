@@ -1,4 +1,4 @@
-"""Small folders in VOC's layout, of images of 40 x 30 pixels with one cup each, and what is read of them."""
+"""Small folders in VOC's layout, of images of 40 x 30 pixels with one cup each, and a helper that reads them."""
 
 from __future__ import annotations
 

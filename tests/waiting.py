@@ -1,4 +1,4 @@
-"""Waiting for what other processes do. How long that takes says nothing, since a machine may be slow or busy."""
+"""Waits for other processes. The time this takes means nothing, since a machine may be slow or busy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-HANG = 600.0  # seconds, after which what is waited for will not come
+HANG = 600.0  # seconds, after which the awaited event will not come
 
 
 def wait_for(condition: Callable[[], bool], *processes: Any) -> None:

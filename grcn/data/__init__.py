@@ -1,4 +1,4 @@
-"""Data sets: the packed table, the readers that fill it, and the batches drawn from it.
+"""Data sets: the packed annotation table, its readers, and the batches drawn from it.
 
 ``DetectionDataset`` is imported when it is first used: reading annotations needs no torch.
 """

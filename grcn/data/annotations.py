@@ -1,6 +1,6 @@
-"""The packed annotation table: what every reader fills and every evaluator reads.
+"""Packed annotation table, which every reader fills and every evaluator reads.
 
-All objects of a data set lie one behind the other in a few numpy arrays, image after image. There
+All objects of a data set are stored in a few numpy arrays, one after the other, image by image. There
 are no Python objects per box, so worker processes share the parent's memory pages, and COCO's
 train2014 (82,783 images, 604,907 boxes) takes about 30 MB. Boxes are absolute (x1, y1, x2, y2) in
 continuous pixels: an image covers [0, width] x [0, height].
@@ -23,7 +23,7 @@ class Annotations:
     """One data set: N images and their M objects, in C classes. The arrays are read-only.
 
     Attributes:
-        name: what messages call the data set, for example ``VOC2007/test``.
+        name: name of the data set in messages, for example ``VOC2007/test``.
         classes: the C class names; label k in 1..C is ``classes[k - 1]``.
         image_ids: [N] int64 (COCO's ids) or fixed-width bytes (VOC's names of images), each once.
         files: [N] fixed-width bytes, paths relative to ``root``; empty where images are no files.
@@ -62,7 +62,7 @@ class Annotations:
 
     @property
     def has_ids(self) -> bool:
-        """Tells whether images are called by numbers, COCO's ids, and not by names."""
+        """Returns whether images are identified by numbers, COCO's ids, and not by names."""
         return bool(self.image_ids.dtype.kind == "i")
 
     def objects(self, row: int) -> slice:
@@ -91,7 +91,7 @@ class Annotations:
         )
 
     def only(self, classes: Sequence[str]) -> Annotations:
-        """Returns the table with the objects of these classes alone, labelled in this order; images stay.
+        """Returns the table with only the objects of these classes, labelled in this order; all images stay.
 
         Args:
             classes: each one of the table's.
@@ -113,7 +113,7 @@ class Annotations:
         )
 
     def result_ids(self) -> list[int] | list[str]:
-        """Returns what result files call the images: COCO's ids, or VOC's names."""
+        """Returns the ids of the images in result files: COCO's ids, or VOC's names."""
         if self.has_ids:
             return self.image_ids.tolist()
         return [os.fsdecode(name) for name in self.image_ids.tolist()]
@@ -173,9 +173,9 @@ def concatenate(tables: Sequence[Annotations]) -> Annotations:
 
 
 def check_unique(name: str, ids: np.ndarray) -> None:
-    """Raises a DataError if one of the ids ``[N]`` of images is there twice."""
+    """Raises a DataError if one of the image ids ``[N]`` occurs twice."""
     what = "an image is listed twice (got {}); remove one"
-    if ids.dtype.kind == "i":  # it may be two images that were numbered apart
+    if ids.dtype.kind == "i":  # may be two images that were numbered separately
         what = "an image id is listed twice (got {}); remove one of the images, or number one split anew"
     values, counts = np.unique(ids, return_counts=True)
     for value in values[counts > 1][:1]:

@@ -1,7 +1,7 @@
-"""Augmentation: what training changes about an image and its objects, drawn from the key of the sample.
+"""Augmentation: random flips, crops and colour changes, drawn from the key of the sample.
 
 The key of a sample is a hash of the seed and its number in the training, so a draw depends on nothing else: not on
-workers, processes or what was drawn before. Draw with ``rng.uniform(key, 0)``, ``rng.uniform(key, 1)``, …
+workers, processes or earlier draws. Draw with ``rng.uniform(key, 0)``, ``rng.uniform(key, 1)``, …
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Target = dict[str, Any]
 
 
 class Augmentation(Protocol):
-    """What :func:`grcn.data.loader.train_batches` applies to a sample. An object of two methods will do."""
+    """The protocol of an augmentation for :func:`grcn.data.loader.train_batches`: any object with two methods."""
 
     def size(self, size: Size, key: int) -> Size:
-        """Returns the ``(height, width)`` that the call makes of an image of ``size``, without seeing the image.
+        """Returns the ``(height, width)`` that the call gives an image of ``size``, without seeing the image.
 
         Batches are padded to the largest image of all processes, each of which reads only its own.
         """
@@ -34,10 +34,10 @@ class Augmentation(Protocol):
         """Returns another image and another target.
 
         Args:
-            image: uint8 ``[3, H, W]``; not to be written into.
+            image: uint8 ``[3, H, W]``; do not write into it.
             target: ``boxes`` float64 ``[n, 4]``, absolute xyxy, ``labels``, ``area``, ``iscrowd`` and ``difficult``,
-                each ``[n]``; not to be written into. :func:`keep_objects` leaves objects out of all of them.
-            key: of the sample and this augmentation.
+                each ``[n]``; do not write into them. :func:`keep_objects` drops objects from all of them.
+            key: key of the sample and this augmentation.
         """
         ...
 
@@ -63,12 +63,12 @@ class HorizontalFlip:
 class RandomCrop:
     """Crops a random part of an image with probability ``prob``.
 
-    Objects are clipped to the part. One of which less than ``min_kept`` is left is dropped, with all that is known of
-    it; the image may end without objects.
+    Objects are clipped to the part. An object of which less than ``min_kept`` is left is dropped from all fields; the
+    image may end up without objects.
 
     Args:
         prob: probability that an image is cropped.
-        scale: lower and upper bound of the part's height as a share of the image's, and of its width, drawn apart.
+        scale: lower and upper bound of the part's height and width as shares of the image's, drawn separately.
         min_kept: share of an object's box that must lie in the part.
     """
 
@@ -125,7 +125,7 @@ class ColorJitter:
         return size
 
     def __call__(self, image: Tensor, target: Target, key: int) -> tuple[Tensor, Target]:
-        """Returns an image of other colours, and the target."""
+        """Returns the image with changed colours, and the target."""
         steps = (
             (F.adjust_brightness, self.brightness, 1.0),
             (F.adjust_contrast, self.contrast, 1.0),

@@ -1,9 +1,9 @@
-"""What was read of a large file, kept in the user's cache folder, so that it is parsed once.
+"""Caches the parsed contents of a large file in the user's cache folder, so that it is parsed once.
 
 The folder is ``$XDG_CACHE_HOME/grcn``, or ``~/.cache/grcn``; it may be removed at any time. A cache file is named by
-the SHA-256 of the whole source: whatever a disk or a program that copies does to the time of a file, nobody trains on
-yesterday's boxes, and copies share what is kept. A second SHA-256, of the cache file itself, finds damage. Where the
-folder cannot be written, everything works and nothing is kept.
+the SHA-256 of the whole source, not its time: a changed source never yields old boxes, and copies share a cache file.
+A second SHA-256, of the cache file itself, detects damage. Where the folder cannot be written, everything works and
+nothing is kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def cached(
     Args:
         path: a file.
         kind: names ``parse`` and its version.
-        remedy: what to do where ``path`` cannot be read.
-        parse: its arrays hold no objects. Its errors are passed on, and nothing is kept.
+        remedy: the fix named where ``path`` cannot be read.
+        parse: its arrays hold no Python objects. Its errors are passed on, and nothing is kept.
 
     Raises:
         DataError: ``path`` cannot be read.
@@ -53,7 +53,7 @@ def cached(
 
 
 def _folder() -> Path | None:
-    """Returns the folder of cache files; None for a user without a home."""
+    """Returns the cache folder; None for a user without a home."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(folder):  # which the standard says to ignore
         folder = os.path.join(os.path.expanduser("~"), ".cache")
@@ -65,7 +65,7 @@ def _name(kind: str, source: hashlib._Hash) -> str:
 
 
 def _fetch(folder: Path, kind: str, source: Path) -> dict[str, np.ndarray] | None:
-    """Returns the arrays that were kept of a file; None where there are none, or they are damaged."""
+    """Returns the cached arrays of a file; None where there are none, or they are damaged."""
     try:
         contents = (folder / _name(kind, _digest(source))).read_bytes()
         rest = memoryview(contents)[_DIGEST:]
@@ -78,7 +78,7 @@ def _fetch(folder: Path, kind: str, source: Path) -> dict[str, np.ndarray] | Non
 
 
 def _digest(path: Path) -> hashlib._Hash:
-    """Returns the SHA-256 of a file, a megabyte at a time: the file may be larger than what is kept of it."""
+    """Returns the SHA-256 of a file, read by the megabyte: the file may be larger than its cached arrays."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(2**20))
     if path.is_file():  # a pipe would block for ever
@@ -89,7 +89,7 @@ def _digest(path: Path) -> hashlib._Hash:
 
 
 def _keep(place: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a cache file under another name and renames it: other processes see a whole one, or none."""
+    """Writes a cache file under a temporary name and renames it: other processes see a whole one, or none."""
     buffer = io.BytesIO()
     np.savez(buffer, **cast(Any, arrays))  # whose names are none of its options
     rest = buffer.getbuffer()

@@ -2,7 +2,7 @@
 
 A split ``train2014`` below ``root`` has its images in ``train2014/`` and its boxes in
 ``annotations/instances_train2014.json``; a split ``pics/all:labels/train.json`` has them in ``pics/all/`` and
-``labels/train.json``. What was read of that file is kept in the user's cache folder.
+``labels/train.json``. The parsed file is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from grcn.errors import DataError, one_line
 
 logger = logging.getLogger("grcn")
 
-NO_ID = -(2**63)  # of a class that a split does not list, until its splits are joined
+NO_ID = -(2**63)  # category id of a class that a split does not list, until the splits are joined
 
 _RENUMBERED = "classes numbered anew, as two splits have one category id for two of them"
 
@@ -46,14 +46,14 @@ def load(
 ) -> Annotations:
     """Reads splits such as ``train2014``, or ``IMAGES:FILE.json``, below ``root`` into one table.
 
-    Crowd regions are kept and flagged, ``area`` is the file's. Images need not exist yet.
+    Crowd regions are kept and flagged, ``area`` is taken from the file. Images need not exist yet.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the categories
             of the first split in the order of their ids: load the training splits so, and pass
             their classes on for the test splits.
-        report: is told of every record that is wrong, where otherwise the first one is an error; they are left out.
-        notes: counts what is read as it was meant; without one, a warning does.
+        report: called with the fault of every wrong record, which is left out; without it, the first one is an error.
+        notes: counts what is read as it was meant; without one, a warning counts it.
 
     Raises:
         DataError: a file is missing or broken, or the splits disagree about categories or share ids of images.
@@ -72,7 +72,7 @@ def load(
 def read_detections(file: str | Path, table: Annotations, strict: bool = False) -> dict[str, np.ndarray]:
     """Reads COCO's result file: a list of {image_id, category_id, bbox: [x, y, w, h], score}.
 
-    Images and categories may be called otherwise, see :mod:`grcn.data.coco_result_ids`. Detections in other images or
+    Images and categories may have other ids, see :mod:`grcn.data.coco_result_ids`. Detections in other images or
     of other categories are left out; a warning counts them, and what is read as it was meant.
 
     Args:
@@ -108,7 +108,7 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
 
 
 def write_detections(file: str | Path, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
-    """Writes packed detections as COCO's result file; images of VOC go by their names.
+    """Writes packed detections as COCO's result file; images of VOC are identified by their names.
 
     Numbers are written in full, so that reading them back gives the same boxes and scores.
     """
@@ -140,7 +140,7 @@ def _result_records(table: Annotations, detections: Mapping[str, np.ndarray]) ->
 def _places(root: Path, split: str) -> tuple[Path, Path, str]:
     """Returns the folder of images and the annotation file of a split, below the root, and the name of its table.
 
-    Of ``IMAGES:FILE.json`` the name is ``FILE``: its last part goes into names of result files, where no colon may be.
+    For ``IMAGES:FILE.json`` the name is ``FILE``: its last part goes into names of result files, which allow no colon.
     """
     images, colon, file = split.partition(":")
     if colon:
@@ -164,7 +164,7 @@ def _load_split(
     except DataError:
         if report is None:
             raise
-        read = columns(path, prefix, read_bytes(path, remedy), report)  # all faults, of which none is kept
+        read = columns(path, prefix, read_bytes(path, remedy), report)  # reports all faults; the cache keeps none
     if read["gzipped"] and not path.name.endswith(".gz"):  # the cache knows contents, not names
         _note(notes, report, "gzipped files that are not called so", path, path.name)
     tell_readings(read["readings"], path, notes, report)
@@ -227,7 +227,7 @@ def _note(notes: Notes, report: Report | None, kind: str, place: object, got: ob
 
 
 def _joined(tables: list[Annotations], report: Report | None, notes: Notes) -> Annotations:
-    """Joins the tables of splits of which some may list only some of the classes, or call images by names."""
+    """Joins the tables of splits, some of which may list only some of the classes, or identify images by names."""
     ids = np.stack([table.category_ids for table in tables])
     listed = ids != NO_ID
     used = set(ids[listed].tolist())

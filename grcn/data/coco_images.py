@@ -1,4 +1,4 @@
-"""Finds the images that a file in COCO's layout names, where it names them otherwise, and their sizes."""
+"""Resolves the image names in a COCO annotation file, also where they are unusual, and finds missing sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WHOLE_PATH = re.compile(rf"/|[A-Za-z]:/|{_URL.pattern}")
 
 @dataclass(frozen=True)
 class _End:
-    """How a written name reaches a file: by the last ``shared`` of its parts. A name that is exact has no parts."""
+    """How a written name matches a file: by its last ``shared`` parts. An exact name has no parts."""
 
     name: str
     parts: tuple[str, ...]
@@ -40,9 +40,9 @@ class Images:
 
     Args:
         root: the folder of the data set.
-        folder: of the split's images, below it.
+        folder: the folder of the split's images, below it.
         place_of: returns file and JSON pointer of an image, for messages.
-        report: takes the faults of images that cannot be found, where otherwise the first one is raised.
+        report: gets the faults of images that cannot be found; without it, the first one is raised.
         notes: counts what is read as it was meant.
     """
 
@@ -56,7 +56,7 @@ class Images:
         self.report = report
         self.notes = notes
         self.own = Path(os.path.abspath(self.folder)).parts
-        self._ends: dict[int, _End] = {}  # of the images that were found by the end of their names
+        self._ends: dict[int, _End] = {}  # for images that were found by the end of their names
 
     def files(self, names: list[str]) -> tuple[list[str], np.ndarray]:
         """Returns the paths of images below the root, and whether each can be used, bool [N].
@@ -76,7 +76,7 @@ class Images:
         return [f"{self.prefix}{name}" for name in files], good
 
     def fill_sizes(self, sizes: np.ndarray, files: list[str], good: np.ndarray) -> np.ndarray:
-        """Returns heights and widths [N, 2], those that are missing as the images are displayed; changes ``good``."""
+        """Returns heights and widths [N, 2], missing ones from the images as displayed; changes ``good``."""
         missing = np.flatnonzero((sizes < 1).any(axis=1) & good).tolist()
         filled = sizes.copy() if missing else sizes
         for number in missing:
@@ -119,7 +119,7 @@ class Images:
         return os.path.isfile(self.folder / name)
 
     def _below(self, name: str) -> Iterator[str]:
-        """Yields what is left of a path where it begins with the end of the folder's."""
+        """Yields the rest of a path that begins with the end of the folder's path."""
         parts = PurePosixPath(name).parts
         for count in range(1, len(parts)):
             if parts[:count] == self.own[-count:]:
@@ -153,7 +153,7 @@ class Images:
         if not self._ends:
             return
         claims = self._claims(names, files, good)
-        # What the folders of other machines are here; where there are two answers, the longest end has it.
+        # Maps folders of other machines to local ones; if two match, the longest end wins.
         moved: dict[tuple[str, ...], tuple[tuple[str, ...], _End]] = {}
         for end in sorted(self._ends.values(), key=lambda end: -end.shared):
             moved.setdefault(end.parts[: -end.shared], (tuple(end.file.split("/")[: -end.shared]), end))
@@ -181,7 +181,7 @@ class Images:
                 exact = _End(names[number], (), files[number], 2**31)
                 end = self._ends.get(number, exact)
                 found[end.file].setdefault(end.parts, end)
-        # Which of many it is makes no difference, and looking at all of them for each would take for ever.
+        # Any of many matches will do, and checking all of them for each would take forever.
         return {file: sorted(ends.values(), key=lambda end: -end.shared)[:2] for file, ends in found.items()}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Checks COCO's JSON and turns it into columns: what an instances file says of images, boxes and categories."""
+"""Checks COCO's instances JSON and turns its images, annotations and categories into columns."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from grcn.data.coco_records import Records
 from grcn.data.coco_values import NO_NUMBER, Known, Readings, real, side
 from grcn.data.faults import Fault, Report, check_class_name, fault, is_contained
 
-# Of what :func:`columns` returns and refuses, the checks of ``grcn.data.faults`` among it; a new one for every change
-# makes old caches void.
+# Version of what :func:`columns` returns and refuses, including the checks of ``grcn.data.faults``; every change needs
+# a new one, which invalidates old caches.
 FORMAT = "coco-4"
 
-# What Roboflow writes as category 0, and others as the headings of their lists.
+# Roboflow writes one as category 0, and other tools as the headings of their lists.
 HEADINGS = "headings of other categories, which no annotation uses"
 
-_NO_AREA = math.nan  # of records that have none, not of those that say NaN
+_NO_AREA = math.nan  # this object marks records without an area, unlike a NaN in the file
 _GZIP = b"\x1f\x8b"
 # The mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
-# What is more than this many bytes, and times its size, is no annotations but fills the memory.
+# A file that expands to more than this many bytes, and this many times its size, only fills the memory.
 _LARGE, _MOST_TIMES = 2**30, 200
 
 
@@ -43,8 +43,8 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
         path: the file, for messages.
         folder: of the images, as ``train2014/``, for messages.
         data: the contents of the file.
-        report: is told of every record that is wrong, where otherwise the first one is an error; they are left out,
-            with the annotations of images and categories that are.
+        report: called with the fault of every wrong record; without it, the first one is an error. Wrong records are
+            left out, with the annotations of wrong images and categories.
 
     Returns:
         ``image_ids`` [N] int64, or bytes where they are names; ``image_places`` [N] int32, which record each is;
@@ -75,7 +75,7 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
             raise fault(part.place, "an empty list; use another split or file")
     files, sizes, names = images.column("file_name", str), _sizes(images), categories.column("name", str)
     for number, name in enumerate(files):
-        # What begins with a slash may be a whole path of another machine.
+        # A name that begins with a slash may be a whole path of another machine.
         if not is_contained(name.replace("\\", "/").lstrip("/")):
             images.refuse(number, "/file_name", "not a path below {} (got {}); fix it", folder, name)
     for number, name in enumerate(names):
@@ -143,7 +143,7 @@ def _areas(annotations: Records) -> np.ndarray:
 
 
 def _headings(categories: Records, names: Sequence[str], used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tells which categories are the heading of others and of no annotation, and which of these have another's name.
+    """Finds the categories that are headings of others and of no annotation, and those of them with another's name.
 
     Raises:
         DataError: other categories share a name.
@@ -153,7 +153,7 @@ def _headings(categories: Records, names: Sequence[str], used: np.ndarray) -> tu
     # A category may be its own heading, as COCO's person is.
     headings = np.array([name in headed and above[k] != name for k, name in enumerate(names)], bool)
     headings[used] = False
-    if headings.all():  # they stand under each other
+    if headings.all():  # they are headings of each other
         headings[:] = False
     twins = np.zeros(len(names), bool)
     seen = {name for name, is_heading in zip(names, headings, strict=True) if not is_heading}
@@ -172,7 +172,7 @@ def _joined(texts: Sequence[str]) -> np.ndarray:
 
 
 def parse(path: Path, data: bytes) -> Any:
-    """Reads JSON, gzipped or not, in any encoding of Unicode that says so; no key twice. Segmentations are dropped.
+    """Reads JSON, gzipped or not, in any Unicode encoding with a mark; no key twice. Segmentations are dropped.
 
     NaN and infinity are read as Python writes them: most fields are skipped, and the others are checked.
 

@@ -1,4 +1,4 @@
-"""Lists of COCO's JSON: fields that are checked while they are read, all of one name at once."""
+"""Reads and checks the lists of records in COCO's JSON, one field of all records at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from grcn.data.coco_values import AS_FILE, AS_TEXT, Known, Meant, Readings, flag, number, paths_to, text
 from grcn.data.faults import Fault, Report, fault, is_text, tell
 
-LONGEST_NAME = 200  # of an image that has no number
+LONGEST_NAME = 200  # characters in the name of an image without a number
 
 _NO_BOX = "missing; compute boxes from the outlines"
 
@@ -20,15 +20,15 @@ _NO_BOX = "missing; compute boxes from the outlines"
 class Records:
     """A list of JSON objects.
 
-    A column whose values are all of the type that the format says is read at once. Of others each value is looked at:
-    it is read as it was meant, and counted, or it is a fault.
+    A column whose values all have the type of the format is read at once. In other columns each value is checked: it
+    is read as it was meant, and counted, or it is a fault.
 
     Args:
         path: the file.
         key: of the list; empty where the file is one list.
-        records: what stands there.
-        report: is told of the first fault of every record, where otherwise the first of all is an error. Such a record
-            is in ``wrong`` from then on, and empty values stand for its fields.
+        records: the value of that list.
+        report: called with the first fault of every record; without it, the first fault is an error. Such a record is
+            in ``wrong`` from then on, and its fields have empty values.
     """
 
     def __init__(self, path: Path, key: str, records: Any, readings: Readings, report: Report | None = None) -> None:
@@ -46,7 +46,7 @@ class Records:
         self.records = [record if isinstance(record, dict) else {} for record in records] if self.wrong else records
 
     def good(self) -> np.ndarray:
-        """Tells which records had no fault so far, bool [M]."""
+        """Returns which records have had no fault so far, bool [M]."""
         good = np.ones(len(self.records), bool)
         good[list(self.wrong)] = False
         return good
@@ -63,19 +63,19 @@ class Records:
 
         Args:
             meant: reads a value of another type; None where it has no sensible meaning.
-            missing: what to say where there is no value.
+            missing: the message where there is no value.
         """
         return self._column(key, kinds, default, meant, missing)[0]
 
     def ids(self, files: Sequence[str] = ()) -> Known:
-        """Returns the column ``id``, in which no value may stand twice, as numbers."""
+        """Returns the column ``id``, in which no value may occur twice, as numbers."""
         texts = frozenset(value for value in self._raw("id") if type(value) is str)
         values, unread = self._column("id", (int,), None, number)
         self.refuse_repeated("id", values, unread)
         return Known(values, texts, files)
 
     def ids_or_names(self, files: Sequence[str]) -> Known:
-        """Returns the column ``id`` as numbers, or as text if one of them is a name; ``files`` as of :class:`Known`."""
+        """Returns the column ``id`` as numbers, or as text if one of them is a name; ``files`` as in :class:`Known`."""
         texts = {value for value in self._raw("id") if type(value) is str}
         if not any(is_text(value, LONGEST_NAME) and number(value) is None for value in texts):
             return self.ids(files)
@@ -90,7 +90,7 @@ class Records:
         return Known(values, files=files)
 
     def own_ids(self) -> tuple[np.ndarray, bool]:
-        """Returns the column ``id``, int64 [M], for messages only; where one is missing or repeated, the places of all.
+        """Returns the column ``id``, int64 [M], for messages only; if one is missing or repeated, the places of all.
 
         Returns:
             the numbers, and whether they are the ids.
@@ -123,11 +123,11 @@ class Records:
         return np.arange(len(values)), False
 
     def positions(self, key: str, known: Known, foreign: str = "") -> np.ndarray:
-        """Returns where among the known ids each value of a column stands, [M] int64.
+        """Returns the index of each value of a column among the known ids, [M] int64.
 
         Args:
-            foreign: leave out and count, under this name, what refers to something else, which is -1; empty makes it a
-                fault.
+            foreign: count references to anything else under this name, and return -1 for them; if empty, they are
+                faults.
         """
         position = {value: index for index, value in reversed(list(enumerate(known.ids)))}
         kind = type(known.ids[0])
@@ -166,7 +166,7 @@ class Records:
         return boxes
 
     def refuse_repeated(self, key: str, values: Sequence[Any], but: Collection[int]) -> None:
-        """Refuses values of a column that were there before; ``but`` are places that do not count."""
+        """Refuses repeated values of a column; ``but`` are places to skip."""
         if len(set(values)) == len(values):
             return
         seen = set()
@@ -178,15 +178,15 @@ class Records:
             seen.add(value)
 
     def read(self, place: int, field: str, kind: str, value: Any) -> None:
-        """Counts what a record says otherwise than the format; ``field`` is the rest of the JSON pointer."""
+        """Counts a value that deviates from the format; ``field`` is the rest of the JSON pointer."""
         self.readings.add(kind, f"{self.pointer}/{place}{field}", value)
 
     def refuse(self, place: int, field: str, what: str, *values: Any) -> None:
-        """Raises a fault of a record, or tells of it; ``field`` is the rest of the JSON pointer."""
+        """Raises or reports a fault of a record; ``field`` is the rest of the JSON pointer."""
         self.tell(place, fault(f"{self.place}/{place}{field}", what, *values))
 
     def tell(self, place: int, found: Fault) -> None:
-        """Raises a fault of a record, or tells of it if it is the first one."""
+        """Raises a fault of a record, or reports it if it is the record's first one."""
         if place not in self.wrong:
             tell(self.report, found)
         self.wrong.add(place)
@@ -202,11 +202,11 @@ class Records:
         meant: Callable[[Any], Meant | None] | None,
         missing: str = "",
     ) -> tuple[list[Any], set[int]]:
-        """Returns a column, and the places of values that cannot be read, for which others stand."""
+        """Returns a column, and the places of unreadable values, which have defaults."""
         values = self._raw(key, default)
         unread: set[int] = set()
         if not set(map(type, values)) <= set(kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
+            expected = " or ".join(kind.__name__ for kind in kinds)
             for place, value in enumerate(values):
                 if type(value) in kinds:
                     continue
@@ -215,7 +215,7 @@ class Records:
                     if missing and value is None:
                         self.refuse(place, f"/{key}", missing)
                     else:
-                        self._refuse(place, key, f"missing or not of type {wanted} (got {{}})", value)
+                        self._refuse(place, key, f"missing or not of type {expected} (got {{}})", value)
                     unread.add(place)
                     values[place] = kinds[0]()
                     continue
@@ -237,7 +237,7 @@ class Records:
         listed: Any,
         foreign: str,
     ) -> int:
-        """Returns what a value refers to that is not one of the ids as they are; -1 for nothing."""
+        """Returns the index that a value refers to if it is not itself one of the ids; -1 for nothing."""
         kind = type(known.ids[0])
         meant = None if type(value) is kind else (text if kind is str else number)(value)
         found = {position[meant[0]]: AS_TEXT} if meant and meant[0] in position else {}
@@ -247,15 +247,15 @@ class Records:
             ((index, what),) = found.items()
             self.note(place, key, what, value)
             return index
-        wanted = meant[0] if meant else value
+        target = meant[0] if meant else value
         if found:
             what = "may be any of {} images (got {}); use their ids"
             self.refuse(place, f"/{key}", what, len(found), value)
-        elif type(wanted) is int and abs(wanted) >= 2**63:
+        elif type(target) is int and abs(target) >= 2**63:
             self._refuse(place, key, "too large (got {})", value)
-        elif type(wanted) is not kind and not (known.files and is_text(wanted, LONGEST_NAME)):
+        elif type(target) is not kind and not (known.files and is_text(target, LONGEST_NAME)):
             self._refuse(place, key, f"missing or not of type {kind.__name__} (got {{}})", value)
-        elif foreign and (type(wanted) is int or is_text(wanted, LONGEST_NAME)):
+        elif foreign and (type(target) is int or is_text(target, LONGEST_NAME)):
             self.read(place, f"/{key}", foreign, value)
         else:
             self._refuse(place, key, "unknown (got {}, the file has {})", value, listed)

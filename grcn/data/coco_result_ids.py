@@ -1,6 +1,6 @@
-"""What detectors of others call images and classes in COCO's result files, where that is not what the data call them.
+"""Maps image and category ids of COCO result files by other detectors to those of the data.
 
-Only what has one sensible meaning is read, and counted; what has several is refused. Ids of the data come first.
+An id with one sensible meaning is read, and counted; one with several is refused. Ids of the data come first.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BY_NUMBER = "that are numbers in names of files"
 def image_rows(records: Records, table: Annotations, foreign: str) -> np.ndarray:
     """Returns the row in the table of the image of each detection, int64 ``[K]``; -1 for one that it lacks.
 
-    An image is called by its id, or its file or the end of its path, with or without the suffix. Where ``file_name``
-    stands beside ``image_id``, as Ultralytics writes it, the name counts. Numbers that are not ids, as 1 for
+    An image is identified by its id, or its file or the end of its path, with or without the suffix. Where there is a
+    ``file_name`` beside ``image_id``, as Ultralytics writes it, the name counts. Numbers that are not ids, as 1 for
     ``000001.jpg``, are numbers in names of files if all of them can be.
 
     Args:
-        foreign: what detections in other images are counted as.
+        foreign: the name under which detections in other images are counted.
     """
     files = [os.fsdecode(file) for file in table.files.tolist()]
     known = Known(table.result_ids(), files=files if any(files) else ())
@@ -45,7 +45,7 @@ def image_rows(records: Records, table: Annotations, foreign: str) -> np.ndarray
 
 
 def _read_file_names(records: Records, known: Known) -> bool:
-    """Puts ids in place of those that ``file_name`` contradicts; returns whether there is such a field to go by."""
+    """Replaces ids that ``file_name`` contradicts; returns whether there is such a field."""
     names = [record.get("file_name") for record in records.records]
     if not any(type(name) is str for name in names):
         return False
@@ -59,13 +59,13 @@ def _read_file_names(records: Records, known: Known) -> bool:
             continue
         if images:
             records.note(place, "image_id", BY_NAME if value in rows else BY_FILE, value)
-        meant = known.ids[next(iter(images))] if images else name  # which is of no image here
+        meant = known.ids[next(iter(images))] if images else name  # a name of no image here
         records.records[place] = records.records[place] | {"image_id": meant}
     return True
 
 
 def _read_numbers(records: Records, known: Known) -> None:
-    """Puts ids in place of numbers in names of files, unless some number can only be an id."""
+    """Replaces numbers in file names by ids, unless some number can only be an id."""
     ids, values = set(known.ids), [record.get("image_id") for record in records.records]
     numbers = {value for value in values if type(value) is int}
     if numbers <= ids:
@@ -91,10 +91,10 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
     there is a 0, or if the data count from 0 without gaps.
 
     Args:
-        foreign: what detections of other categories are counted as.
+        foreign: the name under which detections of other categories are counted.
 
     Raises:
-        DataError: they may be places, but it is not clear from where they count.
+        DataError: they may be places, but it is unclear whether they count from 0 or 1.
     """
     ids = sorted(table.category_ids.tolist())
     meant = [_integer(record.get("category_id")) for record in records.records]
@@ -113,7 +113,7 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
 
 
 def _warn_of_places(records: Records, table: Annotations, found: set[int]) -> None:
-    """Warns where ids that are places, counted from the other of 0 and 1, would fit the data one class further."""
+    """Warns if ids read as places would also fit when counted from the other of 0 and 1, one class further."""
     ids = table.category_ids.tolist()
     start = min(ids, default=-1)
     if not found or start not in (0, 1) or sorted(ids) != list(range(start, start + len(ids))):

@@ -1,4 +1,4 @@
-"""What values in COCO's JSON mean where a tool writes them otherwise than the format says."""
+"""Interprets values in COCO's JSON that a tool writes in another form than the format requires."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from grcn.data.faults import LONGEST_PATH, MOST_PLACES, Fault, Notes, Report, shown, tell
 
-# A value, and what it is written as, for a count; empty where it is counted elsewhere.
+# A value, and the form in which it is written, for a count; empty where it is counted elsewhere.
 Meant = tuple[Any, str]
 
 AS_TEXT = "written as text or decimals"
@@ -27,7 +27,7 @@ _EXACT = 2**53  # from here on a float may stand for several integers
 
 
 class Readings:
-    """What was read otherwise than written: by kind the count, and the first places with what stands there.
+    """Values that were read in another sense than written: by kind the count, and the first places with their values.
 
     Unlike :class:`grcn.data.faults.Notes` it can be kept in a cache, which does not know where the file is.
     """
@@ -44,16 +44,16 @@ class Readings:
             kept.append((pointer, shown(value) if isinstance(value, list | dict) else value))
 
     def packed(self) -> np.ndarray:
-        """Returns all of it as bytes."""
+        """Returns the counts and places as bytes."""
         kinds = [[kind, count, self.places[kind]] for kind, count in self.counts.items()]
         return np.frombuffer(json.dumps(kinds).encode(), np.uint8)
 
 
 def tell_readings(packed: np.ndarray, path: Path, notes: Notes, report: Report | None) -> None:
-    """Counts what :meth:`Readings.packed` holds of a file.
+    """Adds the packed readings of a file (:meth:`Readings.packed`) to the notes.
 
     Raises:
-        DataError: the notes are strict, and nobody collects faults.
+        DataError: the notes are strict, and no ``report`` collects faults.
     """
     for kind, count, places in json.loads(packed.tobytes()):
         rest = count - len(places)
@@ -74,12 +74,12 @@ def number(value: Any) -> Meant | None:
 
 
 def side(value: Any) -> Meant | None:
-    """Reads the side of an image; where there is none it is 0, and whoever looks at the image counts it."""
+    """Reads the side of an image; a missing one is 0, and the code that reads the image counts it."""
     return (0, "") if _is_none(value) else number(value)
 
 
 def flag(value: Any) -> Meant | None:
-    """Reads 0 or 1 from what other formats have for it; nothing is 0."""
+    """Reads 0 or 1 from other forms of it; nothing is 0."""
     what = "other than 0 and 1"
     if _is_none(value) or type(value) is bool:
         return (1 if value is True else 0), what
@@ -109,12 +109,12 @@ def _is_none(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Known:
-    """What other records may refer to.
+    """Records that other records may refer to.
 
     Attributes:
-        ids: of records, each once, all of one type.
+        ids: those of the records, each once, all of one type.
         texts: those that are written as text, for numbers.
-        files: the names of the files of images, by which annotations may call them too.
+        files: the file names of images, which annotations may use instead.
     """
 
     ids: Sequence[int] | Sequence[str]

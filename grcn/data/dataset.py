@@ -1,4 +1,4 @@
-"""A data set as PyTorch has them: images with their objects, by index."""
+"""Map-style data set for PyTorch: images with their objects, by index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         iscrowd     int64 [n]        1 for a region of many objects
         difficult   bool [n]         VOC's flag
 
-    All objects are there; :func:`grcn.data.loader.train_batches` leaves out crowd regions and difficult ones. A data
+    It includes all objects; :func:`grcn.data.loader.train_batches` leaves out crowd regions and difficult ones. A data
     set can be pickled and needs neither a config nor a GPU, so it works in a :class:`torch.utils.data.DataLoader`.
 
     Args:
@@ -53,8 +53,8 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def voc(
         cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, bits: int | None = None
     ) -> DetectionDataset:
-        """Reads a data set in PASCAL VOC's layout; arguments and errors as of :func:`grcn.data.voc.load`, and bits
-        as of :func:`grcn.data.images.read_image`."""
+        """Reads a data set in PASCAL VOC's layout; arguments and errors as in :func:`grcn.data.voc.load`, and bits
+        as in :func:`grcn.data.images.read_image`."""
         table = voc.load(root, splits, classes)
         return cls(table, FileImages(table, bits))
 
@@ -62,14 +62,14 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def coco(
         cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, bits: int | None = None
     ) -> DetectionDataset:
-        """Reads a data set in COCO's layout; arguments and errors as of :func:`grcn.data.coco.load`, and bits
-        as of :func:`grcn.data.images.read_image`."""
+        """Reads a data set in COCO's layout; arguments and errors as in :func:`grcn.data.coco.load`, and bits
+        as in :func:`grcn.data.images.read_image`."""
         table = coco.load(root, splits, classes)
         return cls(table, FileImages(table, bits))
 
     @classmethod
     def yolo(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
-        """Reads a data set in YOLO's layout; arguments and errors as of :func:`grcn.data.yolo.load`."""
+        """Reads a data set in YOLO's layout; arguments and errors as in :func:`grcn.data.yolo.load`."""
         table = yolo.load(root, splits, classes)
         return cls(table, FileImages(table))
 
@@ -77,21 +77,21 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def shapes(
         cls, level: str = "full", split: str = "train", count: int = 2000, size: int = 128, seed: int = 0
     ) -> DetectionDataset:
-        """Returns the built-in images; arguments and errors as of :func:`grcn.data.synthetic.dataset.load`."""
+        """Returns the built-in images; arguments and errors as in :func:`grcn.data.synthetic.dataset.load`."""
         table = synthetic.load(level, split, count, size, seed)
         return cls(table, synthetic.ShapesImages(level, split, size, seed))
 
     @classmethod
     def wrap(cls, dataset: Any, classes: Sequence[str], name: str = "dataset") -> DetectionDataset:
-        """Makes one of somebody else's data set of the same contract, for our loader and our evaluation.
+        """Wraps another data set of the same contract for our loader and our evaluation.
 
-        Reads every item once, for the sizes and boxes that batches are planned with; boxes are checked as those of a
-        file, and later the images only are read. ``area``, ``iscrowd`` and ``difficult`` may be missing.
+        Reads every item once, for the sizes and boxes that batches are planned with; boxes are checked like those of a
+        file, and later only the images are read. ``area``, ``iscrowd`` and ``difficult`` may be missing.
 
         Args:
             dataset: with ``len(dataset)`` and ``dataset[i]``; picklable if images are to be read by workers.
             classes: names of the labels 1..C.
-            name: what messages call it.
+            name: its name in messages.
 
         Raises:
             DataError: an item breaks the contract, or a box is wrong; the message names the item.
@@ -164,7 +164,7 @@ class _ImagesOf:
 
 
 def _checked(where: str, image: object, target: object) -> dict[str, np.ndarray]:
-    """Returns the objects of an item ``[n, ...]``, after making sure that it keeps the contract."""
+    """Returns the objects of an item ``[n, ...]``, after checking that it meets the contract."""
     if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3):
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"{where}: the image must be a tensor uint8 [3, H, W] (got {got}); convert it")

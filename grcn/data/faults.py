@@ -1,4 +1,4 @@
-"""Errors of a data set, and what keeps the names and files in it from doing harm."""
+"""Data-set errors, and checks that keep the names and files of a data set from doing harm."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from grcn.errors import LONGEST_LINE, PREFIX, DataError, is_of_the_machine, one_
 
 logger = logging.getLogger("grcn")
 
-MOST_PLACES = 20  # that are kept of each kind
-LONGEST_PATH = 1000  # a table keeps every name at the length of the longest one
+MOST_PLACES = 20  # kept for each kind
+LONGEST_PATH = 1000  # a table stores every name at the length of the longest one
 
 USUAL_REMEDY = "set data.root and the splits to what exists"
 
-_REPR = reprlib.Repr()  # of a document of gigabytes it takes the beginning only
+_REPR = reprlib.Repr()  # takes only the beginning of a document of gigabytes
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlist = _REPR.maxdict = 30
 
@@ -31,7 +31,7 @@ class Fault(DataError):
     """One fault of a data set, as :func:`fault` words it.
 
     Attributes:
-        kind: a short id, as ``box-reversed``; :mod:`grcn.data.findings` lists them.
+        kind: a short id, such as ``box-reversed``; :mod:`grcn.data.findings` lists them.
         image: path of the image below the folder of the data set, where the fault is of one that is known.
         box: absolute xyxy, where the fault is of a box.
     """
@@ -41,16 +41,16 @@ class Fault(DataError):
     box: tuple[float, ...] | None = None
 
 
-# What is told of each fault by those who want them all; without one, the first fault is raised.
+# Called with each fault by readers that collect them all; without one, the first fault is raised.
 Report = Callable[[Fault], None]
 
 
 def fault(place: object, what: str, *values: object, kind: str = "annotation") -> Fault:
-    """Words a fault in one line. Where it would be too long, the values are shortened and the place stays whole.
+    """Formats a fault in one line. If it would be too long, the values are shortened and the place stays whole.
 
     Args:
         place: the file, and where in it.
-        what: what is wrong and the remedy, as ``not a list (got {}); use COCO's format``; the braces take the values.
+        what: the problem and the fix, as ``not a list (got {}); use COCO's format``; the braces take the values.
         kind: see :class:`Fault`.
     """
     where = one_line(str(place))
@@ -62,21 +62,21 @@ def fault(place: object, what: str, *values: object, kind: str = "annotation") -
 
 
 def tell(report: Report | None, found: Fault) -> None:
-    """Hands a fault to whoever collects them; without ``report`` it is raised."""
+    """Passes a fault to ``report``, or raises it without one."""
     if report is None:
         raise found
     report(found)
 
 
 class Notes:
-    """What a reader read as it was meant, though it was written otherwise: counted, with the first places of each kind.
+    """Values that a reader read as meant though written differently: counts, and the first places of each kind.
 
     Args:
         strict: make the first of them an error instead.
 
     Attributes:
         counts: by kind, a few words in the plural that can follow a number, as ``values of <difficult>``.
-        places: of each kind the first places, each with what stood there.
+        places: by kind, the first places, each with the value found there.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -89,10 +89,10 @@ class Notes:
 
         Args:
             place: the file, and where in it.
-            got: what stands there.
+            got: the value found there.
 
         Raises:
-            DataError: this is strict.
+            DataError: the notes are strict.
         """
         if self.strict:
             what = kind.replace("{", "{{").replace("}", "}}")
@@ -103,14 +103,14 @@ class Notes:
             kept.append(one_line(f"{place}: {shown(got)}"))
 
     def log(self, name: str) -> None:
-        """Warns in one line of everything that was counted for a data set of this name."""
+        """Logs everything that was counted for a data set of this name as a one-line warning."""
         if self.counts:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
             logger.warning("%s", one_line(f"{name}: read as meant: {counts}; grcn check-data lists them"))
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Returns a value out of a data file as a message may show it: short, no control characters."""
+    """Returns a value from a data file in a form fit for messages: short, no control characters."""
     if isinstance(value, np.generic):
         value = value.item()
     text = _REPR.repr(os.fsdecode(value) if isinstance(value, bytes) else value)
@@ -118,10 +118,10 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def is_contained(path: str) -> bool:
-    """Tells whether a path is relative, stays below its folder, and is neither very long nor has control characters.
+    """Returns whether a path is relative, stays below its folder, is not very long and has no control characters.
 
-    This is about names. A symbolic link below the folder may lead out of it: image folders are often linked from other
-    disks, and whoever can place a link there can read what it points to.
+    This checks names only. A symbolic link below the folder may lead out of it: image folders are often linked from
+    other disks, and whoever can place a link there can read what it points to.
     """
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts:
@@ -130,25 +130,25 @@ def is_contained(path: str) -> bool:
 
 
 def is_printable(path: str) -> bool:
-    """Tells whether a path is neither very long nor has control characters."""
+    """Returns whether a path is not very long and has no control characters."""
     return len(path) <= LONGEST_PATH and not _UNPRINTABLE.search(path)
 
 
 def is_text(value: object, longest: int) -> bool:
-    """Tells whether a value is text that can stand in tables and messages: not blank, no control characters."""
+    """Returns whether a value is text that is fit for tables and messages: not blank, no control characters."""
     return (
         isinstance(value, str) and 0 < len(value) <= longest and bool(value.strip()) and not _UNPRINTABLE.search(value)
     )
 
 
 def check_class_name(place: object, name: str) -> None:
-    """Refuses a name that cannot stand in tables, pictures and messages: blank, long, or with control characters."""
+    """Refuses a name that is unfit for tables, pictures and messages: blank, long, or with control characters."""
     if not is_text(name, 100):
         raise fault(place, "not a class name (got {}); rename the class", name)
 
 
 def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
-    """Reads a regular file whole; what stands in the way is a DataError that ends in ``remedy``."""
+    """Reads a regular file whole; raises a DataError that ends in ``remedy`` if it cannot."""
     try:
         # A pipe or a device under the name of a data file would block for ever.
         if not os.path.isfile(path):
@@ -163,7 +163,7 @@ def read_bytes(path: str | os.PathLike[str], remedy: str) -> bytes:
 
 
 def split_remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> str:
-    """Says how to set ``data.root`` and the splits where a file of the data set cannot be read.
+    """Suggests how to set ``data.root`` and the splits where a file of the data set cannot be read.
 
     Args:
         root: the folder of the data set.
@@ -172,9 +172,9 @@ def split_remedy(root: Path, file: Path, split: str, others: Iterable[str]) -> s
         others: the splits found below ``root``.
 
     Returns:
-        the end of a message: the right folder, where it is one level above or below; the splits that there are.
+        the end of a message: the right folder, if it is one level above or below; or the existing splits.
     """
-    if os.path.exists(root / file):  # which a name too long for the disk does not upset
+    if os.path.exists(root / file):  # does not raise for a name that is too long for the disk
         return USUAL_REMEDY
     try:
         found = sorted(others)

@@ -1,4 +1,4 @@
-"""What is wrong or odd with a data set: findings, and those that its table alone shows."""
+"""Findings on a data set: the kinds of errors and oddities, and the checks that need only its table."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from grcn.errors import one_line
 MOST_EXAMPLES = 20
 RARE = 10  # objects in the training splits
 
-# Every kind of finding: how bad it is, what is counted, and the remedy. Errors end a training run, warnings cost
-# accuracy or make a result doubtful, notes are good to know.
+# Every kind of finding: its severity, what is counted, and the fix. Errors end a training run, warnings cost accuracy
+# or make a result doubtful, notes are good to know.
 KINDS = {
     "list": ("error", "lines of lists that name no image, or one again", "fix the list"),
     "annotation": ("error", "annotations that cannot be used", "fix what is named"),
     "class-unknown": ("error", "uses of classes that are not listed", "rename them or set data.classes"),
     "box-not-finite": ("error", "boxes that are not finite", "fix them"),
     "box-reversed": ("error", "boxes that end before they begin", "swap corners, or store corners and not sizes"),
-    "box-outside": ("error", "boxes outside their image", "look whether x and y are swapped, or the image is another"),
+    "box-outside": ("error", "boxes outside their image", "check whether x and y are swapped, or the image is another"),
     "image-missing": ("error", "images that do not exist", "add them or set data.root"),
     "image-broken": ("error", "images that cannot be read", "replace them"),
     "image-large": ("error", "images of over 100 megapixels", "shrink them"),
@@ -39,8 +39,8 @@ KINDS = {
     "box-relative": ("warning", "boxes under 2 pixels, nearly all", "store pixels, not shares of the image"),
     "box-duplicate": ("warning", "objects with class and box of another one in their image", "remove them"),
     "box-small": ("warning", "boxes much smaller than a cell of the network's map", "raise model.image.short"),
-    "box-whole": ("note", "boxes of a whole image", "look whether they should be"),
-    "image-small": ("warning", "images with a side under 32 pixels", "look whether they are thumbnails"),
+    "box-whole": ("note", "boxes of a whole image", "check whether they should be"),
+    "image-small": ("warning", "images with a side under 32 pixels", "check whether they are thumbnails"),
     "image-rotated": (
         "warning",
         "images that are turned when read, by their EXIF orientation",
@@ -61,7 +61,7 @@ KINDS = {
     "image-empty": ("note", "images without an object to train on", "see data.drop_empty"),
     "class-unused": ("warning", "classes without any object", "let data.classes name those that occur in any split"),
     "class-rare": ("warning", f"classes with under {RARE} objects to train on", "add some or merge classes"),
-    "class-test-only": ("warning", "classes that only the test splits have", "mend the splits: they cannot be learnt"),
+    "class-test-only": ("warning", "classes that only the test splits have", "fix the splits: they cannot be learnt"),
     "class-similar": ("warning", "names of classes that differ in case or signs only", "make them one"),
     "class-balance": (
         "note",
@@ -95,7 +95,7 @@ class Example:
     """One case of a finding.
 
     Attributes:
-        place: the file, or what else tells where it is, and what is wrong there.
+        place: the file or another location, and what is wrong there.
         image: path of the image below the folder of the data set; empty where it is none or no file.
         row: the image's row in the table, -1 where it is in none.
         object: number of the object among those of its image in the table, from 1; 0 where it is in none.
@@ -117,9 +117,9 @@ class Finding:
         severity: ``error``, ``warning`` or ``note``.
         kind: a key of :data:`KINDS`.
         split: ``train`` or ``test``.
-        count: of cases.
-        text: one line, with the remedy.
-        examples: the first cases, :data:`MOST_EXAMPLES` at most.
+        count: number of cases.
+        text: one line, with the fix.
+        examples: the first cases, at most :data:`MOST_EXAMPLES`.
     """
 
     severity: str
@@ -133,7 +133,7 @@ class Finding:
 def finding(
     kind: str, split: str, count: int, examples: Iterable[Example] = (), more: str = "", remedy: str = ""
 ) -> Finding:
-    """Makes a finding of a kind; ``more`` goes behind the count, in brackets, ``remedy`` in place of the usual one."""
+    """Makes a finding of a kind; ``more`` follows the count in brackets, ``remedy`` replaces the usual one."""
     severity, what, usual = KINDS[kind]
     text = one_line(f"{what}: {count}{f' ({more})' * bool(more)}; {remedy or usual}")
     return Finding(severity, kind, split, count, text, tuple(examples)[:MOST_EXAMPLES])
@@ -141,7 +141,7 @@ def finding(
 
 @dataclass
 class FaultCounter:
-    """Counts the faults that a reader tells of, by kind, and keeps the first of each; a ``Report``."""
+    """Counts the faults that a reader reports, by kind, and keeps the first of each; a ``Report``."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class FaultCounter:
             kept.append(Example(str(fault), fault.image, box=fault.box))
 
     def findings(self, split: str, objects: int = 0) -> list[Finding]:
-        """Returns what was told; ``objects`` is how many there are, to see what most of them have in common."""
+        """Returns a finding for each kind; ``objects`` is their total number, to see faults that most of them share."""
         hint = {"box-clipped": "more than half: are corners stored as sizes?"}
         return [
             finding(kind, split, count, self.examples[kind], hint.get(kind, "") if 2 * count > objects > 0 else "")
@@ -162,7 +162,7 @@ class FaultCounter:
 
 
 def notes_as_findings(notes: Notes, split: str) -> list[Finding]:
-    """Returns what a reader read as it was meant, a finding for each kind."""
+    """Returns a finding for each kind of value that a reader read as it was meant."""
     return [
         finding("normalised", split, count, [Example(place) for place in notes.places[kind]], kind)
         for kind, count in notes.counts.items()
@@ -178,7 +178,7 @@ def check_tables(
     stride: int,
     drop_empty: bool = True,
 ) -> list[Finding]:
-    """Finds what the annotations show without a look at the images; of 100,000 objects in a tenth of a second.
+    """Finds faults in the annotations without reading images; 100,000 objects take a tenth of a second.
 
     Args:
         short, longest: of the network's input, as ``model.image.short`` and ``max``.
@@ -193,7 +193,7 @@ def check_tables(
 
 
 def check_boxes(table: Annotations, split: str, short: int, longest: int, stride: int) -> list[Finding]:
-    """Finds boxes that repeat, cover their whole image, or vanish in the network; arguments as of `check_tables`."""
+    """Finds boxes that repeat, cover their whole image, or vanish in the network; arguments as in `check_tables`."""
     rows = rows_of(table)
     sizes = table.sizes.astype(float)
     sides = table.boxes[:, 2:] - table.boxes[:, :2]
@@ -213,7 +213,7 @@ def check_boxes(table: Annotations, split: str, short: int, longest: int, stride
         for kind, mask in masks.items()
         if mask.any()
     ]
-    few = len(rows) // 100  # of which nobody need be warned
+    few = len(rows) // 100  # too few for a warning
     capped = longest / sizes.max(axis=1) < short / sizes.min(axis=1)
     for number, one in enumerate(found):
         if one.kind == "box-small":
@@ -283,7 +283,7 @@ def rows_of(table: Annotations) -> np.ndarray:
 
 
 def name_of(table: Annotations, row: int) -> str:
-    """Returns what to call an image: its file, or its number."""
+    """Returns the name of an image in messages: its file, or its number."""
     return one_line(os.fsdecode(table.files[row])) or f"image {row}"
 
 
@@ -304,7 +304,7 @@ def _examples(table: Annotations, rows: np.ndarray, mask: np.ndarray) -> list[Ex
 
 
 def _repeats(rows: np.ndarray, table: Annotations) -> np.ndarray:
-    """Tells which objects have image, class and box of an earlier one, bool [M]."""
+    """Returns which objects have image, class and box of an earlier one, bool [M]."""
     keys = np.column_stack([rows, table.labels, table.boxes])
     order = np.lexsort(keys.T)  # stable: the first of its kind stays first
     same = np.zeros(len(keys), bool)

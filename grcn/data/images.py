@@ -1,4 +1,4 @@
-"""Makes RGB tensors of images: files, and what a program holds as one."""
+"""Converts images to RGB tensors: files, and images in the memory of a program."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from torch import Tensor
 from grcn.data.annotations import Annotations
 from grcn.data.faults import fault, read_bytes
 
-# Larger images are refused by their header, before memory is taken for their pixels.
+# Larger images are refused by their header, before memory is allocated for their pixels.
 MOST_PIXELS = 100_000_000
 
-# Whatever to_rgb_tensor takes.
+# Everything that to_rgb_tensor accepts.
 Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 # An image whose largest value is below this one of 255 is nearly black: one of 12 bits that is read as one of 16.
 DARK = 16
-# Where all 16-bit images of a data set stay below this one, as those of 14 bits do, they do not use all bits.
+# If all 16-bit images of a data set stay below this value, as those of 14 bits do, they do not use all bits.
 UNUSED = 64
 
-# Called with how many bits a 16-bit image uses, where that leaves it nearly black.
+# Called with the number of bits that a 16-bit image uses, if that leaves it nearly black.
 OnDark = Callable[[int], None]
 
-# What photographs and drawings come as. Pillow opens more, of which some start other programs.
+# The usual formats of photographs and drawings. Pillow opens more, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 
-# What Pillow's readers raise on a broken file, and on one that is closed (AssertionError); UnidentifiedImageError is an
+# Errors of Pillow's readers on a broken file, and on a closed one (AssertionError); UnidentifiedImageError is an
 # OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError,
            TypeError, AssertionError, struct.error, zlib.error)  # fmt: skip
@@ -52,7 +52,7 @@ class FileImages:
 
     Args:
         table: every file it names must exist.
-        bits: as of :func:`read_image`.
+        bits: as in :func:`read_image`.
 
     Raises:
         DataError: a file is missing, or (when called) broken or not of the table's size.
@@ -68,10 +68,10 @@ class FileImages:
 
 
 def read_row(table: Annotations, row: int, bits: int | None = None) -> Tensor:
-    """Reads the image of a row of a table, uint8 RGB [3, H, W]; ``bits`` as of :func:`read_image`.
+    """Reads the image of a row of a table, uint8 RGB [3, H, W]; ``bits`` as in :func:`read_image`.
 
     Raises:
-        DataError: as :func:`read_image`; or the image is not of the table's size.
+        DataError: as in :func:`read_image`; or the image is not of the table's size.
     """
     path = table.path(row)
     image = read_image(path, bits=bits)
@@ -91,17 +91,17 @@ def read_image(
     bits: int | None = None,
     on_dark: OnDark | None = None,
 ) -> Tensor:
-    """Reads an image file as uint8 RGB [3, H, W], turned as its EXIF orientation says.
+    """Reads an image file as uint8 RGB [3, H, W], with its EXIF orientation applied.
 
     The content decides the format, not the name. The pixels lie in memory as Pillow decodes them,
     channels last. Grey becomes three equal channels, alpha is
     dropped, of 16 bits the high 8 are kept, of an animation the first frame.
 
     Args:
-        path: of the file.
+        path: path of the file.
         remedy: ends the message where there is none.
-        bits: how many of its 16 bits a grey image uses, of which the high 8 are kept; what is larger becomes white.
-            None: all 16. Of images in colour, Pillow itself keeps the high 8 of 16.
+        bits: how many of its 16 bits a grey image uses, of which the high 8 are kept; larger values become white.
+            None: all 16. In colour images, Pillow itself keeps the high 8 of 16.
         on_dark: see :data:`OnDark`.
 
     Raises:
@@ -115,19 +115,18 @@ def to_rgb_tensor(image: Picture, bits: int | None = None, on_dark: OnDark | Non
     """Returns an image as RGB tensor [3, H, W], uint8, or float in 0-1 if it was such a tensor.
 
     The same picture gives the same pixels as the name of a file, its bytes, the opened file and the Pillow image:
-    turned as the EXIF orientation says, see :func:`read_image`. Nothing that is given is changed, and only a tensor is
-    shared.
+    with the EXIF orientation applied, see :func:`read_image`. The input is never changed, and only a tensor is shared.
 
     Args:
         image: name of a file; bytes of one; a file opened with ``"rb"``, which is read from its beginning; a Pillow
             image; an array uint8 or uint16, in RGB [H, W, 3], with alpha [H, W, 4], which is dropped, or grey [H, W] or
             [H, W, 1], which is repeated; an RGB tensor [3, H, W], uint8 or float in 0-1.
-        bits, on_dark: as of :func:`read_image`; for arrays of uint16 too.
+        bits, on_dark: as in :func:`read_image`; also for arrays of uint16.
 
     Raises:
         DataError: a file or a Pillow image is refused, as by :func:`read_image`.
         ValueError: an array or a tensor of another shape or type, or without a pixel.
-        TypeError: none of these.
+        TypeError: any other type.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image, "check the path", bits, on_dark)
@@ -152,7 +151,7 @@ def to_rgb_tensor(image: Picture, bits: int | None = None, on_dark: OnDark | Non
 
 
 def _contents(file: BinaryIO) -> bytes:
-    """Reads an opened file whole, as Pillow does: from its beginning, where it knows one."""
+    """Reads an opened file whole, as Pillow does: from its beginning, if it is seekable."""
     if file.seekable():
         file.seek(0)
     data = file.read()
@@ -174,7 +173,7 @@ def _decode(data: bytes, place: object, bits: int | None, on_dark: OnDark | None
 
 @contextmanager
 def _faults(place: object) -> Iterator[None]:
-    """Words what Pillow raises for an image."""
+    """Turns Pillow's error for an image into a fault."""
     try:
         yield
     except Image.DecompressionBombError as error:
@@ -208,7 +207,7 @@ def _with_pixels(image: Tensor, what: str) -> Tensor:
 
 
 class Header(NamedTuple):
-    """What the beginning of an image file says, nothing decoded.
+    """Header of an image file, read without decoding.
 
     Attributes:
         size: (height, width) as stored.
@@ -227,14 +226,14 @@ class Header(NamedTuple):
 
 
 def read_header(file: str | io.BytesIO) -> Header | None:
-    """Reads the header of an image; None where :func:`read_image` would refuse it, and say why."""
+    """Reads the header of an image; None where :func:`read_image` would refuse it, with the reason."""
     try:
         with _open(file) as image:
-            # Of other formats than these, Pillow must decode an image to find tags that it did not come across.
+            # In other formats than these, Pillow must decode an image to find tags that it has not yet read.
             known = image.format in ("JPEG", "MPO", "WEBP", "TIFF") or "exif" in image.info
             turn = image.getexif().get(_ORIENTATION, 1) if known else 1
             size = image.height, image.width
-            if isinstance(image, TiffImageFile):  # its own size is turned already
+            if isinstance(image, TiffImageFile):  # its size already has the orientation applied
                 size = image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
             return Header(size, image.mode, turn if turn in range(1, 9) else 1)
     except (Image.DecompressionBombError, *_BROKEN):
@@ -244,7 +243,7 @@ def read_header(file: str | io.BytesIO) -> Header | None:
 def _open(file: str | io.BytesIO) -> Image.Image:
     """Reads the header of an image and decodes nothing yet."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a limit somewhat below ours
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is somewhat below ours
         image = Image.open(file, formats=FORMATS)
     _check_pixels(image)
     return image

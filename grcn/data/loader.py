@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, in an order that only the seed and the step decide.
+"""Yields batches for training and evaluation, in an order that depends on the seed and the step only.
 
 Sample number g of a training run (step x batch + slot) has its image, its augmentation and its random key
 from hashes of the seed and g. So the batches are the same for any number of workers and processes,
@@ -53,12 +53,12 @@ def train_batches(
         difficult   bool [n]         False
         image_id    int64 scalar     COCO's id; elsewhere the row of the table
         augmented   tuple of str     what was done to the image
-        rng_key     int              hash of (seed, g); what is drawn for the image derives from it
+        rng_key     int              hash of (seed, g), from which all draws for the image derive
         batch_sizes list of (h, w)   all images of the step, over all processes and micro-batches
         batch_keys  list of int      their ``rng_key``
 
     Args:
-        dataset: what to train on; its images are read in the workers.
+        dataset: the training set; its images are read in the workers.
         batch: images of one optimizer step, over all processes and micro-batches.
         steps: the step to stop before.
         start_step: the first step; batches equal those of a run that began at 0.
@@ -66,13 +66,13 @@ def train_batches(
         workers: processes that read images; 0 reads in this one.
         augment: applied in this order, in the workers.
         drop_empty: leave out images that have no object to train on.
-        pin_memory: put images into page-locked memory, from where a GPU fetches them faster.
-        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
+        pin_memory: put images into page-locked memory, from which a GPU copies faster.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits forever.
 
     Raises:
         ConfigError: the micro-batches do not divide ``batch``.
-        DataError: there is no object to train on; later, whatever reading an image raises, or an augmentation returns
-            another size than it promised.
+        DataError: there is no object to train on; later, an image cannot be read, or an augmentation returns another
+            size than it promised.
     """
     if batch % (world * accumulate):
         got = f"got batch {batch}, {world} processes, accumulate {accumulate}"
@@ -121,10 +121,10 @@ def eval_batches(
         dataset: its images are read in the workers.
         workers: processes that read images; 0 reads in this one.
         pin_memory: put images into page-locked memory.
-        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits forever.
 
     Raises:
-        DataError: whatever reading an image raises.
+        DataError: an image cannot be read.
     """
     rows = range(rank, len(dataset), world)
     read = partial(_read_row, dataset.read_image)
@@ -133,7 +133,7 @@ def eval_batches(
 
 
 class _Sample(NamedTuple):
-    """What a worker needs to know to make one image and its target."""
+    """The input of a worker for one image and its target."""
 
     row: int
     number: int  # in the training
@@ -163,8 +163,8 @@ def _read_sample(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Makes one image and its target; runs in a worker.
 
-    The target's fields are numpy arrays, which cross to the main process in one message; every tensor would take a file
-    descriptor of its own.
+    The target's fields are numpy arrays, which go to the main process in one message; each tensor would take its own
+    file descriptor.
     """
     objects = dataset.objects(sample.row)
     target: dict[str, Any] = {key: torch.from_numpy(value) for key, value in objects.items()}

@@ -16,9 +16,9 @@ logger = logging.getLogger("grcn")
 
 # Annotations are rounded, so a box may stick out of its image by this many pixels, untouched.
 ROUNDING = 0.5
-# Sides below this are none: as float32, in which targets are computed, they may come out as zero.
+# Sides below this count as zero: as float32, in which targets are computed, they may become zero.
 THINNEST = 0.01
-# Detections that writers turn into Python's numbers at a time: all of COCO's test images at once would take 1.5 GB.
+# Detections that writers convert to Python numbers at a time: all of COCO's test images at once would take 1.5 GB.
 PART = 2**16
 
 
@@ -59,8 +59,8 @@ def pack(
         difficult: [M]; left out when no object is.
         category_ids: [C]; left out for 1..C.
         describe: names object m of the input in messages, its file first.
-        report: is told of every object that is wrong, dropped or clipped, where otherwise the first wrong one is an
-            error and a warning counts the others; the wrong ones are left out.
+        report: called with a fault for every object that is wrong, dropped or clipped; the wrong ones are left out.
+            Without it, the first wrong one is an error and a warning counts the others.
 
     Raises:
         DataError: a class has no usable name or that of another; an image is listed twice or has no
@@ -81,18 +81,18 @@ def pack(
     for m in np.flatnonzero((labels < 1) | (labels > len(classes)))[:1]:
         raise fault(object_name(m), "unknown label (got {}); use 1..{}", labels[m], len(classes))
 
-    def tell_of(m: int, what: str, value: object, kind: str) -> None:
+    def report_object(m: int, what: str, value: object, kind: str) -> None:
         found = fault(object_name(m), what, value, kind=kind)
         found.image = os.fsdecode(files[rows[m]]) if files is not None else ""
         found.box = tuple(boxes[m].tolist())
         tell(report, found)
 
-    kept = _check_boxes(name, boxes, sizes[rows], object_name, tell_of, report is not None)
+    kept = _check_boxes(name, boxes, sizes[rows], object_name, report_object, report is not None)
     box_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = box_area if area is None else np.where(np.isnan(area), box_area, area)
     no_area = ~((areas >= 0) & (areas <= np.finfo(np.float32).max))
     for m in np.flatnonzero(no_area).tolist():
-        tell_of(m, "area is no area (got {}); fix or remove it", areas[m], "annotation")
+        report_object(m, "area is no area (got {}); fix or remove it", areas[m], "annotation")
     kept = kept[~no_area[kept]]
     order = kept[np.argsort(rows[kept], kind="stable")]
     return Annotations(
@@ -149,7 +149,7 @@ def pack_detections(
 
 
 def _check_classes(name: str, classes: Sequence[str]) -> None:
-    """Refuses names that are unusable or differ in nothing but spaces; those that differ in case may be letters."""
+    """Refuses names that are unusable or differ only in spaces; names that differ in case may be letters."""
     seen: dict[str, str] = {}
     for label in classes:
         check_class_name(name, label)
@@ -174,14 +174,14 @@ def _check_boxes(
     boxes: np.ndarray,
     sizes: np.ndarray,
     object_name: Callable[[int], str],
-    tell_of: Callable[[int, str, object, str], None],
+    report_object: Callable[[int, str, object, str], None],
     each: bool,
 ) -> np.ndarray:
     """Clips boxes [M, 4] to image sizes [M, 2] in place; returns the indices of those to keep.
 
     Args:
-        tell_of: raises the fault of an object, or takes it to those who collect them.
-        each: tell of every box that is dropped or clipped, instead of logging how many are.
+        report_object: raises or reports the fault of an object.
+        each: report every box that is dropped or clipped, instead of logging their number.
     """
     limits = sizes[:, ::-1]
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
@@ -195,9 +195,9 @@ def _check_boxes(
     for kind, (what, mask) in faults.items():
         for m in np.flatnonzero(mask & ~wrong).tolist():
             got = boxes[m].round(3).tolist()
-            tell_of(m, f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", got, f"box-{kind}")
+            report_object(m, f"box {what} (got x1, y1, x2, y2 = {{}}); fix it", got, f"box-{kind}")
         wrong |= mask
-    boxes[wrong] = 0  # told of; they are dropped as what is empty
+    boxes[wrong] = 0  # already reported; dropped below as empty
 
     outside &= ~wrong
     excess = np.maximum(-top_left, bottom_right - limits).max(axis=1, initial=0.0)
@@ -212,7 +212,7 @@ def _check_boxes(
                 kind, what = "empty", "has no width or height (got {}); remove it"
             elif abs(excess[m] - 1) < 1e-6:
                 kind = "one-off"
-            tell_of(m, f"box {what}", boxes[m].round(3).tolist(), f"box-{kind}")
+            report_object(m, f"box {what}", boxes[m].round(3).tolist(), f"box-{kind}")
     boxes[:] = kept
     if not each:
         _log_repairs(name, boxes, over, empty, object_name)

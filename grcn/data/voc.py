@@ -6,7 +6,7 @@ A split ``VOC2007/test`` below ``root`` is::
     VOC2007/Annotations/000001.xml     its objects
     VOC2007/JPEGImages/000001.jpg
 
-VOC counts pixels from 1 and both corners belong to the box. :func:`to_continuous` and its inverse
+VOC counts pixels from 1 and both corners are part of the box. :func:`to_continuous` and its inverse
 :func:`grcn.data.voc_results.to_devkit` translate, there and nowhere else; plain IoU of the continuous boxes equals the
 devkit's IoU, which adds 1 to widths and heights.
 """
@@ -28,13 +28,13 @@ from grcn.data.validate import pack
 from grcn.data.voc_lists import find_split
 from grcn.data.voc_xml import box_of, check_tags, read_xml, size_of, text_of
 
-# What annotation tools write in place of 0 and 1.
+# Values that annotation tools write in place of 0 and 1.
 _DIFFICULT = {"": False, "false": False, "0.0": False, "unspecified": False, "true": True, "1.0": True}
 
 
 @dataclass
 class _Split:
-    """What one split's files say; the lists of the second group have one entry per object."""
+    """Contents of one split's files; the lists of the second group have one entry per object."""
 
     name: str
     folder: str
@@ -59,15 +59,15 @@ def load(
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
     Objects marked ``difficult`` are kept and flagged. Images need not exist yet. Their ids are the names in the lists;
-    where two folders share one, those of all images get the folder in front, as ``VOC2007/000001``.
+    if two folders share a name, all ids start with the folder, as ``VOC2007/000001``.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the 20 of VOC if
             every name in the splits is one of them, otherwise the names found, sorted: load the
             training splits so, and pass their classes on for the test splits.
-        report: is told of every line, annotation and object that is wrong, where otherwise the first one is an error;
-            they are left out.
-        notes: counts what is read as it was meant; without one, a warning does.
+        report: called with the fault of every wrong line, annotation and object, which is left out; without it, the
+            first one is an error.
+        notes: counts what is read as it was meant; without one, a warning counts it.
 
     Raises:
         DataError: a list or annotation is missing or broken, an object's class is not listed, or an image is in two of
@@ -123,7 +123,7 @@ def _read_split(root: Path, name: str, report: Report | None, notes: Notes) -> _
 
 
 def _name_of(root: Path, split: str) -> str:
-    """Returns what a split is called; the folder of the data set itself, ``.``, goes by its name."""
+    """Returns the name of a split; that of the data set's own folder, ``.``, is the folder's name."""
     name = str(PurePosixPath(split))
     if name != ".":
         return name

@@ -1,4 +1,4 @@
-"""Finds the files of VOC's layout in its folders, whatever annotation tools call these."""
+"""Finds the files of VOC's layout in its folders, under the names that annotation tools use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-# Of grcn.data.images.FORMATS, in the order of choice where an image is there twice.
+# Suffixes of grcn.data.images.FORMATS, in order of preference where an image is there twice.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     *(".jpe", ".jfif", ".apng"),
@@ -15,13 +15,13 @@ IMAGE_SUFFIXES = (
 XML_SUFFIXES = (".xml",)
 ANNOTATIONS = ("Annotations", "annotations")
 IMAGES = ("JPEGImages", "images")
-_MOST_FOLDERS = 500  # to look for annotations in, where there are none that a split names
+_MOST_FOLDERS = 500  # searched for annotations, if the split names none
 
 
 class Files:
-    """The files of a folder and of those below it by their names, as ``sub/a`` for ``sub/a.jpg``.
+    """The files in and below a folder by their names, as ``sub/a`` for ``sub/a.jpg``.
 
-    Every folder is listed once, when it is first asked for; files whose names begin with a dot are left out.
+    Every folder is listed once, when it is first needed; files whose names begin with a dot are left out.
 
     Args:
         folder: need not exist.
@@ -37,7 +37,7 @@ class Files:
         return bool(self.find(name))
 
     def names(self) -> list[str]:
-        """Returns the names in the folder itself, in the order of the files'."""
+        """Returns the names in the folder itself, in the order of the files."""
         found = self._list("")
         return sorted(found, key=found.__getitem__)
 
@@ -47,7 +47,7 @@ class Files:
         return self._list(parent).get(stem, [])
 
     def path(self, name: str) -> Path:
-        """Returns the best file of a name, or where it should be."""
+        """Returns the best file of a name, or the path where it should be."""
         found = self.find(name)
         return (self.folder / name).parent / found[0] if found else self.folder / f"{name}{self._suffixes[0]}"
 
@@ -68,7 +68,7 @@ class Source:
     """The images of a split.
 
     Attributes:
-        folder: what their names are unique in, below the root.
+        folder: the folder below the root in which their names are unique.
         names: of the images.
         annotations: their XML files.
         images: their image files.
@@ -81,7 +81,7 @@ class Source:
 
 
 def source_of(root: Path, folder: str) -> Source:
-    """Returns the files in a folder, each kind in the first of its usual places that has some."""
+    """Returns the files in a folder, each kind from the first of its usual places that has any."""
 
     def files(names: tuple[str, ...], suffixes: tuple[str, ...]) -> Files:
         usual = [Files(root / folder / name, suffixes) for name in names]
@@ -103,7 +103,7 @@ def elsewhere(annotations: Files) -> list[Path]:
 
 
 def has_lists(folder: Path) -> bool:
-    """Tells whether a folder has lists of images."""
+    """Returns whether a folder has lists of images."""
     return any(entry.name.endswith(".txt") for entry in _entries(folder / "ImageSets/Main"))
 
 
@@ -126,7 +126,7 @@ def folders_with_annotations(root: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yields what is in a folder; nothing where it is none or closed, which those that open a file in it will say."""
+    """Yields the entries of a folder; none if it cannot be read, which opening a file in it will report."""
     try:
         with os.scandir(folder) as entries:
             yield from entries

@@ -1,4 +1,4 @@
-"""Finds the images of a split in VOC's layout: those of its list, or of its folder where there is no list."""
+"""Finds the images of a split in VOC's layout: those in its list, or in its folder where there is no list."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_split(root: Path, split: str, report: Report | None, notes: Notes) -> S
     """Finds the images of a split: those that ``ImageSets/Main`` lists, or else those in the folder of its name.
 
     Args:
-        report: is told of every line and file name that is wrong, where otherwise the first one is an error.
+        report: called with the fault of every wrong line and file name; without it, the first one is an error.
         notes: counts what is read as it was meant.
 
     Raises:
@@ -88,7 +88,7 @@ def lines_of(path: Path, remedy: str = USUAL_REMEDY, notes: Notes | None = None)
 
 
 def _list_of(split: str) -> Path:
-    """Returns where below the root the list of a split is."""
+    """Returns the path of a split's list, below the root."""
     return Path(split).parent / "ImageSets" / "Main" / f"{PurePosixPath(split).name}.txt"
 
 
@@ -134,9 +134,9 @@ def _read_list(source: Source, path: Path, report: Report | None, notes: Notes) 
 
 
 def _name_in(source: Source, text: str, place: str) -> tuple[str, bool]:
-    """Returns the image that a line names, and whether it stands there as VOC writes it.
+    """Returns the image that a line names, and whether it is written as VOC writes it.
 
-    A whole line goes before its beginning: ``photo 1`` is no flag behind ``photo`` where there is a ``photo 1``.
+    A whole line takes precedence: ``photo 1`` is not ``photo`` with a flag if there is a ``photo 1``.
     """
     flagged = _FLAG.fullmatch(text)
     short = flagged[1] if flagged else text
@@ -157,7 +157,7 @@ def _name_in(source: Source, text: str, place: str) -> tuple[str, bool]:
 
 
 def _forms(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the path in a line, and a name that it may mean: without suffix and folders, the longest names first."""
+    """Yields the path in a line with each name that it may mean, without suffix and folders, longest first."""
     quoted = _QUOTED.fullmatch(text)
     inner = (quoted[1] or quoted[2] or "") if quoted else text
     for written in dict.fromkeys((re.sub(r'\\(["\\])', r"\1", inner) if quoted else inner, inner)):
@@ -186,7 +186,7 @@ def _is_image(name: str) -> bool:
 
 
 def _nothing_found(root: Path, split: str) -> Fault:
-    """Says what was looked for, and what there is instead."""
+    """Reports what was looked for, and what there is instead."""
     if has_lists(root / split):
         what = "this folder has lists; name one of them as the split (found {})"
         return fault(root / split, what, _some(_lists(root, glob.escape(str(PurePosixPath(split))))))

@@ -17,7 +17,7 @@ from grcn.data.voc_lists import lines_of
 
 logger = logging.getLogger("grcn")
 
-_LONGEST_NAME = 255  # bytes, of the usual file systems
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 def to_devkit(boxes: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def read_detections(folder: str | Path, table: Annotations) -> dict[str, np.ndar
     """Reads the devkit's result files ``comp4_det_<split>_<class>.txt`` of one split.
 
     Every line is ``image score xmin ymin xmax ymax``; the image's folder may have spaces in its name. A class without a
-    file has no detections, which is said in a warning.
+    file has no detections, which is logged as a warning.
 
     Returns:
         packed detections of the images of ``table``: rows, boxes, scores, labels.
@@ -70,7 +70,7 @@ def write_detections(folder: str | Path, split: str, table: Annotations, detecti
     Numbers are written in full, so that reading them back gives the same boxes and scores.
 
     Args:
-        folder: made when it does not exist.
+        folder: created if missing.
         split: the part of the file names between ``comp4_det_`` and the class, such as ``test``.
 
     Raises:

@@ -12,7 +12,7 @@ from grcn.data.faults import Notes, fault, read_bytes
 from grcn.data.images import read_header
 from grcn.errors import DataError
 
-# The longer marks first: that of UTF-32 begins with that of UTF-16.
+# Longer marks first: that of UTF-32 begins with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -21,10 +21,10 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DECLARED = re.compile(rb"""\s*<\?xml\s[^>]*?\bencoding\s*=\s*["']([\w.:-]{1,40})["']""", re.ASCII)
-# Texts to Python, but no way in which a document is written.
+# Text encodings to Python, but not encodings of a document.
 _NO_ENCODINGS = {"unicode-escape", "raw-unicode-escape", "idna", "punycode", "utf-7", "undefined"}
 _NO_SIDE = ("", "none", "null", "unspecified")
-# What tools write for outlines that are no upright boxes.
+# Tags that tools write for outlines other than upright boxes.
 _OUTLINES = ("robndbox", "rotated_bndbox", "polygon", "polyline", "ellipse", "points", "mask")
 
 
@@ -87,7 +87,7 @@ def number_of(element: ElementTree.Element, tag: str, place: str | Path) -> floa
 
 
 def box_of(element: ElementTree.Element, place: str) -> list[float]:
-    """Returns the corners of an object as they stand in it.
+    """Returns the corners of an object as written.
 
     Raises:
         DataError: one is missing or no number, or there is another outline and no box.
@@ -100,7 +100,7 @@ def box_of(element: ElementTree.Element, place: str) -> list[float]:
 
 
 def check_tags(annotation: ElementTree.Element, path: Path) -> None:
-    """Refuses a document whose objects would not be found: it would be an image without any.
+    """Refuses a document whose objects would not be found, since it would pass for an image without any.
 
     Raises:
         DataError: it is no ``<annotation>``, or has a ``<bndbox>`` that is in no ``<object>`` of it.
@@ -115,10 +115,10 @@ def check_tags(annotation: ElementTree.Element, path: Path) -> None:
 
 
 def size_of(annotation: ElementTree.Element, path: Path, image: Path, notes: Notes) -> tuple[int, int]:
-    """Returns (height, width); where ``<size>`` does not say them, those of the image as displayed.
+    """Returns (height, width) from ``<size>`` or, if it has none, of the image as displayed.
 
     Raises:
-        DataError: a side is no number of pixels, there is no image to look at, or it contradicts the side that is said.
+        DataError: a side is no number of pixels, there is no image to read, or it contradicts the given side.
     """
     height, width = (_side(annotation, tag, path) for tag in ("height", "width"))
     if height and width:
@@ -136,7 +136,7 @@ def size_of(annotation: ElementTree.Element, path: Path, image: Path, notes: Not
 
 
 def _side(annotation: ElementTree.Element, tag: str, path: Path) -> int:
-    """Returns a side of the image, 0 where none is said."""
+    """Returns a side of the image, 0 where none is given."""
     text = (annotation.findtext(f"size/{tag}") or "").strip()
     if text.lower() in _NO_SIDE:
         return 0
@@ -154,7 +154,7 @@ def _parse(path: Path, data: bytes | str) -> ElementTree.Element:
 
 
 def _decode(path: Path, data: bytes) -> tuple[str, str | None]:
-    """Decodes a document that expat refuses; also returns what it declares, where that cannot be."""
+    """Decodes a document that expat refuses; also returns its declared encoding where that cannot be right."""
     mark, codec = next((known for known in MARKS if data.startswith(known[0])), (b"", "utf-8"))
     head = data[:400].decode(codec, "ignore").encode("ascii", "ignore") if mark else data
     found = _DECLARED.match(head)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from grcn.errors import UserError
 
-_WATCH = 2.0  # seconds between two looks at whether the main process is still there
+_WATCH = 2.0  # seconds between checks that the main process is still alive
 
 
 def read_ahead(
@@ -31,14 +31,14 @@ def read_ahead(
     """Applies ``read`` to the items of each batch, ahead of time in worker processes.
 
     Args:
-        read: item -> uint8 image of any size, and what goes with it.
+        read: item -> uint8 image of any size, and its data, such as the target.
         batches: lists of items.
-        workers: processes; 0 reads in this one, when asked.
+        workers: processes; 0 reads in this one, on demand.
         pin_memory: put images into page-locked memory.
-        timeout: seconds to wait for a worker before a RuntimeError; 0 waits for ever.
+        timeout: seconds to wait for a worker before a RuntimeError; 0 waits forever.
 
     Raises:
-        UserError: whatever of that kind ``read`` raises.
+        UserError: as raised by ``read``.
     """
     loader = DataLoader(
         _Reader(read),
@@ -49,7 +49,7 @@ def read_ahead(
         pin_memory=pin_memory,
         timeout=timeout if workers else 0.0,
         worker_init_fn=_start_worker,
-        # Workers that are forked share the pages of the table.
+        # Forked workers share the pages of the table.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # The loader draws a seed when it starts: not from the global generator.
         generator=torch.Generator(),
@@ -61,13 +61,13 @@ def read_ahead(
 
 
 class _Packed(NamedTuple):
-    """The images of a batch in one buffer, and what belongs to them.
+    """The images of a batch in one buffer, each with its data.
 
-    A tensor crosses to the main process in a file of its own, which for small images takes longer than to draw them.
+    A tensor goes to the main process in its own file, which for small images takes longer than drawing them.
     """
 
     buffer: Tensor  # uint8
-    layouts: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # of each image: shape, strides, where it begins
+    layouts: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # of each image: shape, strides, offset
     others: list[Any]
 
     @classmethod
@@ -83,7 +83,7 @@ class _Packed(NamedTuple):
         others = [other for _, other in pairs]
         first = pairs[0][0]
         own = first.stride() == layouts[0][1] and first.untyped_storage().nbytes() == end
-        if len(pairs) == 1 and own:  # it fills a buffer of its own already
+        if len(pairs) == 1 and own:  # it already fills its own buffer
             return cls(first.as_strided((end,), (1,)), layouts, others)
         packed = cls(torch.empty(end, dtype=torch.uint8), layouts, others)
         for (slot, _), (image, _) in zip(packed.pairs(), pairs, strict=True):
@@ -91,7 +91,7 @@ class _Packed(NamedTuple):
         return packed
 
     def pairs(self) -> list[tuple[Tensor, Any]]:
-        """Returns the images, as parts of the buffer, with what belongs to each."""
+        """Returns the images, as views of the buffer, each with its data."""
         images = [
             self.buffer.as_strided(shape, strides, self.buffer.storage_offset() + start)
             for shape, strides, start in self.layouts
@@ -125,22 +125,22 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-    gc.freeze()  # or the first collection would write to, and so copy, the pages of all that the main process imported
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # or the first collection would write to, and so copy, the pages of the main process's imports
     torch.set_num_threads(1)
     sys.excepthook = _say_nothing_of_the_parent
 
 
 def _say_nothing_of_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leaves out that the main process ended while it fetched an image: it has told why itself."""
+    """Suppresses the error that the main process exited while fetching an image: it has reported why itself."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
-def _obey_parent() -> None:
-    """Ends this worker at a SIGTERM of its parent, of which a job manager sends one to every process, and after it.
+def _end_with_parent() -> None:
+    """Ends this worker on a SIGTERM from its parent, ignoring a job manager's to every process, or with its parent.
 
-    The loader's own watch takes whoever is the parent when it begins, at times the adopter of an orphan.
+    The loader's own watch trusts whoever is the parent when it starts, at times the adopter of an orphan.
     """
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:

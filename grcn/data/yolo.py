@@ -27,20 +27,20 @@ from grcn.progress import progress_bar
 
 logger = logging.getLogger("grcn")
 
-# Those that are read, and those that are not, so that such an image is a clear error and not one that is left out.
+# Formats that are read, and others, so that such an image is a clear error and is not left out silently.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".mpo")
     + (".heic", ".heif", ".avif", ".jp2", ".dng", ".pfm")
 )
-_ROUNDING = 1e-3  # shares of an image are rounded: so much of a box may stick out of it, and is cut off
-_LARGEST = 2.0  # a share above it is one of pixels
+_ROUNDING = 1e-3  # shares of an image are rounded: a box may stick out by this much, and is clipped
+_LARGEST = 2.0  # a larger share must be in pixels
 _UNLABELLED = "images without a label file, which have no objects"
 _WRITE = "write class x y width height"
 
 
 @dataclass
 class _Split:
-    """What one split's files say; the lists of the second group have one entry per object."""
+    """Contents of one split's files; the lists of the second group have one entry per object."""
 
     name: str
     files: list[str] = field(default_factory=list)
@@ -61,15 +61,16 @@ def load(
 ) -> Annotations:
     """Reads splits such as ``train`` below ``root`` into one table.
 
-    Images must exist: their headers say how large they are. Their ids are the names of their files without suffix;
-    where two of them share one, all are called by their path below ``root``. An image without a label file, or with an
+    Images must exist: their sizes are read from their headers. Their ids are the names of their files without suffix;
+    if two of them share one, all ids are paths below ``root``. An image without a label file, or with an
     empty one, has no objects; but a folder of images without any label file is an error: its labels may lie elsewhere.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the ``names`` of the data.yaml;
             without such a file they are those of the numbers from 0 on, and have to be given.
-        report: gets every line and image that is wrong, where otherwise the first one is an error; they are left out.
-        notes: counts what is read as it was meant; without one, a warning does.
+        report: called with the fault of every wrong line and image, which is left out; without it, the first one is an
+            error.
+        notes: counts what is read as it was meant; without one, a warning counts it.
 
     Raises:
         DataError: a data.yaml, list, label or image is missing or broken, a class is not listed, or an image is in two
@@ -142,7 +143,7 @@ def _read_split(
 
 
 def _count_unlabelled(root: Path, name: str, files: list[str], notes: Notes) -> None:
-    # YOLO's own rule, which strictness must not refuse.
+    # This is YOLO's own rule, so strict mode must not refuse it.
     if notes.strict:
         if files:
             logger.info("%s", one_line(f"{name}: {len(files):,} {_UNLABELLED}"))
@@ -171,7 +172,7 @@ def _images_of(root: Path, name: str, data: Description, report: Report | None, 
 
 
 def _parts(root: Path, name: str, data: Description, notes: Notes) -> list[tuple[str, str]]:
-    """Returns what a split consists of, as paths below ``root``, each with the place that names it."""
+    """Returns the parts of a split, as paths below ``root``, each with the place that names it."""
     if name in data.splits:
         places = [(text, f"{data.path}:{line}") for text, line in data.splits[name]]
         return [(resolve(root, [data.base], text, place, notes), place) for text, place in places]
@@ -208,7 +209,7 @@ def _listed(root: Path, path: str, base: str, report: Report | None, notes: Note
 
 
 def _images_below(root: Path, path: str, notes: Notes) -> Iterator[tuple[str, str]]:
-    """Yields the images in a folder and those in it; linked folders are entered, each once."""
+    """Yields the images in a folder and its subfolders; linked folders are entered, each once."""
     if not (root / path).is_dir():
         raise fault(root / path, f"neither a folder nor a .txt list; {USUAL_REMEDY}")
     seen: set[tuple[int, int]] = set()
@@ -328,7 +329,7 @@ def _object(text: str, place: str, notes: Notes) -> tuple[int, list[float]]:
         number, *shares = map(float, columns)
     except ValueError:
         raise fault(place, f"not five numbers (got {{}}); {_WRITE}", text) from None
-    if len(columns) < 5 or "_" in text:  # which Python takes for part of a number
+    if len(columns) < 5 or "_" in text:  # Python accepts _ in a number
         raise fault(place, f"not five numbers (got {{}}); {_WRITE}", text)
     if not (number.is_integer() and abs(number) < 2**31):
         raise fault(place, "the class is no whole number (got {}); fix it", columns[0])

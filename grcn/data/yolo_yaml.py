@@ -1,4 +1,4 @@
-"""Reads the ``data.yaml`` of a data set in YOLO's layout, and finds what the paths in it mean below one folder."""
+"""Reads the ``data.yaml`` of a data set in YOLO's layout, and resolves its paths below one folder."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import yaml
 
 from grcn.data.faults import Fault, Notes, check_class_name, fault, is_printable, read_bytes
 
-_MOST_BYTES = 2**20  # thousands of names are a hundredth of it; a file that is larger is no description
+_MOST_BYTES = 2**20  # thousands of names take a hundredth of it; a larger file is no description
 _TEXT = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What describes a data set.
+    """Description of a data set.
 
     Attributes:
         path: the file; None where the folder has none.
         names: of the classes, by number.
-        base: the folder below the root from which paths count.
-        splits: by name the paths of a split, each with the line it stands in.
+        base: the folder below the root that paths are relative to.
+        splits: by name the paths of a split, each with its line.
     """
 
     path: Path | None = None
@@ -66,17 +66,17 @@ def describe(root: Path, notes: Notes) -> Description:
 
 
 def resolve(root: Path, bases: Sequence[str], text: str, place: str, notes: Notes) -> str:
-    """Finds what a path means that stands in a data.yaml or a list of images.
+    """Resolves a path from a data.yaml or a list of images.
 
-    One that leads nowhere, or out of ``root``, is read without the ``..`` it begins with, or without its first folder
-    too, if that leads to something in a folder: data sets that one downloads were described for another place.
+    One that leads nowhere, or out of ``root``, is read without the ``..`` it begins with, or also without its first
+    folder, if that leads to something in a folder: downloaded data sets were described for another place.
 
     Args:
-        bases: folders below ``root`` from which a relative path may count, the likeliest first.
-        place: where it stands, for messages.
+        bases: folders below ``root`` that a relative path may start from, the likeliest first.
+        place: the place of the path, for messages.
 
     Returns:
-        the path of what is there, below ``root``.
+        the path of an existing file or folder, below ``root``.
 
     Raises:
         DataError: nothing is there, or it lies outside ``root``.
@@ -102,7 +102,7 @@ def resolve(root: Path, bases: Sequence[str], text: str, place: str, notes: Note
 
 
 def _moved(root: Path, bases: Sequence[str], text: str) -> str | None:
-    """Returns what a relative path names below ``root`` without what it begins with; None where there is nothing."""
+    """Returns the target of a relative path below ``root`` without its first parts; None where there is nothing."""
     parts = PurePosixPath(text).parts
     if not parts or parts[0] == "/":
         return None

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which often detects better than the weights of any one step."""
+"""Exponential moving average of the weights, which often detects better than the weights of any one step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from grcn.engine import checkpoint
 class WeightAverage(AveragedModel):
     """An exponential moving average of a model's weights and buffers over the steps of a training.
 
-    The values are those of torch's ``get_ema_multi_avg_fn(decay)``, which could leave out a step only where the host
-    waits for the device to know which.
+    The values are those of torch's ``get_ema_multi_avg_fn(decay)``, which could skip a step only after a host-device
+    synchronisation.
 
     Attributes:
         module: the model with the averaged weights, to evaluate. It starts as a copy, with the weights of the first
@@ -34,7 +34,7 @@ class WeightAverage(AveragedModel):
         self.decay = decay
 
     def update(self, model: nn.Module, skip: Tensor) -> None:
-        """Takes the weights of a step in, unless ``skip`` is 1, which only the device reads."""
+        """Adds the weights of a step, unless ``skip`` is 1, which only the device reads."""
         self._skip = skip
         self.update_parameters(model)
 
@@ -44,18 +44,18 @@ class WeightAverage(AveragedModel):
         if averages[0].is_floating_point():
             rate = (1 - self.decay) * (1 - self._skip.to(averages[0]))
             torch._foreach_lerp_(averages, values, [rate] * len(averages))
-        else:  # a count is what it is
+        else:  # counters are copied
             torch._foreach_copy_(averages, values)
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of it."""
+        """Returns the state that a checkpoint holds."""
         return {"model": self.module.state_dict(), "steps": int(self.n_averaged)}
 
     def restore(self, state: Mapping[str, Any], model: nn.Module, path: Path | None = None) -> None:
-        """Continues the average of a checkpoint or, where that has none, begins with the model that it was loaded into.
+        """Continues the average of a checkpoint or, where it has none, starts from the model that it was loaded into.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: the average is of another model.
         """
         average = state.get("ema", {"model": model.state_dict(), "steps": 0})
         checkpoint.restore({"step": state["step"], "model": average["model"]}, self.module, path=path)

@@ -1,4 +1,4 @@
-"""Checkpoints that are never half written, nor damaged unnoticed, and save to the same bytes.
+"""Saves and loads checkpoints: atomic, verified by their SHA-256, and equal in bytes for equal states.
 
 A checkpoint is ``step_NNNNNNNN-<start of its SHA-256>.pt``: one atomic rename publishes contents
 and digest together. ``torch.load`` notices few flipped bits, so the digest is verified before
@@ -30,7 +30,7 @@ FORMAT = 1
 logger = logging.getLogger("grcn")
 
 _NAME = re.compile(r"step_(\d{8,})-[0-9a-f]{16}\.pt")
-# A weight that torchvision's detectors of two stages have, and ours have not.
+# A weight that torchvision's two-stage detectors have and ours do not.
 _OF_TORCHVISION = "roi_heads.box_predictor.cls_score.weight"
 _REQUIRED = {"format": int, "step": int, "model": dict, "optimizer": dict, "losses": list}
 
@@ -41,12 +41,12 @@ def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     Equal states give equal bytes, whether or not one of them has been through a checkpoint before.
 
     Args:
-        folder: made if missing. Checkpoints of later steps in it are left alone.
+        folder: created if missing. Checkpoints of later steps in it are kept.
         state: tensors and plain types in dicts, lists and tuples; ``step`` is in it.
         keep: at least 1.
 
     Raises:
-        EnvironmentFault: it cannot be written (disk full, no permission). What was there is
+        EnvironmentFault: it cannot be written (disk full, no permission). Existing files are
             untouched.
     """
     buffer = _Buffer()
@@ -68,7 +68,7 @@ def save(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
 
 
 class _Buffer(io.BytesIO):
-    """Takes what is written in small pieces: while it takes one, no other thread of Python runs."""
+    """A buffer that is written in small pieces, since no other Python thread runs during a write."""
 
     def write(self, contents: Any) -> int:
         for start in range(0, len(contents), 2**20):
@@ -88,7 +88,7 @@ def snapshot(state: Mapping[str, Any]) -> dict[str, Any]:
 def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, after verifying it.
 
-    A file whose name ends in its digest is verified by that; another one by the checksums of its
+    A file whose name ends in its digest is verified by it; any other file by the checksums of its
     zip archive.
 
     Raises:
@@ -123,7 +123,7 @@ def restore(
         path: of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: they were built otherwise.
+        CheckpointError: they were built differently.
     """
     where = f"{path}: " * (path is not None) + f"checkpoint of step {state['step']}"
     theirs, ours = state["model"], model.state_dict()
@@ -155,7 +155,7 @@ def restore(
 
 
 def _near(path: Path) -> str:
-    """Names a checkpoint that may be meant by a path that is none, such as the folder of a run."""
+    """Suggests a checkpoint for a path that is not one, such as the folder of a run."""
     return str(best_or_newest(path) or best_or_newest(path.parent) or "step_00001000-….pt")
 
 
@@ -211,8 +211,8 @@ def keep_best(folder: Path, ranked: Sequence[int]) -> None:
 
     Args:
         folder: of the checkpoints.
-        ranked: steps, the best first. Those after the first are for a folder that a checkpoint was removed from, or
-            that a run was continued into from elsewhere.
+        ranked: steps, the best first. The later ones serve a folder that a checkpoint was removed from, or that a run
+            from elsewhere was continued into.
     """
     best = next((found for step in ranked if (found := _as_best(folder, step))), None)
     if best is not None:
@@ -224,7 +224,7 @@ def keep_best(folder: Path, ranked: Sequence[int]) -> None:
 def _as_best(folder: Path, step: int) -> Path | None:
     """Returns the file of a step that is kept as the best, made from its checkpoint if need be; None if there is none.
 
-    The checkpoint comes first: what is there may be of a time before the run went over this step again.
+    The checkpoint comes first: an existing best file may be older than the run's last pass over this step.
     """
     for path in _checkpoints(folder):
         best = folder.parent / f"best-{path.name}"
@@ -242,7 +242,7 @@ def _as_best(folder: Path, step: int) -> Path | None:
 
 
 def _link(path: Path, other: Path, contents: bytes) -> None:
-    """Gives a file another name as well, or copies it where the disk knows no links."""
+    """Hard-links a file to a second name, or copies it where the file system has no links."""
     temporary = other.parent / f".tmp-{other.name}"
     try:
         os.link(path, temporary)
@@ -258,7 +258,7 @@ def latest_step(folder: Path) -> int:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Lists checkpoints by step, oldest first; clocks are not asked."""
+    """Lists checkpoints by step, oldest first; file times are ignored."""
     paths = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
     return sorted(paths, key=lambda path: (_step(path), path.name))
 
@@ -293,7 +293,7 @@ def _verify(path: Path, contents: bytes) -> None:
 
 
 def _problem(state: Any, name: str) -> str | None:
-    """Says what is wrong with the contents of a checkpoint of this name, and the remedy."""
+    """Describes what is wrong with the contents of a checkpoint of this name, and the fix."""
     found = state if isinstance(state, dict) else {}
     if wrong := [key for key, kind in _REQUIRED.items() if not isinstance(found.get(key), kind)]:
         remedy = "use one of grcn, or load weights of others by model.weights"
@@ -313,8 +313,8 @@ def _problem(state: Any, name: str) -> str | None:
 def _plain(value: Any, copy: bool = False) -> Any:
     """Copies a state into plain containers with tensors on the CPU, which it shares unless ``copy`` is set.
 
-    Pickle writes a string that it has met as the same object as a reference, so equal strings must
-    be one object for equal states to give equal bytes: they are interned.
+    Pickle writes a repeated object as a reference, so equal strings must be one object for equal
+    states to give equal bytes: they are interned.
     """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=copy)
@@ -332,10 +332,10 @@ def _plain(value: Any, copy: bool = False) -> Any:
 
 
 def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Gives momenta the strides of their weights: the fused update goes through both in the order of memory.
+    """Gives momenta the strides of their weights: the fused update walks both in memory order.
 
-    Those of a file are of the device that wrote it; on a GPU weights are channels_last. Others stay what they are:
-    strides of dimensions of one element say nothing, but are among the bytes of a checkpoint.
+    Momenta in a file have the strides of the device that wrote them; on a GPU weights are channels_last. Other strides
+    stay: those of dimensions of one element mean nothing, but are part of the bytes of a checkpoint.
     """
     for weight, values in optimizer.state.items():
         for name, value in values.items():
@@ -349,7 +349,7 @@ def _strides(tensor: Tensor) -> list[int]:
 
 
 def _optimizer_fault(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
-    """Says why a saved optimizer is not one for the same weights in the same order; None if it is."""
+    """Describes why a saved optimizer does not fit the same weights in the same order; None if it does."""
     own = optimizer.param_groups
     weights = [weight for group in own for weight in group["params"]]
     try:

@@ -1,7 +1,7 @@
-"""Several processes, started by torchrun: how they share work and agree. One alone may call all.
+"""Distributed training under torchrun: devices, collectives and agreement; all of it also works in one process.
 
-Tensors on a GPU travel by NCCL, everything on the host by gloo, so an agreement among the hosts
-never waits for a GPU.
+GPU tensors use NCCL, everything on the host uses gloo, so an agreement among the hosts never
+synchronizes with a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, until it is left; yields the device of this one.
+    """Joins the processes that torchrun started, for the length of the context; yields this process's device.
 
     Args:
         device: ``cpu``, ``cuda`` (the one of this process), ``cuda:1``, or ``auto``: CUDA where
@@ -36,37 +36,37 @@ def process_group(device: str = "auto", timeout: float = 1800.0) -> Iterator[tor
 
     Raises:
         EnvironmentFault: the device is missing, or torchrun's variables contradict each other; from
-            within, another process has ended or does not answer.
+            within, another process has exited or does not respond.
     """
     rank, world, local_rank = (_variable(name, default) for name, default in _TORCHRUN)
     if not 0 <= rank < world:
         raise EnvironmentFault(f"RANK is not below WORLD_SIZE (got {rank} of {world}); use torchrun")
-    wanted = _wanted(device, world)
+    requested = _requested(device, world)
     if world == 1:
-        yield _device(wanted, local_rank)
+        yield _device(requested, local_rank)
         return
 
-    # A machine without the devices joins all the same, so that all processes hear of it.
-    backend = "cpu:gloo,cuda:nccl" if wanted.type == "cuda" and torch.cuda.device_count() else "gloo"
+    # A machine without the devices still joins, so that all processes get its error.
+    backend = "cpu:gloo,cuda:nccl" if requested.type == "cuda" and torch.cuda.device_count() else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise EnvironmentFault(
-            f"process {rank} of {world} cannot meet the others (got {_cause(error)}); see what they told, or check "
-            "MASTER_ADDR and MASTER_PORT"
+            f"process {rank} of {world} could not join the process group (got {_cause(error)}); check the output of "
+            "the other ranks, or MASTER_ADDR and MASTER_PORT"
         ) from error
     try:
-        yield together(lambda: _device(wanted, local_rank))
-    except SystemExit:  # all have agreed to stop; after another error some may never answer
+        yield together(lambda: _device(requested, local_rank))
+    except SystemExit:  # all have agreed to stop; after another error some may never respond
         dist.destroy_process_group()
         raise
     except RuntimeError as error:
-        # "Application timeout caused pair closure" is gloo's too.
+        # "Application timeout caused pair closure" is also from gloo.
         if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "pair closure"))):
             raise
-        what, remedy = "has ended", "see what it told"
+        what, remedy = "exited", "check its output"
         if "imed out" in str(error) or "timeout" in str(error):
-            what, remedy = f"kept silent for {timeout:g} s", "see what it does, or raise run.timeout"
+            what, remedy = f"did not respond within {timeout:g} s", "check its output, or raise run.timeout"
         raise EnvironmentFault(
             f"process {rank} of {world}: another process {what} (got {_cause(error)}); {remedy}"
         ) from error
@@ -88,12 +88,12 @@ def _cause(error: Exception) -> str:
 
 
 def local_device(name: str = "auto") -> torch.device:
-    """Returns the device of that name for a process that works alone; see :func:`process_group`."""
-    return _device(_wanted(name, 1), 0)
+    """Returns the device of that name for a single process; see :func:`process_group`."""
+    return _device(_requested(name, 1), 0)
 
 
-def _wanted(name: str, world: int) -> torch.device:
-    """Returns the kind of device that is asked for, and the one of several if it is said; the same in all processes."""
+def _requested(name: str, world: int) -> torch.device:
+    """Returns the requested device, with an index only if the name has one; the same in all processes."""
     if name == "auto":
         name = "cuda" if torch.cuda.device_count() else "cpu"
     try:
@@ -105,11 +105,11 @@ def _wanted(name: str, world: int) -> torch.device:
     return device
 
 
-def _device(wanted: torch.device, local_rank: int) -> torch.device:
-    """Takes the device of this process."""
-    if wanted.type != "cuda":
-        return wanted
-    index, count = local_rank if wanted.index is None else wanted.index, torch.cuda.device_count()
+def _device(requested: torch.device, local_rank: int) -> torch.device:
+    """Selects the device of this process."""
+    if requested.type != "cuda":
+        return requested
+    index, count = local_rank if requested.index is None else requested.index, torch.cuda.device_count()
     if index >= count:
         raise EnvironmentFault(f"device cuda:{index} is missing (got {count} CUDA devices); use cpu or fewer processes")
     device = torch.device("cuda", index)
@@ -118,7 +118,7 @@ def _device(wanted: torch.device, local_rank: int) -> torch.device:
 
 
 def rank() -> int:
-    """Returns the number of this process, from 0; before and after the processes are joined, torchrun's word for it."""
+    """Returns the rank of this process; outside of the process group, torchrun's ``RANK``."""
     return dist.get_rank() if dist.is_initialized() else _variable(*_TORCHRUN[0])
 
 
@@ -128,7 +128,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Tells whether this process is the one that writes files and messages."""
+    """Returns whether this process is rank 0, which writes files and messages."""
     return rank() == 0
 
 
@@ -140,13 +140,13 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return model
-    # It is told of 1x1 convolutions, whose gradients have other strides of the same order, and is none of the user's.
+    # DDP warns about the gradients of 1x1 convolutions, whose strides differ but mean the same order; harmless.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def mean(values: Tensor) -> Tensor:
-    """Averages a tensor over the processes. On a GPU nothing waits."""
+    """Averages a tensor over the processes. On a GPU it does not synchronize with the host."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -155,7 +155,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def maximum(value: int) -> int:
-    """Returns the largest of the processes' values to all of them, without waiting for a GPU."""
+    """Returns the largest of the processes' values to all of them, without synchronizing with a GPU."""
     if world_size() == 1:
         return value
     agreed = torch.tensor(value)
@@ -173,16 +173,16 @@ def gather(value: T) -> list[T]:
 
 
 def obey(stop: StopSignals | None) -> None:
-    """Raises :class:`Stopped` in all processes after a signal to one: where nothing needs saving."""
+    """Raises :class:`Stopped` in all processes after a signal to one of them; for use where nothing needs saving."""
     if code := maximum(0 if stop is None else stop.code):
         give_up(code)
 
 
 def together(function: Callable[[], T]) -> T:
-    """Calls a function in each process; if it fails in some, the error of the first of these comes to all.
+    """Calls a function in each process; if it fails in some, all raise the error of the lowest such rank.
 
-    For what each process does before they begin to work together: none waits for one that has given
-    up, and one message is shown. The function must not wait for other processes itself.
+    For work that each process does before they start to cooperate: none waits for one that has
+    failed, and one message is shown. The function itself must not wait for other processes.
     """
     if world_size() == 1:
         return function()
@@ -194,10 +194,10 @@ def together(function: Callable[[], T]) -> T:
 
 
 def check_same(facts: dict[str, str]) -> None:
-    """Makes sure that all processes work on the same, as told by these facts, with the same torch.
+    """Makes sure that these facts, and the version of torch, are the same in all processes.
 
     Raises:
-        EnvironmentFault: a process differs from the first.
+        EnvironmentFault: a process differs from rank 0.
     """
     everyone = gather({**facts, "version of torch": str(torch.__version__)})
     for number, other in enumerate(everyone):
@@ -208,10 +208,10 @@ def check_same(facts: dict[str, str]) -> None:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Calls a function in the main process; its result, or its error, comes to all processes.
+    """Calls a function in rank 0; all processes get its result or its error.
 
-    For what must happen once, such as reading or writing a file: the others wait, and none goes on
-    after a failure.
+    For work that must happen once, such as reading or writing a file: the others wait, and none
+    continues after a failure.
     """
     if world_size() == 1:
         return function()
@@ -231,6 +231,6 @@ def _attempt(function: Callable[[], Any]) -> tuple[Any, UserError | OSError | St
 
 
 def _shared(error: BaseException) -> BaseException:
-    """Marks an error that comes to all processes, of which one is to tell it."""
+    """Marks an error that all processes raise and that only one should print."""
     error.shared = True  # type: ignore[attr-defined]
     return error

@@ -1,4 +1,4 @@
-"""``env.json``: where and with what a run was made."""
+"""Records the environment of a run in ``env.json``."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def instruction_sets() -> list[str]:
 
 
 def _cpu() -> Mapping[str, Any]:
-    """Returns what torch knows of the CPU, by name; nothing in torch 2.10."""
+    """Returns torch's information on the CPU, by name; empty in torch 2.10."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Tells whether a device is known to multiply bfloat16 faster than float32; of others it is not known."""
+    """Returns whether a device is known to multiply bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not {"AVX512-BF16", "AMX"}.isdisjoint(instruction_sets())
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Returns what a run recorded in ``env.json``; nothing where there is no such file.
+    """Returns the contents of a run's ``env.json``; empty where there is no such file.
 
     Raises:
         DataError: it is damaged.

@@ -25,7 +25,7 @@ def detect(
     stop: StopSignals | None = None,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Detects objects in all images; every process gets the detections of all processes.
+    """Detects objects in all images; every process returns the detections of all.
 
     The model is left in evaluation mode. Nothing random is drawn.
 
@@ -42,9 +42,9 @@ def detect(
 
     Raises:
         NonFiniteError: the weights are not finite, or boxes or scores that the model returns: metrics
-            would be meaningless. Weights that are finite, but so large that scores are NaN, are not
-            found out where the model leaves such scores out, as ours does: no NaN passes its
-            threshold, and there are no detections.
+            would be meaningless. Weights that are finite, but so large that scores are NaN, go
+            undetected if the model drops such scores, as ours does: no NaN passes its threshold,
+            and there are no detections.
         Stopped: a signal came to one of the processes.
     """
     model.eval()
@@ -54,7 +54,7 @@ def detect(
     outputs: list[dict[str, Tensor]] = []
     show = progress and distributed.is_main()
     bar = progress_bar(batches, "evaluate", total, disable=not show, leave=False)
-    # Around all images, since autocast keeps the weights of linear layers that it has cast until it ends.
+    # One context for all images, since autocast caches the cast weights of linear layers until it exits.
     with torch.no_grad(), torch.autocast(device.type, amp, enabled=amp is not None), bar:
         for batch_rows, images in bar:
             outputs += model(move_images(images, device))
@@ -71,7 +71,7 @@ def detect(
 
 
 def are_finite(weights: Iterable[Tensor]) -> bool:
-    """Tells whether all weights are finite; the host waits for the device once."""
+    """Returns whether all weights are finite; one host-device synchronisation."""
     return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes on: messages, ``metrics.jsonl`` and, if wanted, events of TensorBoard."""
+"""Logs a run: losses and metrics in ``metrics.jsonl`` and, on request, as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LONGEST_LINE = 2**16  # bytes of metrics.jsonl; an evaluation takes 1,000
 
 
 class MetricsLog:
-    """``metrics.jsonl``: a JSON object per line, without clock, so that it can be reproduced.
+    """``metrics.jsonl``: a JSON object per line, without times, so that it can be reproduced.
 
     ``{"step": 20, "lr": 0.001, "loss": …, …}`` is the mean of the steps since the line before;
     ``{"step": 100, "metrics": {…}}`` is an evaluation. Only the main process writes.
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
-        """Opens the file to continue after ``step``; what is beyond it is cut off.
+        """Opens the file to continue after ``step``; later lines are cut off.
 
         Args:
             tensorboard: folder that gets the same numbers as events of TensorBoard.
@@ -54,7 +54,7 @@ class MetricsLog:
         for line in old.splitlines(keepends=True):
             entry = _entry(line)
             if entry is None:
-                break  # torn by a crash: beyond all that a checkpoint counts on
+                break  # torn by a crash: after everything that a checkpoint relies on
             if entry["step"] <= step:
                 kept.append(line)
         new = b"".join(kept)
@@ -73,7 +73,7 @@ class MetricsLog:
             self._events.write("train", step, values)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-        """Appends an evaluation; returns it as written: NaN (a class without objects) as null."""
+        """Appends an evaluation; returns it as written, with null for NaN (a class without objects)."""
         values = {
             name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
         }
@@ -89,12 +89,12 @@ class MetricsLog:
                 self._file.flush()
 
     def sync(self) -> None:
-        """Brings all lines to the disk: before a checkpoint that counts on them."""
+        """Syncs all lines to the disk, before a checkpoint that relies on them."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Closes the files."""
         if self._events is not None:
             self._events.close()
         if self._file is not None:
@@ -193,18 +193,18 @@ def check_tensorboard() -> None:
 class Events:
     """Scalars in a folder that ``tensorboard --logdir`` shows (extra ``tb``): a copy of the log.
 
-    Written at once and without a thread, so that a killed process loses none. Each start of a run that has something
-    to say writes a file of its own, at whose beginning TensorBoard forgets what earlier ones say of later steps.
+    Written at once and without a thread, so that a killed process loses none. Each start of a run that logs anything
+    writes its own file, from whose start TensorBoard drops later steps of earlier files.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Names the folder, and the step after which events will come; nothing is written yet."""
+        """Sets the folder, and the step after which events will come; nothing is written yet."""
         self._folder, self._step = folder, step
         self._file: Any = None
         self._failed = False
 
     def write(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
-        """Writes ``kind/name`` for each value that is one; what the disk refuses is a warning, once."""
+        """Writes ``kind/name`` for each value that is not None; a disk error is logged as a warning, once."""
         if self._failed:
             return
         try:

@@ -1,4 +1,4 @@
-"""The log and the checkpoints of a training: what it leaves in its folder, and what it continues from."""
+"""Writes the log and the checkpoints of a training run, and resumes it from them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Metrics = dict[str, float | None]
 
 
 class Recorder:
-    """Saves a model in training and logs how it does.
+    """Saves a model in training and logs its progress.
 
-    Every process has one and calls the same methods; rank 0 writes. Whatever moment it is killed at, a new one that
-    continues from the newest checkpoint leaves the same log and checkpoints.
+    Every process has one and calls the same methods; rank 0 writes. Whenever it is killed, a new one that continues
+    from the newest checkpoint leaves the same log and checkpoints.
 
-    A checkpoint is written in a thread while training goes on. What hinders it comes up in all processes at the next
-    call that waits for it: ``finish_saving``, ``save``, ``evaluation`` or the way out of the recorder.
+    A checkpoint is written in a thread while training continues. An error is raised in all processes by the next call
+    that waits for it: ``finish_saving``, ``save``, ``evaluation`` or the exit of the recorder.
 
     Attributes:
         step: of the checkpoint to continue from; 0 for a new training.
@@ -45,15 +45,15 @@ class Recorder:
         best: str | None = None,
         tensorboard: bool = False,
     ) -> None:
-        """Names the folder; nothing in it changes before the recorder is entered.
+        """Sets the folder; nothing in it changes before the recorder is entered.
 
         Args:
             folder: gets ``metrics.jsonl``, ``checkpoints/`` and ``best-….pt``.
             state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
-            record: what else each checkpoint holds: plain types.
-            log_every: steps between lines of the log; the host waits for the device at these, and to save, only.
+            record: further contents of each checkpoint: plain types.
+            log_every: steps between lines of the log; only these and saving synchronize host and device.
             keep: how many checkpoints to keep.
-            best: metric whose highest value marks the checkpoint to keep besides, as ``best-….pt``.
+            best: metric whose highest value marks the checkpoint to keep in addition, as ``best-….pt``.
             tensorboard: write TensorBoard's events too, into ``folder/tensorboard``.
         """
         self.step: int = 0 if state is None else state["step"]
@@ -68,7 +68,7 @@ class Recorder:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None) -> None:
         """Loads the weights, the momenta and the average of the checkpoint to continue from, if there is one.
 
-        They are taken out of its ``state``, where they would lie in memory for as long as the run takes.
+        They are removed from its ``state``, or they would stay in memory for the whole run.
 
         Raises:
             CheckpointError: they are of another model or optimizer; in all processes.
@@ -90,7 +90,7 @@ class Recorder:
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: WeightAverage | None = None
     ) -> None:
-        """Copies the state to the host and begins to write it as a checkpoint, which is there after the next wait.
+        """Copies the state to the host and starts to write it as a checkpoint, which is complete after the next wait.
 
         It waits for the checkpoint before, so that there is one copy at a time. The copy and the bytes of the file
         take memory of twice the size of a checkpoint until it is written.
@@ -133,7 +133,7 @@ class Recorder:
 
     def _wait(self) -> None:
         if self._writing is not None:
-            self._writing.exception()  # what interrupts this leaves it to the way out
+            self._writing.exception()  # if this is interrupted, the exit handles it
             writing, self._writing = self._writing, None
             writing.result()
 
@@ -151,19 +151,19 @@ class Recorder:
         return result
 
     def _keep_best(self) -> None:
-        """Keeps the best so far, the first of equals."""
-        # An evaluation may be on record from before the metric was another.
+        """Keeps the best so far, the first of ties."""
+        # A recorded evaluation may be older than a change of the metric.
         scores = {step: metrics.get(str(self._best)) for step, metrics in self._log.evaluations().items()}
         known = {step: score for step, score in scores.items() if score is not None}
         checkpoint.keep_best(self._checkpoints, sorted(known, key=lambda step: (-known[step], step)))
 
     def __enter__(self) -> Recorder:
-        """Opens the log to continue after the step of the checkpoint; what is beyond it is cut off."""
+        """Opens the log to continue after the step of the checkpoint; later lines are cut off."""
         self._log = MetricsLog(self._folder / "metrics.jsonl", self.step, self._tensorboard)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for the checkpoint that is being written; an error of it is a warning where another is under way."""
+        """Waits for the checkpoint that is being written; its error is only logged if another one is being raised."""
         try:
             if kind is None:
                 self.finish_saving()

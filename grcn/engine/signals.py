@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: a flag that loops poll, and the exit that carries its code."""
+"""Stop signals: a flag that loops poll, and an exit that carries the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stopped(SystemExit):
 
 
 def give_up(code: int) -> NoReturn:
-    """Raises :class:`Stopped` with this code where nothing needs saving, and says so."""
+    """Raises :class:`Stopped` with this code, where nothing needs saving, and logs it."""
     logger.info("stopped by a signal; run it again, training with --resume")
     raise Stopped(code)
 
@@ -45,7 +45,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.code = 0
-        # A scheduler may signal every process, and those above pass theirs on: that is one request.
+        # A scheduler may signal every process, and parents forward theirs: that is one request.
         passed_on = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys()
         self._one_request = 5.0 if passed_on else 0.05
 
@@ -69,7 +69,7 @@ class StopSignals:
             signal.signal(number, previous)
 
     def check(self) -> None:
-        """Gives up after a signal, where this process alone is at work and nothing needs saving."""
+        """Gives up after a signal; for use where only this process works and nothing needs saving."""
         if self.code:
             give_up(self.code)
 
@@ -78,7 +78,7 @@ class StopSignals:
             self.code = _EXIT_CODES[signal.Signals(number)]
 
     def _end_at_second(self, received: int) -> None:
-        """Waits for signals in a thread, since the main one gets to no handler while it waits for other processes."""
+        """Waits for signals in a thread, since the main one runs no handler while it waits for other processes."""
         first = None
         while number := os.read(received, 1):
             if number[0] not in _EXIT_CODES:

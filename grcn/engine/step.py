@@ -1,4 +1,4 @@
-"""One training step, bare, and the memory that it took."""
+"""Runs a bare training step, and reports peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def training_step(
     targets: list[dict[str, Any]],
     amp: torch.autocast,
 ) -> dict[str, Tensor]:
-    """Does one update, without what surrounds it in training: guards, clipping, the log. Returns the losses."""
+    """Does one update without guards, clipping and log; returns the losses."""
     with amp:
         losses = model.train()(images, targets)
     torch.stack(list(losses.values())).sum().backward()
@@ -27,7 +27,7 @@ def training_step(
 
 
 def peak_mb(device: torch.device) -> float:
-    """Returns the most memory taken so far, in MB: of a GPU by tensors, elsewhere by the process."""
+    """Returns the peak memory so far, in MB: on a GPU that of tensors, elsewhere that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes

@@ -1,4 +1,4 @@
-"""The training loop. ``step`` counts the updates done and is the only clock."""
+"""Training loop, driven by ``step``, the number of updates done and its only clock."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ def train(
             update, positioned at the step to continue from. Tensors in targets are moved to the
             device, other entries passed on.
         optimizer: any of torch's built with ``fused=True``: the fused ones can skip an update
-            without the host looking.
+            without a host-device synchronisation.
         recorder: writes the log and the checkpoints, and holds the checkpoint to continue from; not entered yet.
         lr_at: learning rate of update ``step`` (from 0), times ``lr_factor`` in parameter groups
             that have one.
         seed: of torch's global generator, set at each step for models that draw from it.
         amp: ``torch.bfloat16`` for autocast.
-        clip_grad_norm: largest norm of the whole gradient.
+        clip_grad_norm: maximum norm of the whole gradient.
         checkpoint_every: steps between checkpoints; there is one before each evaluation as well. They are written
-            while training goes on; evaluations, the next one and the end wait for them.
+            while training continues; evaluations, the next checkpoint and the end wait for them.
         evaluate: called with the step every ``eval_every`` steps (0: never) and after the last, by
             all processes; returns metrics. It may leave the model in evaluation mode.
-        ema: an average of the model's weights, to keep up and save; ``evaluate`` finds it in ``ema.module``.
-        stop: signals to obey: the step in progress is finished and saved.
+        ema: an average of the model's weights, to update and save; ``evaluate`` finds it in ``ema.module``.
+        stop: signals that stop training: the step in progress is finished and saved.
 
     Raises:
-        EnvironmentFault: a checkpoint could not be written. It comes up where that one is waited for.
+        EnvironmentFault: a checkpoint could not be written; raised by the call that waits for it.
         NonFiniteError: a loss or gradient was not finite. The weights, and their average, are those
             before that step, in all processes.
         Stopped: a signal came to one of the processes; the checkpoint is saved.
@@ -114,7 +114,7 @@ def train(
                 ema.update(model, failed)
             bar.update()
 
-            # First, since it notices a process that has ended; a wait for the device would not.
+            # First, since it detects a process that has exited; a device synchronisation would not.
             code = distributed.maximum(0 if stop is None else stop.code)
             if step % recorder.log_every == 0 or step == steps:
                 averages = recorder.log(step, lr)
@@ -145,7 +145,7 @@ def learning_rate(
     """Returns the learning rate of update ``step``, counted from 0. There is no state to save.
 
     Args:
-        lr: the rate at full height.
+        lr: the peak rate.
         schedule: ``step`` multiplies it by ``gamma`` at each milestone (those past the end do
             nothing); ``cosine`` takes it along half a cosine to zero at ``steps``.
         warmup: updates over which the rate rises linearly from ``warmup_factor`` times itself, on
@@ -173,7 +173,7 @@ def _backward(
     for index in range(accumulate):
         batch = next(batches, None)
         if batch is None:
-            raise ValueError("the batches ended before the steps; hand over an endless iterator")
+            raise ValueError("the batches ended before the steps; pass an endless iterator")
         images = move_images(batch[0], device)
         targets = move_targets(batch[1], device)
         image_ids += [target.get("image_id") for target in batch[1]]
@@ -188,7 +188,7 @@ def _backward(
 
 
 def _gradients(weights: list[nn.Parameter], model: nn.Module) -> list[Tensor]:
-    """Returns all gradients; a missing one would make fused SGD and DDP fail obscurely."""
+    """Returns all gradients; checked, since a missing one would make fused SGD and DDP fail obscurely."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     if len(gradients) < len(weights):
         missing = {weight for weight in weights if weight.grad is None}
@@ -201,15 +201,15 @@ def _gradients(weights: list[nn.Parameter], model: nn.Module) -> list[Tensor]:
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seeds the global generators that a step may draw from; torch.manual_seed takes 1 ms."""
+    """Seeds the global generators that a step may draw from; torch.manual_seed would take 1 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
-def _gradients_kept_here(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Holds back the averaging over processes until the last micro-batch."""
-    if wanted and isinstance(replica, DistributedDataParallel):
+def _gradients_kept_here(replica: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+    """Defers the averaging over processes to the last micro-batch."""
+    if enabled and isinstance(replica, DistributedDataParallel):
         return replica.no_sync()
     return nullcontext()
 

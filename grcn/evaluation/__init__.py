@@ -1,1 +1,1 @@
-"""Scores packed detections against the annotation table, by the VOC and the COCO protocol."""
+"""Scores packed detections against the annotation table, by the VOC and COCO protocols."""

@@ -1,8 +1,8 @@
-"""Where a detector loses average precision: to classification, to localization, or to something else.
+"""Analyses where a detector loses average precision: in classification, in localization, or elsewhere.
 
 Four views of the same detections: TIDE's six errors (:mod:`grcn.evaluation.tide`); how well scores agree with
 overlaps, the gap between the tasks that G-RCN is about; AP with classes or boxes set right
-(:mod:`grcn.evaluation.oracle`); and which class is taken for which.
+(:mod:`grcn.evaluation.oracle`); and the confusion matrix of the classes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from grcn.evaluation.matching import Pairs, area, ignored_objects, match, overla
 from grcn.evaluation.oracle import oracle_split
 from grcn.evaluation.tide import BACKGROUND, ERRORS, FOREGROUND, Verdicts, gains, judge
 
-# Sides in pixels whose squares part COCO's small from medium and medium from large objects.
+# Sides in pixels whose squares separate COCO's small from medium and medium from large objects.
 _MEDIUM, _LARGE = 32, 96
 
 
 class Analysis(NamedTuple):
-    """What :func:`analyse` finds out.
+    """Results of :func:`analyse`.
 
     Attributes:
-        figures: as they are written down; plain types.
-        scores: float64 ``[A]``, of the detections that ``figures["agreement"]`` is about.
-        ious: float64 ``[A]``, of the same.
-        faults: float64 ``[N]``, how bad each image is: the scores of its false positives from the score threshold on,
-            added up, plus the number of objects that no detection above the threshold matches.
+        figures: as they are written to the file; plain types.
+        scores: float64 ``[A]``, those of the detections in ``figures["agreement"]``.
+        ious: float64 ``[A]``, likewise.
+        faults: float64 ``[N]``, how bad each image is: the sum of the scores of its false positives from the score
+            threshold on, plus the number of objects that no detection above the threshold matches.
     """
 
     figures: dict[str, Any]
@@ -41,23 +41,23 @@ class Analysis(NamedTuple):
 
 
 def analyse(table: Annotations, detections: Mapping[str, Any], score_threshold: float = 0.3) -> Analysis:
-    """Finds out where packed detections lose average precision.
+    """Analyses where packed detections lose average precision.
 
     Args:
         table: annotations of all images that count, whether or not anything is detected in them.
         detections: packed detections (:mod:`grcn.evaluation.detections`), original pixels.
-        score_threshold: the least score of the detections in the confusion matrix and in ``faults``; everything else
-            takes all of them, as AP does.
+        score_threshold: minimum score of the detections in the confusion matrix and in ``faults``; everything else
+            uses all of them, as AP does.
 
     Returns:
         ``figures`` has these keys; AP and gains are in 0-1, and None where there are no objects to find:
 
         - ``images``, ``objects`` (to find), ``detections``;
-        - ``ap50``, and ``gains``: by how much it rises when one kind of error is mended, also for ``FP`` and ``FN``;
-        - ``counts``: of the six errors;
+        - ``ap50``, and ``gains``: by how much it rises when one kind of error is fixed, also for ``FP`` and ``FN``;
+        - ``counts``: those of the six errors;
         - ``per_class``: ``{class: {"objects", "ap50", "gains", "counts"}}``, a false positive under the class that was
-          detected, a missed object under its own. A gain is the class's own: a mended ``Cls`` error frees the class
-          that was detected of a false positive and gives the true class a true positive;
+          detected, a missed object under its own. A gain is that of the class: a fixed ``Cls`` error removes a false
+          positive from the detected class and adds a true positive to the true class;
         - ``per_size``: ``{"small"|"medium"|"large": {"objects", "counts"}}``, by COCO's areas, up to 32² and 96²
           pixels; a false positive counts by the area of its own box, a missed object by that of the annotation;
         - ``agreement``: ``spearman`` and ``pearson`` correlation of score and IoU, and over how many ``detections``:
@@ -102,12 +102,12 @@ def analyse(table: Annotations, detections: Mapping[str, Any], score_threshold: 
 
 
 def confusion(table: Annotations, found: Detections, pairs: Pairs, score_threshold: float) -> np.ndarray:
-    """Counts which class is taken for which, int64 ``[C + 1, C + 1]``.
+    """Computes the confusion matrix of the classes, int64 ``[C + 1, C + 1]``.
 
-    Detections from ``score_threshold`` on and objects are matched as by COCO, at IoU 0.5, but whatever their classes.
+    Detections from ``score_threshold`` on are matched to objects as by COCO, at IoU 0.5, but regardless of class.
     Rows are true classes, the last one background: detections that match nothing, as does the second one of an object.
-    Columns are detected classes, the last one objects that are missed. Who matches a difficult or crowd object, of
-    whatever class, is left out.
+    Columns are detected classes, the last one objects that are missed. Detections that match a difficult or crowd
+    object, of whatever class, are left out.
     """
     classes, ignored = len(table.classes), ignored_objects(table)
     order = ranked(table, found)
@@ -177,7 +177,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks values from 1; equal ones share the mean of their ranks."""
+    """Ranks values from 1; ties share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 

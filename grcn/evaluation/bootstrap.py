@@ -1,7 +1,7 @@
-"""How far a figure may be off because of the images that it was measured on: a bootstrap over images.
+"""Bootstrap over images: how far a figure may be off because of the images that it was measured on.
 
-Detections are matched to objects once; a resample then only counts each image as often as it was drawn. Two detectors
-that see the same draws are compared in pairs, which takes out how hard the drawn images are.
+Detections are matched to objects once; a resample then only weights each image by how often it was drawn. Two detectors
+on the same draws are compared in pairs, which cancels how hard the drawn images are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def draws(images: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """Returns what 95 % of a figure's values ``[B]`` on resampled images lie between; None if all are NaN."""
+    """Returns the interval of 95 % of a figure's values ``[B]`` on resampled images; None if all are NaN."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -45,10 +45,10 @@ def resampled(
     """Computes average precision on resampled images.
 
     Args:
-        classes: for each class, how its detections fared, by :func:`grcn.evaluation.coco.matches` or
+        classes: for each class, the outcome of its detections, by :func:`grcn.evaluation.coco.matches` or
             :func:`grcn.evaluation.voc.matches`.
         times: int64 ``[B, N]``, of :func:`draws`.
-        recalls: at which precision is averaged: COCO's 101 or VOC 2007's 11.
+        recalls: those at which precision is averaged: COCO's 101 or VOC 2007's 11.
         advance: called after each resample, for a progress bar.
 
     Returns:
@@ -67,7 +67,7 @@ def resampled(
 
 
 class Places:
-    """Some of the detections of all classes, which stand in one row, class after class.
+    """Some of the detections of all classes, which are in one row, class after class.
 
     Args:
         lengths: of each class, how many detections it has.
@@ -112,7 +112,7 @@ class Curves:
         self.overlaps = len(hits)
 
     def average_precision(self, drawn: np.ndarray) -> np.ndarray:
-        """Returns float64 ``[T, C]`` for images that count ``drawn`` times, int64 ``[N]``; 0 without objects."""
+        """Returns AP, float64 ``[T, C]``, for images that count ``drawn`` times, int64 ``[N]``; 0 without objects."""
         weights = drawn.astype(np.int32)[self._rows]
         total = running_total(weights)
         needed = _needed(self._recalls, self.objects @ drawn)
@@ -120,7 +120,7 @@ class Curves:
 
 
 class _Curve:
-    """Those at one overlap.
+    """The precision-recall curves at one overlap.
 
     Precision can be the best at a recall or a higher one only where a detection is a true positive, so nothing is
     computed elsewhere.
@@ -130,10 +130,10 @@ class _Curve:
         self._hits, self._ignored = np.flatnonzero(hits), np.flatnonzero(~counted)
         self._at = Places(lengths, self._hits)
         self._found_at = Places(np.diff(self._at.bounds).tolist(), np.arange(len(self._hits)))
-        # How many of the ignored stand before each hit, and before the first of its class.
+        # How many ignored detections precede each hit, and the first of its class.
         starts = np.cumsum([0, *lengths])[self._at.labels]
         self._ignored_before = [np.searchsorted(self._ignored, places) for places in (self._hits, starts)]
-        # Lifts each class above those behind it, so that one running maximum is that of all.
+        # Lifts each class above those after it, so that one running maximum serves all.
         self._lift = 2.0 * (len(lengths) - 1 - np.arange(len(lengths)))
         self._lifts = self._lift[self._at.labels]
 
@@ -146,7 +146,7 @@ class _Curve:
             counted -= ignored[self._ignored_before[0]] - ignored[self._ignored_before[1]]
         precision = np.append(self._found_at.sums(found) / np.maximum(counted, 1) + self._lifts, 0.0)
         best = np.maximum.accumulate(precision[::-1])[::-1]
-        # For recall 0 nothing has to be found, which would be reached before the class begins.
+        # Recall 0 needs nothing to be found, so it would be reached before the class begins.
         reached = np.maximum(np.searchsorted(found[1:], found[bounds[:-1], None] + needed), bounds[:-1, None])
         return np.where(reached < bounds[1:, None], best[reached] - self._lift[:, None], 0.0).mean(axis=1)
 

@@ -3,8 +3,8 @@
 Detections that are true or false positives at IoU 0.5 (:mod:`grcn.evaluation.tide`) are put into ten bins of equal
 width by their scores. In each bin the mean score is compared with the share of true positives; the error is the mean of
 the absolute differences, weighted by the detections of a bin (Guo et al. 2017, arXiv 1706.04599). 0 is perfect. It is
-over all classes together. Most detections of most detectors have low scores, so the error depends on the score from
-which a detector writes them down: compare files that were written from the same score on.
+over all classes together. Most detections of most detectors have low scores, so the error depends on the score
+threshold of the file: compare files that were written with the same threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Calibration:
     """The calibration error on images that are counted as often as they were drawn.
 
     Args:
-        images: N, how many there are.
+        images: N, the number of images.
         rows: int64 ``[D]``, the image of each detection.
         scores: float64 ``[D]``.
         hits: bool ``[D]``, the true positives.
@@ -31,7 +31,7 @@ class Calibration:
         self._defined = bool(len(scores)) and 0 <= scores.min() and scores.max() <= 1
 
     def error(self, drawn: np.ndarray) -> float:
-        """Returns it for images that count ``drawn`` times, int64 ``[N]``.
+        """Returns the error for images that count ``drawn`` times, int64 ``[N]``.
 
         NaN where there is no detection, or if a score is not in 0-1.
         """

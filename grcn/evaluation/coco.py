@@ -1,14 +1,14 @@
 """Average precision and recall by the COCO protocol: pycocotools or, where installed, hotcoco.
 
-Both give the same figures, hotcoco many times faster. The ground truth is handed over in memory.
+Both give the same figures, hotcoco many times faster. The ground truth is passed in memory.
 At most 100 detections of a class count per image; equal scores are ranked by image id, then by
 their place in the packed arrays.
 
 A crowd object is COCO's: it need not be found, and detections that lie inside it count for
 nothing. A difficult object (VOC) is ignored in the way in which COCO ignores one outside of the
 area range: it need not be found, and a detection that matches it by plain IoU counts for nothing.
-To that end it is handed over with area -1, which is in no range. It is not handed over as crowd,
-because that would also excuse detections of other things inside it.
+It is therefore passed with area -1, which is in no range. It is not passed as crowd, because that
+would also excuse detections of other things inside it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from grcn.evaluation.matching import matches_by_class, overlapping
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 # Where each figure lies in the evaluators' arrays. IoU: 0 is 0.5, 5 is 0.75, None averages over
-# 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Most detections: 1, 10, 100.
-_AP_PLACES: dict[str, tuple[int | None, int, int]] = {  # IoU, area, most detections
+# 0.5, 0.55, …, 0.95. Area: all, small, medium, large. Maximum detections: 1, 10, 100.
+_AP_PLACES: dict[str, tuple[int | None, int, int]] = {  # IoU, area, maximum detections
     "coco_ap": (None, 0, 2),
     "coco_ap50": (0, 0, 2),
     "coco_ap75": (5, 0, 2),
@@ -38,7 +38,7 @@ _AP_PLACES: dict[str, tuple[int | None, int, int]] = {  # IoU, area, most detect
     "coco_ap_medium": (None, 2, 2),
     "coco_ap_large": (None, 3, 2),
 }
-_AR_PLACES: dict[str, tuple[int, int]] = {  # area, most detections
+_AR_PLACES: dict[str, tuple[int, int]] = {  # area, maximum detections
     "coco_ar1": (0, 0),
     "coco_ar10": (0, 1),
     "coco_ar100": (0, 2),
@@ -66,7 +66,7 @@ def evaluate(table: Annotations, detections: Mapping[str, Any], backend: str | N
 
     Raises:
         DataError: the table has no object, or a detection cannot be scored; names the image.
-        EnvironmentFault: hotcoco is asked for and not installed.
+        EnvironmentFault: hotcoco is requested and not installed.
         ValueError: there is no such backend.
     """
     found = check(table, detections)
@@ -95,7 +95,7 @@ def evaluate(table: Annotations, detections: Mapping[str, Any], backend: str | N
 
 
 def matches(table: Annotations, detections: Mapping[str, Any]) -> list[Matches]:
-    """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class what its AP is computed from.
+    """Matches detections to objects at IoU 0.5, 0.55, …, 0.95; returns for each class the input of its AP.
 
     All areas, and at most 100 detections of a class per image.
     """
@@ -138,7 +138,7 @@ def _image_ids(table: Annotations) -> np.ndarray:
 def _ground_truth(table: Annotations, image_ids: np.ndarray) -> dict[str, Any]:
     """Returns the table as a COCO data set.
 
-    Annotation ids begin at 1: pycocotools takes a match with object 0 for none.
+    Annotation ids begin at 1: pycocotools treats a match with object 0 as none.
     """
     columns = {
         "id": range(1, len(table.boxes) + 1),
@@ -178,7 +178,7 @@ def _evaluator(truth: dict[str, Any], results: np.ndarray) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    # It prints its progress, and stdout belongs to the one line of JSON.
+    # It prints its progress, and stdout is reserved for the one line of JSON.
     with contextlib.redirect_stdout(io.StringIO()):
         objects = COCO()
         objects.dataset = truth

@@ -1,7 +1,7 @@
-"""What detections of any detector are compared by, on the images as they are and on resampled ones.
+"""Computes the figures that detectors are compared by, on the images as they are and on resampled ones.
 
-Everything is decided image by image before any image is drawn: which detection matches which object, the kind of each
-error, what an oracle sets right. So a resample is exact: it gives what would be measured on the drawn images.
+Matches, kinds of errors and oracle corrections are decided image by image before any image is drawn. So a resample is
+exact: it gives what would be measured on the drawn images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Figure(NamedTuple):
     """One figure of a comparison.
 
     Attributes:
-        title: as tables and pictures call it.
+        title: its name in tables and pictures.
         higher_is_better: else lower is.
     """
 
@@ -131,7 +131,7 @@ class _Agreement:
         self._places = [np.unique(values, return_inverse=True)[1] for values in (scores, ious)]
 
     def spearman(self, drawn: np.ndarray) -> float:
-        """Returns it for images that count ``drawn`` times, int64 ``[N]``; NaN where it is undefined."""
+        """Returns the correlation for images that count ``drawn`` times, int64 ``[N]``; NaN where it is undefined."""
         weights = drawn[self._rows].astype(np.float64)
         total = weights.sum()
         if total < 2:

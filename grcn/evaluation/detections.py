@@ -1,4 +1,4 @@
-"""The packed detections that both evaluators score, and the checks they share.
+"""Packed detections, which both evaluators score, and their checks.
 
 Packed detections are a dict of arrays with one entry per detection: ``rows`` int64 ``[K]`` (the
 image's row in the table), ``boxes`` ``[K, 4]`` (absolute xyxy in pixels of the original image, the
@@ -28,7 +28,7 @@ class Detections(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """How the detections of one class fared, best score first, at each of T overlaps."""
+    """Outcome of the detections of one class, best score first, at each of T overlaps."""
 
     rows: np.ndarray  # [D] int64, the image's row in the table
     hits: np.ndarray  # [T, D] bool, true positives
@@ -37,7 +37,7 @@ class Matches(NamedTuple):
 
 
 def check(table: Annotations, detections: Mapping[str, Any]) -> Detections:
-    """Converts packed detections to the types that are computed in; refuses what has no score.
+    """Converts packed detections to the types used in computations; refuses those that cannot be scored.
 
     Args:
         table: the annotations that the detections are scored against.

@@ -1,4 +1,4 @@
-"""Says in one line why average precision is about zero: the usual causes, the plainest first."""
+"""Explains in one line why average precision is near zero: the usual causes, the simplest first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grcn.data.annotations import Annotations
 from grcn.evaluation import voc
 from grcn.evaluation.detections import Detections, check
 
-# An AP50 below this points at a fault, or at a model that is hardly trained.
+# An AP50 below this points to a fault, or to a model that is hardly trained.
 _NEAR_ZERO = 0.05
 
 
@@ -52,7 +52,7 @@ def diagnose(table: Annotations, detections: Mapping[str, Any], metrics: Mapping
 
 
 def _wrong_frame(table: Annotations, found: Detections) -> str | None:
-    """Looks for boxes in other units, or in another frame than the original image's."""
+    """Looks for boxes in other units, or in another frame than that of the original image."""
     if found.boxes.max() <= 2:
         return "all box coordinates are at most 2; boxes seem to be fractions of the image, pixels are expected"
     limits = table.sizes[found.rows][:, ::-1].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Which detections lie on which objects, and which of them COCO's greedy matching pairs."""
+"""Finds overlapping detections and objects, and matches them greedily as COCO does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
     ious: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Pairs:
-        """Returns the pairs that a bool ``[P]`` chooses."""
+        """Returns the pairs that a bool mask ``[P]`` selects."""
         return Pairs(*(column[chosen] for column in self))
 
 
@@ -46,10 +46,10 @@ def overlapping(table: Annotations, found: Detections) -> Pairs:
 
 
 def in_chunks(starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields detections that may lie on something, in chunks of bounded memory, and where that something is.
+    """Yields detections and their candidates, in chunks of bounded memory.
 
     Args:
-        starts, counts: int64 ``[K]``: what detection ``k`` may lie on is at ``starts[k]``, ``starts[k] + 1``, …,
+        starts, counts: int64 ``[K]``: the candidates of detection ``k`` are at ``starts[k]``, ``starts[k] + 1``, …,
             ``counts[k]`` places.
 
     Yields:
@@ -67,7 +67,7 @@ def most_overlapped(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the object that each of ``count`` detections overlaps most.
 
     Returns:
-        The object, int64 ``[count]``, the first of equals, -1 where there is none; and the IoU with it, float64
+        The object, int64 ``[count]``, the first of ties, -1 where there is none; and the IoU with it, float64
         ``[count]``, 0 where there is none.
     """
     objects, ious = np.full(count, -1, dtype=np.int64), np.zeros(count)
@@ -93,8 +93,8 @@ def ranked(table: Annotations, found: Detections, most: int = 100) -> np.ndarray
 def match(table: Annotations, pairs: Pairs, order: np.ndarray, count: int, threshold: float = 0.5) -> np.ndarray:
     """Matches detections and objects as COCO does: the best-scored chooses first.
 
-    It takes the free object that it overlaps most (the last of equals), from the IoU ``threshold`` on. Only where there
-    is none does it take one that is ignored, difficult or crowd; a crowd stays free.
+    It takes the free object that it overlaps most (the last of ties), from the IoU ``threshold`` on. Only where there
+    is none does it take an ignored one, difficult or crowd; a crowd stays free.
 
     Args:
         pairs: those that may match.
@@ -123,7 +123,7 @@ def matches_by_class(table: Annotations, found: Detections, pairs: Pairs, thresh
         pairs: of :func:`overlapping`.
 
     Returns:
-        for each class how its detections fare; at most 100 of a class in an image.
+        for each class the outcome of its detections; at most 100 of a class in an image.
     """
     order, ignored = ranked(table, found), ignored_objects(table)
     order = order[np.argsort(found.labels[order], kind="stable")]
@@ -140,7 +140,7 @@ def matches_by_class(table: Annotations, found: Detections, pairs: Pairs, thresh
 
 
 def slices_of_classes(labels: np.ndarray, classes: int) -> list[slice]:
-    """Returns where each of the labels 1..C stands in sorted ``labels``."""
+    """Returns the slice of each of the labels 1..C in sorted ``labels``."""
     return list(itertools.starmap(slice, itertools.pairwise(np.searchsorted(labels, np.arange(1, classes + 2)))))
 
 
@@ -157,7 +157,7 @@ def count_objects(table: Annotations, chosen: np.ndarray) -> np.ndarray:
 
 
 def ignored_objects(table: Annotations) -> np.ndarray:
-    """Tells which objects need not be found, the difficult and the crowds: bool ``[M]``."""
+    """Returns which objects need not be found, the difficult and the crowds: bool ``[M]``."""
     return table.difficult | table.iscrowd
 
 

@@ -6,14 +6,14 @@ not found, with ``tau`` the IoU from which a detection matches:
 
     LRP = (sum over TP of (1 - IoU) / (1 - tau)  +  FP  +  FN) / (TP + FP + FN)
 
-oLRP is the least LRP over all scores of the class's detections; 0 is perfect, 1 is the worst. Its three parts are taken
+oLRP is the minimum LRP over all scores of the class's detections; 0 is perfect, 1 the worst. Its three parts are taken
 at that score: localization, the mean of ``1 - IoU`` over the true positives; false positives, ``FP / (TP + FP)``; and
 false negatives, ``FN / (TP + FN)``. A class without a true positive has oLRP 1, false negatives 1, and no other part.
 Each figure is the mean over the classes that have objects to find and have it, as in the authors' program.
 
 Detections are matched as by COCO (:mod:`grcn.evaluation.matching`): at most 100 of a class count in an image; one that
 matches a difficult or crowd object counts for nothing, and such objects need not be found. Unlike in the authors'
-program a score takes all detections of this score, not the first few of equals.
+program a score includes all detections of this score, not the first few of ties.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = ("olrp", "localization", "false_positives", "false_negatives")
 
 
 class Localized(NamedTuple):
-    """How the detections of one class that are true or false positives fared, best score first."""
+    """The detections of one class that are true or false positives, best score first."""
 
     rows: np.ndarray  # [D] int64, the image's row in the table
     scores: np.ndarray  # [D] float64
@@ -76,7 +76,7 @@ def evaluate(table: Annotations, detections: Mapping[str, Any], tau: float = 0.5
 
 
 def localized(table: Annotations, found: Detections, pairs: Pairs, tau: float = 0.5) -> list[Localized]:
-    """Matches detections to objects of their class at the IoU ``tau``; returns for each class what oLRP is made of.
+    """Matches detections to objects of their class at the IoU ``tau``; returns for each class the input of oLRP.
 
     Args:
         pairs: of :func:`grcn.evaluation.matching.overlapping`.
@@ -99,7 +99,7 @@ def localized(table: Annotations, found: Detections, pairs: Pairs, tau: float = 
 class ErrorCurves:
     """LRP of all classes over their scores, on images that are counted as often as they were drawn.
 
-    A false positive more never lowers LRP, so nothing is computed but at the scores of true positives.
+    Another false positive never lowers LRP, so it is evaluated at the scores of true positives only.
 
     Args:
         classes: of :func:`localized`.
@@ -126,7 +126,7 @@ class ErrorCurves:
         self._present, self._starts = np.unique(self._labels, return_index=True)
 
     def optima(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the least LRP of each class for images that count ``drawn`` times, int64 ``[N]``.
+        """Finds the minimum LRP of each class for images that count ``drawn`` times, int64 ``[N]``.
 
         Returns:
             oLRP and its parts, float64 ``[C, 4]`` in the order of :data:`PARTS`, NaN where there are none; and the

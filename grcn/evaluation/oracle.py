@@ -1,4 +1,4 @@
-"""What average precision would be if every detection had the right class, or the right box."""
+"""Oracle analysis: average precision if every detection had the right class, or the right box."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def oracle_split(table: Annotations, found: Detections, pairs: Pairs) -> dict[st
     """Computes COCO's AP (IoU 0.50 to 0.95) of detections whose class or box is set right.
 
     A detection is about an object that it overlaps with an IoU of at least 0.1, TIDE's threshold; one that is about
-    nothing stays what it is. A crowd is no such object. A difficult one is, so that a detection of it counts for
-    nothing, as it should. Scores stay as they are.
+    nothing is unchanged. A crowd is no such object. A difficult one is, so that a detection of it counts for
+    nothing, as it should. Scores are unchanged.
 
     Args:
         pairs: of :func:`grcn.evaluation.matching.overlapping`.
 
     Returns:
         - ``no_duplicates``: nothing is set right, but of the detections about one object of their class, the one that
-          each overlaps most, only the best-scored stays. It tells what this alone does in the next three;
+          each overlaps most, only the best-scored stays. It isolates this effect in the next three;
         - ``right_class``: each takes the class of the object that it overlaps most; then duplicates go likewise;
         - ``right_box``: each takes the box of the object of its class that it overlaps most; then duplicates go;
         - ``right_class_and_box``: both, of the object that it overlaps most; then duplicates go. What it lacks of 1 is
@@ -58,7 +58,7 @@ def _boxes(table: Annotations, found: Detections, objects: np.ndarray) -> np.nda
 
 
 def _best_scored(found: Detections, objects: np.ndarray) -> Detections:
-    """Keeps of the detections about one object the best-scored, the first of equals, and all about none (-1)."""
+    """Keeps the best-scored of the detections about one object, the first of ties, and all about none (-1)."""
     order = np.lexsort((-found.scores, objects))
     repeats = np.zeros(len(objects), dtype=bool)
     repeats[order[1:]] = (objects[order[1:]] == objects[order[:-1]]) & (objects[order[1:]] >= 0)

@@ -7,11 +7,11 @@ one error, the first of these that fits; IoUs are with objects that have to be f
 - ``Cls``: IoU of at least 0.5 with an object of another class: wrongly classified.
 - ``Dupe``: IoU above 0.5 with an object of its class, which a better-scored detection has matched.
 - ``Bkg``: IoU of at most 0.1 with every object: it is background.
-- ``Both``: what is left: it lies badly on an object of another class.
+- ``Both``: all others: badly localized on an object of another class.
 
 ``Miss`` is an object that no detection matches and no ``Loc`` or ``Cls`` error is about.
 
-What an error costs is by how much AP50 (COCO's, the mean over classes) rises when all errors of the kind are fixed and
+The cost of an error is the rise of AP50 (COCO's, the mean over classes) when all errors of the kind are fixed and
 nothing else is. Of the ``Loc`` and ``Cls`` errors about one object that nothing matches, the best-scored becomes a true
 positive of the object's class; all other false positives of the kind vanish, and missed objects need not be found any
 more. The six gains do not add up to what AP lacks. ``FP`` and ``FN`` are the gains where all false positives vanish,
@@ -50,18 +50,18 @@ _CLS, _LOC, _BOTH, _DUPE, _BKG, _MISS = range(len(ERRORS))
 
 
 class Verdicts(NamedTuple):
-    """What is wrong with each of K detections and M objects.
+    """The error of each of K detections and M objects.
 
     Attributes:
         order: int64 ``[D]``, the detections that are true or false positives, best first.
         hits: bool ``[K]``, the true positives.
-        errors: int64 ``[K]``, of each false positive its place in :data:`ERRORS`; -1 for others.
+        errors: int64 ``[K]``, the error of each false positive as its index in :data:`ERRORS`; -1 for others.
         targets: int64 ``[K]``, the object that a ``Cls`` or ``Loc`` error is about; -1 for others.
         fixed: bool ``[K]``, the ``Cls`` and ``Loc`` errors that become true positives when fixed.
         own_ious: float64 ``[K]``, IoU with the object of its class that a detection overlaps most.
         matches: int64 ``[K]``, the object that a true positive matches; -1 for others.
         unmatched: bool ``[M]``, objects to find that no detection matches.
-        missed: bool ``[M]``, the ``Miss`` errors: those of them that nothing is about.
+        missed: bool ``[M]``, the ``Miss`` errors: those of ``unmatched`` that nothing is about.
     """
 
     order: np.ndarray
@@ -131,10 +131,10 @@ def gains(table: Annotations, found: Detections, verdicts: Verdicts) -> tuple[np
 
 
 def matches_without(table: Annotations, found: Detections, verdicts: Verdicts) -> dict[str, list[Matches]]:
-    """Returns what AP50 is computed from, as it is, under ``""``, and without the errors of each kind.
+    """Returns the input of AP50, as measured, under ``""``, and without the errors of each kind.
 
     The keys are those of :func:`gains`. Objects that need not be found any more are not in ``objects``; a class whose
-    objects are all among them has an AP of 0, and is part of the mean still.
+    objects are all among them has an AP of 0, and is still part of the mean.
     """
     found_by_kind = {}
     for name, fixed in _versions(table, found, verdicts).items():

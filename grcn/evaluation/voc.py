@@ -1,6 +1,6 @@
 """Average precision by the PASCAL VOC protocol, as the development kits of 2007 and 2010 define it.
 
-A detection looks only at the object of its own image and class that it overlaps most. It matches
+A detection considers only the object of its own image and class that it overlaps most. It matches
 if their IoU reaches the threshold. The best-scored detection that matches an object is a true
 positive, later ones are false positives, even where another object was near. A detection that
 matches a difficult or crowd object counts for nothing, and such objects need not be found.
@@ -93,7 +93,7 @@ def curves(
 
 
 def matches(table: Annotations, detections: Mapping[str, Any], threshold: float) -> list[Matches]:
-    """Matches detections to objects at one IoU; returns for each class what its precision is computed from."""
+    """Matches detections to objects at one IoU; returns for each class the input of its precision."""
     ranked = _rank(table, check(table, detections))
     hits, counted = _hits_and_counted(table, ranked, threshold)
     starts = np.searchsorted(ranked.labels, np.arange(1, len(table.classes) + 2))
@@ -113,8 +113,8 @@ def matches(table: Annotations, detections: Mapping[str, Any], threshold: float)
 def eleven_point_ap(hits: np.ndarray, count: int) -> float:
     """Averages the interpolated precision at recall 0, 0.1, …, 1 (VOC 2007).
 
-    The eleven levels are ``k * 0.1`` in floating point, as in every evaluator that published
-    figures come from: 3 of 10 objects fall just short of the level 0.3, which is a little more.
+    The eleven levels are ``k * 0.1`` in floating point, as in every evaluator behind published
+    figures: 3 of 10 objects fall just short of the level 0.3, which is a little more.
 
     Args:
         hits: bool ``[D]``, whether each detection is a true positive, best score first.
@@ -176,15 +176,15 @@ def _hits_and_counted(table: Annotations, ranked: _Ranked, threshold: float) -> 
 
 
 def _rank(table: Annotations, found: Detections) -> _Ranked:
-    """Sorts detections by class and score; finds the object (the first of equals) of each."""
+    """Sorts detections by class and score; finds the object (the first of ties) of each."""
     order = np.lexsort((found.rows, -found.scores, found.labels))
     rows, labels, boxes = found.rows[order], found.labels[order], found.boxes[order]
     keys = np.repeat(np.arange(len(table)), np.diff(table.offsets)) * (len(table.classes) + 1)
     keys += table.labels
     by_key = np.argsort(keys, kind="stable")
-    wanted = rows * (len(table.classes) + 1) + labels
-    starts = np.searchsorted(keys[by_key], wanted, side="left")
-    counts = np.searchsorted(keys[by_key], wanted, side="right") - starts
+    queries = rows * (len(table.classes) + 1) + labels
+    starts = np.searchsorted(keys[by_key], queries, side="left")
+    counts = np.searchsorted(keys[by_key], queries, side="right") - starts
 
     objects = np.full(len(rows), -1, dtype=np.int64)
     ious = np.zeros(len(rows))

@@ -19,8 +19,8 @@ class AnchorGenerator(nn.Module):
         sizes: for each map, square roots of the anchor areas, in pixels of the network's input; as many for each.
         ratios: heights over widths.
         strides: input pixels per cell of each map.
-        layout: ``"centred"``: an anchor is centred on the middle of its cell, as in the code the paper builds on.
-            ``"torchvision"``: as torchvision's generator, whose released weights were trained so: on the upper left
+        layout: ``"centred"``: an anchor is centred on its cell, as in the code the paper builds on.
+            ``"torchvision"``: as torchvision's generator, as its released weights expect: on the upper left
             corner, with corners rounded to whole pixels relative to it, and with strides that are not the declared ones
             but the side of the batch divided by the cells of the map, rounded down.
 
@@ -85,13 +85,13 @@ class AnchorGenerator(nn.Module):
         return anchors
 
     def size_of(self, index: Tensor, maps: Maps) -> Tensor:
-        """Returns the places of the sizes of anchors among the sizes of all levels, one after another.
+        """Returns the index of each anchor's size among the sizes of all levels.
 
         Args:
             index: int64, rows in what :meth:`forward` returns.
-            maps: those that it got.
+            maps: as passed to :meth:`forward`.
         """
-        # Every map has a whole number of cells, so places within a cell are counted through all of them.
+        # Every map has a whole number of cells, so one modulus finds the position within a cell on all of them.
         ends = torch.tensor(self.counts(maps), device=index.device).cumsum(0)
         sizes = len(self.sizes[0])
         return torch.bucketize(index, ends, right=True) * sizes + index % self.per_cell % sizes

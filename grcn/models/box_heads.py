@@ -21,7 +21,7 @@ from grcn.models.resnet import FrozenNormConv, Units
 class Hidden(nn.Module):
     """Hidden layers of a task: maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``.
 
-    They are called with random keys of the rows too, int64 ``[R]``, which only dropout reads.
+    They are also called with the random keys of the rows, int64 ``[R]``, which only dropout reads.
     """
 
     out_features: int
@@ -55,7 +55,7 @@ class TwoMLPHead(Hidden):
 def dropout_masks(keys: Tensor, layers: int, units: int, probability: float) -> Tensor:
     """Draws which units dropout keeps: bool ``[layers, R, units]``, a hash of the row's key ``[R]`` and the unit.
 
-    So a RoI's mask depends on its sample, pass and slot only, not on the other RoIs of the batch or on the device.
+    A RoI's mask thus depends on its sample, pass and slot only, not on the other RoIs of the batch or on the device.
     """
     numbers = torch.arange(layers * units, device=keys.device).view(layers, 1, units)
     return rng.hash_on(keys[None, :, None], numbers) >= int(probability * 2**63)

@@ -1,4 +1,4 @@
-"""Detection with as few RoIs and boxes as the scores allow, or in fixed shapes.
+"""Selects candidates for detection: as few RoIs and boxes as the scores allow, or in fixed shapes.
 
 Where reading a count is free, as on a CPU, detection goes image by image and works on the rows that can still become
 detections. On a GPU every count would be a host-device synchronisation, which costs more than the work it saves:
@@ -14,16 +14,16 @@ from grcn import boxes
 
 
 def image_groups(proposals: Tensor) -> list[slice]:
-    """Returns which of the images of proposals ``[N, P, 4]`` to detect in together: each alone, or all at once."""
+    """Groups the images of proposals ``[N, P, 4]`` for detection: each alone, or all at once."""
     if boxes.sync_is_free(proposals):
         return [slice(i, i + 1) for i in range(len(proposals))]
     return [slice(0, len(proposals))]
 
 
 def rois_above(scores: Tensor, threshold: float) -> Tensor | slice:
-    """Returns an index of the RoIs with a score above a threshold; of all, where that would not be free.
+    """Returns an index of the RoIs with a score above a threshold, or of all RoIs where that needs a synchronisation.
 
-    The others give no detection, whatever their boxes.
+    The others yield no detection, whatever their boxes.
 
     Args:
         scores: ``[N, P, K - 1]``, not negative; on a CPU those of one image.

@@ -1,7 +1,7 @@
-"""What a stage of a cascade hands to the next: boxes that it has refined (Cai and Vasconcelos, Cascade R-CNN, Sec. 4).
+"""Cascade R-CNN: refines the boxes that a stage passes to the next (Cai and Vasconcelos, Cascade R-CNN, Sec. 4).
 
-Each stage is :class:`grcn.models.roi_heads.RoIHeads` with heads of its own. It learns from boxes of a higher overlap
-than the stage before, which are also those that it gets; at test a RoI's scores are the mean over the stages.
+Each stage is :class:`grcn.models.roi_heads.RoIHeads` with its own heads. It learns from boxes of a higher overlap
+than the stage before, which also supplies them. At test time a RoI's scores are the mean over the stages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grcn import boxes
 
-# Weight of a stage's losses beside those of the stage before: 1, 1/2, 1/4 in the authors' code.
+# Weight of a stage's losses relative to those of the stage before: 1, 1/2, 1/4 in the authors' code.
 FOLLOWING_WEIGHT = 0.5
 
 
@@ -22,7 +22,7 @@ def box_weights_of(stage: int, first: Sequence[float]) -> tuple[float, float, fl
 
     Args:
         stage: its number, from 0.
-        first: that of the first stage, usually 10, 10, 5, 5; the next have twice and three times as much.
+        first: that of the first stage, usually 10, 10, 5, 5; the next two have twice and three times as much.
     """
     x, y, width, height = ((stage + 1) * weight for weight in first)
     return x, y, width, height

@@ -1,4 +1,4 @@
-"""Which rows of a classifier's weights go to which class, when a detector is trained on for other classes."""
+"""Maps the rows of a classifier to classes by name, when a detector is trained further on other classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClassRows:
     Attributes:
         names: classes of the model, background first.
         source: for each, the row among the other model's classes, background first; None for a new one.
-        unknown: names that were asked for, and that the other model does not have.
+        unknown: requested names that the other model does not have.
     """
 
     names: tuple[str, ...]
@@ -40,13 +40,13 @@ class ClassRows:
         return f"rows of {len(kept)} of {len(self.names)} classes kept by name ({few(kept)}){fresh}{missing}"
 
     def placed(self, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns another detector's weights with the predictors of ours, whose rows are theirs where one is kept.
+        """Returns another detector's weights with our predictors, in which each kept row is theirs.
 
         Predictors of another width, and boxes for all classes beside boxes for each, stay as they are: they are refused
         with all other weights that do not fit.
 
         Args:
-            theirs, ours: weights by name; layer names will do.
+            theirs, ours: weights by name; layer names work too.
         """
         found = dict(theirs)
         for name, tensor in ours.items():
@@ -67,7 +67,7 @@ class ClassRows:
 
 
 def place_rows(theirs: Sequence[str], ours: Sequence[str], same_as: Mapping[str, str] | None = None) -> ClassRows:
-    """Finds the row of each of our classes among those of others: that of its other name, or else of its own.
+    """Finds the row of each of our classes among theirs: by its alias, or else by its name.
 
     Names that differ in case, or in how their words are joined, are the same unless there are two such.
 

@@ -1,7 +1,8 @@
 """``torch.compile`` on the parts of a detector that have fixed shapes: backbone, scoring of anchors, second stage.
 
-Suppression and what prepares its input stay outside, so on a GPU no part waits for the device, and each is one graph.
-Changes speed, and in float32 losses by a relative 1e-5 at most. What a part does knows nothing of this.
+Suppression and the preparation of its input stay outside, so on a GPU no part synchronizes with the host, and each is
+one graph.
+Compilation changes speed, and in float32 losses by a relative 1e-5 at most. The parts know nothing of it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from grcn.models.detector import Detector
 
 logger = logging.getLogger("grcn")
 
-# Of one part. Torch's own limit, 8, is for code that ought to have fewer; small maps alone have forms of their own.
+# Per part. Torch's own limit, 8, is for code that should have fewer; small maps alone have their own forms.
 MOST_FORMS = 64
 
 
 def compile_parts(model: Detector, mode: str, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compiles the parts of a detector, in place, each when it is first called.
 
-    Sizes are symbols from the start. So a part has some forms (training and evaluation, one object or several, odd or
+    Sizes are symbolic from the start. So a part has some forms (training and evaluation, one object or several, odd or
     even maps, small or large ones) and not one for each size, and which one a step runs does not depend on the steps
     before it: a resumed run repeats. Each new form is logged.
 
@@ -52,7 +53,7 @@ def compile_parts(model: Detector, mode: str, backend: str | Callable[..., Any] 
 
 
 def parts(model: Detector) -> Iterator[tuple[nn.Module, str, str]]:
-    """Yields what is compiled: a module, its method, and the name for the log."""
+    """Yields the parts to compile: a module, its method, and the name for the log."""
     yield model.backbone, "forward", "backbone"
     yield model.rpn, "score_maps", "RPN"
     if model.rpn.auxiliary is not None:
@@ -67,7 +68,7 @@ def _logged(compiled: Callable[..., Any], name: str, is_first: bool) -> Callable
     Args:
         is_first: of the parts of a step; results of the step before may be overwritten from here on.
     """
-    # Loaded for this only: they take a second, and are not part of torch's public interface.
+    # Imported here only: they take a second, and are not part of torch's public interface.
     from torch._dynamo.exc import FailOnRecompileLimitHit, ShortenTraceback
     from torch._dynamo.utils import counters
 

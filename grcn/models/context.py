@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ContextAttention(nn.Module):
-    """Adds to every cell of every RoI what attention finds in its image: ``P + softmax(P W_P (V W_K)^T / sqrt(k)) V``.
+    """Adds attention over its image to every cell of every RoI: ``P + softmax(P W_P (V W_K)^T / sqrt(k)) V``.
 
     ``P`` are the cells of a RoI and ``V`` those of the image, both as rows. As ``P W_P (V W_K)^T = P (V W_K
     W_P^T)^T``, both projections are folded into the image's ``t * t`` keys once per image, and no RoI is ever
@@ -32,8 +32,8 @@ class ContextAttention(nn.Module):
         norm: ``"none"``: eq. 1; ``"qk"``: queries and keys of length one, and a learned factor in place of ``1 /
             sqrt(k)`` (Henry et al., Query-Key Normalization for Transformers), which starts at their ``log2(L^2 - L)``
             for ``L`` cells.
-        gate: ``"none"``: eq. 1; ``"zero"``: what is added has a learned factor that starts at zero, so that the model
-            starts as the one without context.
+        gate: ``"none"``: eq. 1; ``"zero"``: the added term has a learned factor that starts at zero, so that the
+            model starts as the one without context.
         cells: ``t * t``.
     """
 
@@ -75,7 +75,7 @@ class ContextAttention(nn.Module):
         return roi_features + (attended if self.gate is None else self.gate * attended)
 
     def attended(self, roi_features: Tensor, image_features: Tensor) -> Tensor:
-        """Returns what attention finds for each cell of each RoI, which :meth:`forward` adds; shapes as of it."""
+        """Returns the attended features of each cell of each RoI, which :meth:`forward` adds; same shapes."""
         cells = roi_features.flatten(2).transpose(1, 2)
         context = image_features.flatten(2).transpose(1, 2)
         queries, keys, scale = self._queries_and_keys(cells, context)
@@ -85,10 +85,10 @@ class ContextAttention(nn.Module):
         return out.transpose(1, 2).reshape_as(cells).transpose(1, 2).reshape_as(roi_features)
 
     def attention(self, roi_features: Tensor, image_features: Tensor) -> Tensor:
-        """Computes the softmax, which :meth:`forward` never holds: where each cell of a RoI looks.
+        """Computes the attention weights of each cell of a RoI, which :meth:`forward` never materializes.
 
         Args:
-            roi_features, image_features: as of :meth:`forward`.
+            roi_features, image_features: as in :meth:`forward`.
 
         Returns:
             ``[N * R, heads, s * s, t * t]``; the weights of a cell sum to one.

@@ -16,8 +16,8 @@ from grcn.models.transform import DetectionTransform
 class Detector(nn.Module):
     """A two-stage detector whose classification and localization read ``features["cls"]`` and ``features["loc"]``.
 
-    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which accepts ours
-    too.
+    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which also accepts
+    ours.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Detector(nn.Module):
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
-        # Heads of others, which have torchvision's signature, are given nothing that they were not asked for.
+        # Third-party heads have torchvision's signature, so they get score_thresh only if the caller sets it.
         own = {} if score_thresh is None else {"score_thresh": score_thresh}
         detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets, **own)
         if self.training:
@@ -74,5 +74,5 @@ class Detector(nn.Module):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Counts what a module has learnt: weights, biases and norms, also where they are frozen and not parameters."""
+    """Counts the learnt values of a module: weights, biases and norms, also frozen ones that are not parameters."""
     return sum(tensor.numel() for tensor in module.state_dict().values())

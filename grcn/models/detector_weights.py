@@ -1,4 +1,4 @@
-"""torchvision's detectors on a pyramid as weights of ours: what each tensor of such a file is called here.
+"""Maps the tensors of torchvision's detectors on a pyramid to our layer names.
 
 Faster R-CNN on ResNet-FPN, both releases, and the box part of Mask R-CNN. Files of 2019 have older names
 (``inner_blocks.0.weight`` for ``inner_blocks.0.0.weight``, ``rpn.head.conv.weight`` for ``rpn.head.conv.0.0.weight``),
@@ -29,16 +29,16 @@ _OTHERS = ("roi_heads.mask_", "roi_heads.keypoint_")
 
 
 def has_pyramid(state: Mapping[str, Tensor]) -> bool:
-    """Tells whether tensors are of a whole detector on a pyramid."""
+    """Returns whether tensors are those of a whole detector on a pyramid."""
     return any(key.startswith(_PYRAMID) for key in state)
 
 
 def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str, str]:
-    """Maps the keys that a detector's file must have to layer names of ours; the four tensors of a batch norm as those
-    of :func:`grcn.models.layer_names.torchvision_names`.
+    """Maps the keys that a detector's file must have to our layer names; the four tensors of a batch norm as in
+    :func:`grcn.models.layer_names.torchvision_names`.
 
     Args:
-        state: the file's tensors, which say of which release and age it is.
+        state: the file's tensors, which show its release and age.
         trunk: the classifier's keys, without those of the detector.
     """
     norms = any(key.startswith(f"{_PYRAMID}inner_blocks.0.1.") for key in state)
@@ -77,15 +77,15 @@ def names_of(state: Mapping[str, Tensor], trunk: Mapping[str, str]) -> dict[str,
 def parts_of(
     state: Mapping[str, Tensor], trunk: Mapping[str, str], alone: bool
 ) -> tuple[dict[str, str], dict[str, Tensor], list[str]]:
-    """Takes a detector's file apart.
+    """Splits a detector's file into its parts.
 
     Args:
-        state, trunk: as of :func:`names_of`.
-        alone: take the backbone alone.
+        state, trunk: as in :func:`names_of`.
+        alone: take only the backbone.
 
     Returns:
-        The keys to find with their layer names; the tensors to load, but for those of no use to any detector here; and
-        the parts that have no place in the model, as ``roi_heads.mask_head``.
+        The expected keys with their layer names; the tensors to load, except those of no use to any detector here; and
+        the parts that have no place in the model, such as ``roi_heads.mask_head``.
     """
     names = names_of(state, trunk)
     if alone:
@@ -105,19 +105,19 @@ def fitted(
     classes: Sequence[str] | None,
     same_as: Mapping[str, str] | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Fits a file's values to a model: places the rows of its classes, and drops what the model has otherwise.
+    """Fits a file's values to a model: places the rows of its classes, and drops parts that differ in the model.
 
     Args:
-        values: of the file, by layer name, norms folded.
+        values: those of the file, by layer name, norms folded.
         model: the detector, or a backbone alone.
-        source: of the file, for messages.
-        classes, same_as: as of :func:`grcn.models.weights.load_weights`.
+        source: name of the file, for messages.
+        classes, same_as: as in :func:`grcn.models.weights.load_weights`.
 
     Returns:
-        What to copy, by layer name, and remarks for the report.
+        The values to copy, by layer name, and remarks for the report.
 
     Raises:
-        CheckpointError: the pyramid or the RPN is another.
+        CheckpointError: the pyramid or the RPN differs.
     """
     own = {layer_name(name): tensor for name, tensor in model.state_dict().items()}
     own_backbone = model if isinstance(model, Backbone) else model.backbone
@@ -149,7 +149,7 @@ def fitted(
 
 
 def _settings_of(values: Mapping[str, Tensor]) -> str:
-    """Returns the settings of the model that a file's values are of."""
+    """Returns the settings of the model that a file's values belong to."""
     norm = "frozen" if "lateral2.scale" in values else "none"
     head = "conv_fc" if "convs.0.weight" in values else "fc"
     convs = 1 + sum(name.startswith("rpn.further.") and name.endswith("weight") for name in values)
@@ -157,13 +157,13 @@ def _settings_of(values: Mapping[str, Tensor]) -> str:
 
 
 def _head_fits(values: Mapping[str, Tensor], heads: TaskHeads) -> bool:
-    """Tells whether the hidden layers of a file are those of a model, and are all that its classifier reads."""
+    """Returns whether the hidden layers of a file are those of a model, and are all that its classifier reads."""
     theirs = {name for name in values if name.startswith(("fc", "convs."))}
     return theirs == heads.cls.state_dict().keys() and heads.tasks != "ensemble"
 
 
 def _box_regressor_fits(heads: TaskHeads) -> bool:
-    """Tells whether boxes are regressed for each class, and from hidden layers of the classifier's kind."""
+    """Returns whether boxes are regressed for each class, and from hidden layers of the classifier's kind."""
     return (heads.loc is None or type(heads.loc) is type(heads.cls)) and heads.bbox_pred.out_features > BOX_ROWS
 
 
@@ -186,18 +186,18 @@ def _rows(
         counted = f"of {theirs} classes with the background (the model has {ours})"
         raise CheckpointError(f"{source}: {counted}; pass the names of the model's")
     rows = place_rows(names or (), classes, same_as)
-    # As many classes as COCO has, and none of its: the file is of the data's own.
+    # As many classes as COCO has, but none of COCO's names: the file was trained on this data.
     return None if theirs == ours and not any(rows.source[1:]) else rows
 
 
 def _classes_of(rows: int) -> tuple[str, ...] | None:
-    """Returns the names of the labels 1..C of a file with this many rows: COCO's; None where nobody knows."""
+    """Returns the names of the labels 1..C of a file with this many rows: COCO's; None where they are unknown."""
     categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return {len(COCO_CLASSES) + 1: COCO_CLASSES, len(categories): tuple(categories[1:])}.get(rows)
 
 
 def _anchors_are_torchvisions(model: Detector) -> bool:
-    """Tells whether a model has the anchors that torchvision's released detectors were trained with."""
+    """Returns whether a model has the anchors that torchvision's released detectors were trained with."""
     anchors = model.rpn.anchors
     usual = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), (0.5, 1.0, 2.0), "torchvision"
     return (anchors.sizes, anchors.ratios, anchors.layout) == usual

@@ -13,7 +13,7 @@ _make_conv = conv_maker("group")
 
 
 class WideningUnit(nn.Module):
-    """A residual unit that brings its map to more channels: 3x3 and 1x1 convolutions beside a 1x1 shortcut."""
+    """A residual unit that widens its map: 3x3 and 1x1 convolutions beside a 1x1 shortcut."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class WideningUnit(nn.Module):
 class ResidualHead(Hidden):
     """A widening unit, four bottlenecks and the mean over the grid.
 
-    The norms are over groups of channels of each RoI, not over the batch as in the paper: so a RoI's box depends on no
-    other RoI, the box loss needs the foreground alone, and a batch may be spread over processes.
+    The norms are over groups of channels of each RoI, not over the batch as in the paper. So a RoI's box depends on no
+    other RoI, the box loss needs the foreground only, and a batch may be spread over processes.
 
     Args:
         in_channels: of the pooled maps; 256 in the paper.

@@ -1,9 +1,9 @@
-"""The contract between backbones and what reads them, written down once.
+"""Defines the contract between backbones and the modules that read their maps.
 
 A backbone maps images ``[N, 3, H, W]`` to a dict of two tuples of feature maps: ``"cls"``, which classification reads,
 and ``"loc"``, which localization reads; each finest first. A backbone without a pyramid returns tuples of one map, and
 nothing asks which kind it is. It declares one :class:`FeatureSpec` per task and builds nothing twice: where both tasks
-read the same maps (plain Faster R-CNN) the *same tuple* stands under both keys and ``shared`` is True.
+read the same maps (plain Faster R-CNN) the *same tuple* is under both keys and ``shared`` is True.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Maps = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is known about the maps of a task before they are computed.
+    """Properties of the maps of a task that are known before the maps are computed.
 
     Attributes:
         channels: of every map.
         strides: input pixels per cell of each map, finest first; need be neither distinct nor powers of two. An input
             side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared, never inferred from sizes: strides are
             what the paper is about.
-        pooled: RoIs are pooled from this many of the first maps; region proposals read all.
+        pooled: number of leading maps that RoIs are pooled from; region proposals read all.
         finest: the pyramid level of the first map in eq. 1 of Lin et al., Feature Pyramid Networks.
     """
 
@@ -39,12 +39,12 @@ class FeatureSpec:
 
 
 class Backbone(nn.Module):
-    """What the rest of a detector knows of its backbone.
+    """The interface of a backbone that the rest of a detector relies on.
 
     Attributes:
-        feature_specs: what is declared of the maps, by task.
+        feature_specs: declared properties of the maps, by task.
         shared: whether both tasks read the same maps.
-        frozen: its first layers, those that are never trained; may be empty.
+        frozen: its first layers, which are never trained; may be empty.
     """
 
     feature_specs: dict[str, FeatureSpec]

@@ -1,4 +1,4 @@
-"""A convolution with the sum and the ReLU behind it: one call where torch has one. A matter of speed only."""
+"""Fused convolution, sum and ReLU: one call where torch has one; affects speed only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from grcn import boxes
 
-# oneDNN's convolution that continues with its result before it is written, as torch.compile calls it. It fails on a CPU
-# that does not multiply bfloat16, where a convolution alone is imitated.
+# oneDNN's convolution with fused post-operations, as torch.compile calls it. It fails on a CPU without bfloat16
+# multiplication, where a plain convolution is emulated.
 _IS_SUPPORTED = (
     torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
 )
@@ -28,13 +28,13 @@ def conv2d(
     """Computes a convolution, adds a map to it and takes ReLU of the sum.
 
     Under autocast on a CPU, without a graph, this is one call. It rounds to bfloat16 once, where three operations
-    round twice: with ``plus`` the result may differ by that. Without autocast it is the same to the bit.
+    round twice, so with ``plus`` the result may differ by one rounding. Without autocast it is identical bit by bit.
 
     Args:
         x: ``[N, in_channels, H, W]``.
         weight: ``[channels, in_channels, k, k]``.
         bias: ``[channels]``.
-        plus: of the shape of the result.
+        plus: a map of the shape of the result.
         relu: whether to take ReLU.
 
     Returns:
@@ -59,12 +59,12 @@ def _is_faster_in_one_call(x: Tensor, plus: Tensor | None, relu: bool) -> bool:
         return False
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
-    # Sums are made in one call in channels_last only; in other formats torch fails.
+    # Sums are fused in channels_last only; in other formats torch fails.
     return relu if plus is None else _is_channels_last(x) and _is_channels_last(plus)
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Tells whether a map is in channels_last and in nothing else, as one of a single cell or channel is."""
+    """Returns whether a map is in channels_last only; one of a single cell or channel is also contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

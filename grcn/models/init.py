@@ -1,6 +1,6 @@
 """Initial values: every parameter from a hash of the seed and its layer's name, so that models are paired by seed.
 
-A layer has the same values in every row of a table, wherever its weights stand: parts that exist once per task start
+A layer has the same values in every row of a table, wherever its weights are: parts that exist once per task start
 as copies of each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster R-CNN the same function before
 training.
 """
@@ -27,19 +27,19 @@ _NEW_LAYERS = {
     "roi_heads.heads.bbox_pred": 0.001,
     "roi_heads.context.": 0.01,
 }
-# Last convolution of a residual unit. Behind a batch norm that only scales, 33 sums of full size would grow without
+# Last convolution of a residual unit. After a batch norm that only scales, 33 sums of full size would grow without
 # bound.
 _RESIDUAL = 0.25
 
 
-# What our layers and those of torch.nn draw their values with; kaiming_normal_ calls normal_.
+# The functions that our layers and those of torch.nn draw their values with; kaiming_normal_ calls normal_.
 _DRAWS = {nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_}
 
 
 class Undrawn(TorchFunctionMode):
     """Builds layers without drawing values that :func:`initialise` sets again; of VGG16 they take a third of the time.
 
-    What is not drawn, as the values of norms and buffers, is set as ever.
+    Values that are not drawn, such as those of norms and buffers, are set as usual.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +49,7 @@ class Undrawn(TorchFunctionMode):
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
-    """Sets every parameter of a detector in place, but for those of a network of others and on the meta device.
+    """Sets every parameter of a detector in place, except those of a timm network and those on the meta device.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
     fc7 as torchvision's linear layers (larger ones drown the classifier on the unnormalised features of a pretrained
@@ -57,7 +57,7 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
     He-normal (fan in), which is what training without pretrained weights needs.
 
     Args:
-        context: values of the projections of the context attention: ``"gaussian"``, as of all new layers;
+        context: values of the projections of the context attention: ``"gaussian"``, as for all new layers;
             ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
     """
     for name, parameter in ((in_first_stage(name), parameter) for name, parameter in model.named_parameters()):
@@ -68,7 +68,7 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
         elif parameter.dim() == 1:
             parameter.fill_(1)
         else:
-            # The second head of detect-S is an addition, not the other task's copy: it has values of its own.
+            # The second head of detect-S is an addition, not the other task's copy: it has its own values.
             own = name if ".second." in name else layer_name(name)
             is_xavier = ".pool4." in name or context == "xavier" and ".context." in name
             parameter.copy_(_draw(name, parameter, is_xavier, rng.hash_int(seed, rng.INIT, _number(own))))

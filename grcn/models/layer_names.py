@@ -1,5 +1,5 @@
-"""Names of weights without their place, so that models that split or freeze at different places share values; and what
-torchvision calls them."""
+"""Names of weights without their place, so that models that split or freeze at different places share values; and
+torchvision's names for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grcn.catalog import RESNET_UNITS, VGG16_BLOCKS
 # The tensors of a batch norm.
 NORM = ("weight", "bias", "running_mean", "running_var")
 COUNTER = ".num_batches_tracked"
-# Before the names of layers of a network of others, whose names may be those of our heads.
+# Prefix for the layers of a timm network, whose names may be those of our heads.
 FOREIGN = "body."
 
 
@@ -21,7 +21,7 @@ def layer_name(parameter: str) -> str:
     """Returns a parameter's name without its place: ``conv5_1.weight`` for ``backbone.loc.conv5_1.weight``.
 
     Copies of one layer in several branches or stages, and one layer in models that split at different places, share
-    it. A layer of a network of timm is ``body.stages_0…`` wherever it stands.
+    it. A layer of a timm network is ``body.stages_0…`` wherever it is.
     """
     parameter = in_first_stage(parameter)
     parameter = re.sub(r"^(backbone\.)?(body\.(network|layers)|(cls|loc)\.tail\.layers)\.", FOREIGN, parameter)
@@ -33,16 +33,16 @@ def layer_name(parameter: str) -> str:
 
 
 def in_first_stage(parameter: str) -> str:
-    """Returns the name that a parameter of a cascade's stage, or of a second RPN, has in the first; others keep
-    theirs."""
+    """Returns the name that a parameter of a cascade's stage, or of a second RPN, has in the first; other names stay
+    as they are."""
     return re.sub(r"^(roi_heads\.)(following\.)+|^(rpn\.)auxiliary\.", r"\1\3", parameter)
 
 
 def under_names_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a detector's weights under the names of another that has other stages frozen, and is otherwise alike.
+    """Returns a detector's weights under the names of one with other stages frozen that is otherwise the same.
 
-    A stage that is trained, and that both tasks share, stands in ``trunk`` or in ``cls``. What has no such counterpart
-    keeps its name.
+    A trained stage that both tasks share is in ``trunk`` or in ``cls``. A weight without such a counterpart keeps its
+    name.
     """
     names = model.state_dict().keys()
 
@@ -59,7 +59,7 @@ def torchvision_names(network: str) -> dict[str, str]:
     """Maps torchvision's keys of ``vgg16``, ``resnet50`` or ``resnet101`` to layer names (:func:`layer_name`).
 
     ``features.0.weight`` is ``conv1_1.weight``, and ``layer3.5.conv2.weight`` is ``layer3_5.conv2.weight``; the four
-    tensors of a batch norm go to the convolution in front of it, as ``layer3_5.conv2.norm_running_var``.
+    tensors of a batch norm go to the convolution that precedes it, as ``layer3_5.conv2.norm_running_var``.
     """
     return _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
 

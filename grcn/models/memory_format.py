@@ -1,4 +1,4 @@
-"""Memory formats: which layout each part of a detector computes in, on each device. They change speed only."""
+"""Memory formats: the layout that each part of a detector computes in, by device; affects speed only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
 }
 
 
-# Of this machine: a name in the table, which torch.compile would not ask for in the middle of a graph.
+# This machine's name in the table, found at import: torch.compile cannot ask for it in the middle of a graph.
 _CPU = f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -40,7 +40,7 @@ def memory_formats(device: torch.device, bf16: bool = False) -> dict[str, torch.
     """Returns the row of :data:`MEMORY_FORMATS` for a device; an empty one for others.
 
     Args:
-        bf16: of computing in bfloat16, by autocast.
+        bf16: whether autocast computes in bfloat16.
     """
     kind = _CPU if device.type == "cpu" else device.type
     usual = MEMORY_FORMATS.get(kind, MEMORY_FORMATS.get(device.type, {}))
@@ -48,7 +48,7 @@ def memory_formats(device: torch.device, bf16: bool = False) -> dict[str, torch.
 
 
 def to_memory_format(x: Tensor, part: str) -> Tensor:
-    """Lays out ``x`` ``[N, C, H, W]`` as :func:`memory_formats` says for a part.
+    """Converts ``x`` ``[N, C, H, W]`` to the format that :func:`memory_formats` gives for a part.
 
     Args:
         part: ``frozen``, ``train``, ``train_units`` or ``eval``.

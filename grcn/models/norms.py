@@ -1,4 +1,4 @@
-"""Norms to train with from scratch, at any batch size: none of them mixes the images of a batch."""
+"""Norms for training from scratch, at any batch size: none of them mixes the images of a batch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _MOST_GROUPS, _LEAST_CHANNELS = 32, 4
 
 
 def trained_norm(kind: str, channels: int) -> nn.Module:
-    """Makes the norm behind a convolution.
+    """Makes the norm that follows a convolution.
 
     ``"layer"`` is over the channels of each position, so no position sees another, but none can have more contrast than
     another either: flat regions come out as loud as edges. ``"group"`` is over all positions and some channels (Wu and
     He, Group Normalization): 32 groups, or fewer where one would have fewer than 4 channels. It keeps the contrast
-    within an image, as a batch norm does, and shows every position a summary of the image. The padding of an image that
-    is smaller than its batch counts in it, so that its features differ from those of the image alone.
+    within an image, as a batch norm does, and shows every position a summary of the image. It includes the padding of
+    an image that is smaller than its batch, so its features differ from those of the image alone.
 
     Args:
         kind: ``"layer"`` or ``"group"``.
-        channels: of the map.
+        channels: number of channels of the map.
 
     Raises:
-        ValueError: another kind.
+        ValueError: unknown kind.
     """
     if kind == "layer":
         return LayerNorm2d(channels)
@@ -37,8 +37,8 @@ def trained_norm(kind: str, channels: int) -> nn.Module:
 
 
 def returns_view(kind: str) -> bool:
-    """Tells whether a norm of this kind returns a view, as that over channels does (of a permuted tensor).
+    """Returns whether a norm of this kind returns a view, as the norm over channels does (of a permuted tensor).
 
-    A view is better not overwritten: autograd would copy its whole gradient three times in the backward pass.
+    Do not overwrite a view: autograd would copy its whole gradient three times in the backward pass.
     """
     return kind == "layer"

@@ -1,4 +1,4 @@
-"""ResNets with a feature pyramid, of which each task may have its last layers to itself (Lin et al., Feature Pyramid
+"""ResNets with a feature pyramid, in which each task may have its own last layers (Lin et al., Feature Pyramid
 Networks; the paper names the pyramid as its next step).
 
 The network has four parts in a row: units up to conv3, units of conv4 and conv5, laterals (1x1 convolutions that bring
@@ -25,31 +25,30 @@ from grcn.models.memory_format import to_memory_format
 from grcn.models.resnet import EXPANSION, Bottleneck, FrozenNormConv, Stem, conv_maker, residual_unit
 
 _LEVELS = (2, 3, 4, 5)
-# The first unit of conv5, whose stride is each task's own.
+# The first unit of conv5, whose stride is set per task.
 _LAST_STRIDED = "layer4_0"
 
 
 class Layers(nn.ModuleDict):
-    """Layers of a place in the network, by name and in the order in which they run."""
+    """Layers of one part of the network, by name, in the order in which they run."""
 
     def forward(self, maps: Mapping[str, Tensor], last_stride: int = 2) -> dict[str, Tensor]:
-        """Runs the layers on what those of the places before have made; see :func:`run_layers`."""
+        """Runs the layers on the maps of the earlier parts; see :func:`run_layers`."""
         return run_layers(dict(self.items()), maps, last_stride)
 
 
 def run_layers(layers: Mapping[str, nn.Module], maps: Mapping[str, Tensor], last_stride: int = 2) -> dict[str, Tensor]:
-    """Runs layers of a network with a pyramid, whose names say what they read and make.
+    """Runs layers of a network with a pyramid; their names determine what they read and produce.
 
     Args:
         layers: ``stem``; units, as ``layer3_0``, which make ``"C4"`` of ``"x"``; laterals, as ``lateral4``, which make
             ``"M4"`` of ``"C4"`` and ``"M5"``; outputs, as ``output4``, which make ``"P4"`` of ``"M4"``.
         maps: ``"x"``, the last map of the stages; by level, ``"C2"`` to ``"C5"``, the stages' maps, ``"M2"`` to
-            ``"M5"``, the sums of the top-down path, and ``"P2"`` to ``"P5"``, the pyramid's: as many as there are by
-            then.
+            ``"M5"``, the sums of the top-down path, and ``"P2"`` to ``"P5"``, the pyramid's: as many as exist so far.
         last_stride: of conv5, 2 or 1.
 
     Returns:
-        The maps, with those that these layers make.
+        The maps, including those that these layers make.
     """
     maps = dict(maps)
     for name, layer in layers.items():
@@ -72,13 +71,13 @@ class PyramidResNet(Backbone):
 
     Args:
         units: residual units of conv2, conv3, conv4 and conv5.
-        split: what exists once per task: ``"none"``; ``"output"``, the 3x3 convolutions behind the sums; ``"fpn"``,
+        split: what exists once per task: ``"none"``; ``"output"``, the 3x3 convolutions after the sums; ``"fpn"``,
             the laterals too; ``"conv5"`` or ``"conv4"``, the stages from there on too.
         last_strides: for each task, the stride of conv5: 2, or 1, which leaves its map the size of conv4's and needs a
             conv5 of the task's own.
         channels: of the pyramid's maps.
-        norm: behind laterals and outputs: ``"none"``, or ``"frozen"``, as in torchvision's second release.
-        width: channels of conv1; 64 in the real ones.
+        norm: after laterals and outputs: ``"none"``, or ``"frozen"``, as in torchvision's second release.
+        width: channels of conv1; 64 in the standard networks.
         stride_in: see :class:`grcn.models.resnet.Bottleneck`.
         from_scratch: the kind of norms in the stages, which are trained, to do without pretrained weights
             (:func:`grcn.models.norms.trained_norm`); None: batch norms, which are not.
@@ -184,7 +183,7 @@ def _enlarged(coarser: Tensor, to: Tensor) -> Tensor:
 
 
 def fpn_conv(in_channels: int, channels: int, kernel: int, norm: str) -> nn.Module:
-    """Builds a lateral or an output: a convolution with a bias, or with a frozen norm behind it."""
+    """Builds a lateral or an output: a convolution with a bias, or one followed by a frozen norm."""
     if norm == "frozen":
         return FrozenNormConv(in_channels, channels, kernel)
     return nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2)

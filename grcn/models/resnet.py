@@ -1,6 +1,6 @@
-"""ResNet backbones: one set of units, of which each task may have its last ones to itself and its own stride.
+"""ResNet backbones: one set of units, of which each task may have its own last ones and its own stride.
 
-The paper (Sec. 4.2) starts from the usual protocol, *C4*: conv1 to conv4 are the backbone, conv5 is the head behind RoI
+The paper (Sec. 4.2) starts from the usual protocol, *C4*: conv1 to conv4 are the backbone, conv5 is the head after RoI
 pooling. G-RCN separates the last units of conv4; the first unit of conv4, which halves the resolution, keeps its
 stride for classification and loses it for localization, so the units in between run at both strides with the same
 weights. *ResNet-det* (Sec. 4.3) takes conv5 into the backbone, at stride 1.
@@ -24,7 +24,7 @@ from grcn.models.memory_format import to_memory_format
 from grcn.models.norms import returns_view, trained_norm
 
 EXPANSION = 4
-# The units whose stride is a task's own: the first of conv4, which the paper edits, and of a conv5 in the backbone.
+# The units whose stride is set per task: the first of conv4, which the paper edits, and of a conv5 in the backbone.
 _EDITED, _FIRST_OF_CONV5 = "layer3_0", "layer4_0"
 _SPLIT_BEFORE = {"conv3": "layer2_0", "conv4": "layer3_0", "conv5": "layer4_0"}
 
@@ -32,9 +32,9 @@ MakeConv = Callable[[int, int, int], nn.Module]
 
 
 class FrozenNormConv(nn.Module):
-    """A convolution behind which stands a batch norm that is never trained: a scale and a shift per channel.
+    """A convolution followed by a batch norm that is never trained: a scale and a shift per channel.
 
-    They are folded into the weight at each call, which spares two passes over the map. The weight itself stays
+    Both are folded into the weight at each call, which saves two passes over the map. The stored weight stays
     unfolded, or its gradient and decay would change.
     """
 
@@ -72,12 +72,12 @@ class NormConv(nn.Module):
 
 
 def conv_maker(from_scratch: str | None) -> MakeConv:
-    """Returns what makes a convolution with the norm ``from_scratch``; None: with a frozen batch norm."""
+    """Returns the factory of a convolution with the norm ``from_scratch``; None: with a frozen batch norm."""
     return FrozenNormConv if from_scratch is None else functools.partial(NormConv, norm=from_scratch)
 
 
 def _weight(in_channels: int, channels: int, kernel: int) -> nn.Parameter:
-    """Draws a convolution's weight as torchvision does; ``grcn.models.init`` draws it anew, from the layer's name."""
+    """Draws a convolution's weight as torchvision does; ``grcn.models.init`` redraws it from the layer's name."""
     weight = torch.empty(channels, in_channels, kernel, kernel)
     return nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
 
@@ -92,7 +92,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """Maps ``[N, 3, H, W]`` to a map of twice ``stride``."""
-        # ReLU of a maximum is the maximum of ReLUs, of a quarter as many values.
+        # ReLU after the maximum gives the same, on a quarter of the values.
         return F.relu(F.max_pool2d(self.conv1(x, stride), 3, 2, padding=1), inplace=True)
 
 
@@ -102,7 +102,7 @@ class Bottleneck(nn.Module):
     Args:
         in_channels: of the map it reads.
         planes: channels of its first two convolutions; it returns four times as many.
-        stride: that it has in its network; a call may use another, whose result has the same weights.
+        stride: its stride in the network; a call may use another one with the same weights.
         stride_in: the convolution that is strided: ``"conv3x3"`` (torchvision's weights) or ``"conv1x1"`` (MSRA's).
         conv: makes a convolution with its norm from channels in, channels out and kernel size.
     """
@@ -151,10 +151,10 @@ class SplitResNet(Backbone):
     Args:
         units: residual units of conv2, conv3, conv4 and conv5.
         split: ``"none"``; or how many of the last units of conv4 exist once per task (the paper: 6 of ResNet101's, 2 of
-            ResNet50's); or, with ``det``, the block from which the tasks have weights of their own, as for VGG16.
+            ResNet50's); or, with ``det``, the block from which the tasks have their own weights, as for VGG16.
         strides: for each task, 16 or 8; with ``det`` also 32, of a conv5 that keeps its stride.
         det: whether conv5 is part of the backbone, at stride 1 (ResNet-det).
-        width: channels of conv1; 64 in the real ones.
+        width: channels of conv1; 64 in the standard networks.
         stride_in: see :class:`Bottleneck`.
         from_scratch: the kind of its norms, which are trained, to do without pretrained weights
             (:func:`grcn.models.norms.trained_norm`); None: batch norms, which are not.
@@ -209,8 +209,8 @@ class SplitResNet(Backbone):
         self.cls = build(part, len(names))
         self.shared = part == len(names) and fork == part
         self.loc = None if self.shared else build(part, len(names))
-        # Subsampling what a unit computed without its stride is the unit with its stride, where nothing that mixes
-        # positions, a convolution or a norm, stands behind the strided one.
+        # Subsampling the output of a unit without its stride gives the unit with its stride, as long as nothing that
+        # mixes positions, a convolution or a norm, follows the strided one.
         self.subsamples = stride_in == "conv3x3" and from_scratch != "group"
         channels = width * EXPANSION * (8 if det else 4)
         self.feature_specs = {task: FeatureSpec(channels, (self.strides[task],)) for task in TASKS}
@@ -227,7 +227,7 @@ class SplitResNet(Backbone):
         return {"cls": cls, "loc": loc}
 
     def _at_both_strides(self, x: Tensor) -> dict[int, Tensor]:
-        """Runs the shared units whose stride is a task's own on the trunk's map: with it, and without."""
+        """Runs the shared units whose stride is set per task on the trunk's map: with the stride, and without."""
         small, large = sorted(self.strides.values())
         dense = self.fork(x, small)
         coarse = dense[:, :, ::2, ::2] if self.subsamples else self.fork(x, large)
@@ -237,9 +237,9 @@ class SplitResNet(Backbone):
 def conv5_units(count: int, in_channels: int, stride_in: str, from_scratch: str | None, width: int = 64) -> Units:
     """Builds conv5 as a head: it halves the pooled grid.
 
-    On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has a name of
-    its own and no pretrained weights (what its 3x3 learnt is of no use behind a new 1x1); the others start from those
-    of conv5.
+    On conv5's own map (ResNet-det) it is a second conv5. Its first unit reads twice the channels, so it has its own
+    name and no pretrained weights (its pretrained 3x3 is of no use after a new 1x1); the others start from those of
+    conv5.
     """
     conv = conv_maker(from_scratch)
     planes = 8 * width
@@ -266,13 +266,13 @@ def _first_own_unit(names: list[str], split: str | int, det: bool) -> int:
 
 
 def residual_unit(name: str, width: int, stride_in: str, conv: MakeConv) -> Stem | Bottleneck:
-    """Builds the layer of a name, as ``stem`` or ``layer3_0``; ``width`` as of :class:`SplitResNet`."""
+    """Builds the layer of a name, such as ``stem`` or ``layer3_0``; ``width`` as in :class:`SplitResNet`."""
     if name == "stem":
         return Stem(width, conv)
     stage, number = (int(part) for part in name.removeprefix("layer").split("_"))
     planes = width * 2 ** (stage - 1)
     if number > 0:
         return Bottleneck(planes * EXPANSION, planes, 1, stride_in, conv)
-    # conv2 stands behind the stem's pooling; conv5 in the backbone has lost its stride (ResNet-det).
+    # conv2 follows the stem's pooling; conv5 in the backbone has lost its stride (ResNet-det).
     in_channels = width if stage == 1 else planes * EXPANSION // 2
     return Bottleneck(in_channels, planes, 2 if stage in (2, 3) else 1, stride_in, conv)

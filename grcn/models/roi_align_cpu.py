@@ -1,6 +1,6 @@
 """RoIAlign for a CPU: several times faster there than torchvision's kernel, with the same results and gradients.
 
-A matter of speed only; :class:`grcn.models.roi_pool.RoIPool` says what RoIAlign computes.
+Affects speed only; :class:`grcn.models.roi_pool.RoIPool` describes what RoIAlign computes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from grcn.models.features import Maps, joined
 def roi_align_cpu(
     maps: Maps, rois: Tensor, level: Tensor, size: int, scales: Sequence[float], sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Computes ``torchvision.ops.roi_align`` as a sum of few rows of the maps for each cell.
+    """Computes ``torchvision.ops.roi_align`` as a weighted sum of a few rows of the maps for each cell.
 
     The four corners of all samples of a cell, 16 for ``sampling_ratio`` 2, are on average six positions of the map:
     their weights are added up, and an embedding bag sums the rest. How many there are depends on the boxes, which
@@ -78,7 +78,7 @@ def _samples(start: Tensor, sides: Tensor, cells: Tensor, size: int, sampling_ra
     position = low.long().view(shape)
     near, far = ((1 - fraction) * inside).view(shape), (fraction * inside).view(shape)
     for j in range(1, sampling_ratio):
-        # What the sample before has at the same positions is added to this one's.
+        # Weights of the previous sample at the same positions are added to this one's.
         same = position[..., j] == position[..., j - 1]
         next_to = position[..., j] == position[..., j - 1] + 1
         near[..., j] += same * near[..., j - 1] + next_to * far[..., j - 1]

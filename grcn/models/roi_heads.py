@@ -24,7 +24,7 @@ from grcn.models.roi_pool import RoIPool
 from grcn.models.transform import as_tensor
 
 Features = dict[str, Maps]
-# More boxes of an image than these never enter suppression: without a score threshold, 1,203 classes would be 361,000.
+# Maximum number of boxes of an image that enter suppression: without a score threshold, 1,203 classes give 361,000.
 _MOST_CANDIDATES = 10_000
 
 
@@ -62,7 +62,7 @@ class RoISample(NamedTuple):
         regression_targets: ``[N, R, 4]``, zero where not foreground.
         valid: bool ``[N, R]``, False where an image has too few RoIs.
         foreground: bool ``[N, R]``.
-        matched_gt: int64 ``[N, R]``, the object of a foreground RoI; elsewhere it says nothing.
+        matched_gt: int64 ``[N, R]``, the object of a foreground RoI; meaningless elsewhere.
     """
 
     rois: Tensor
@@ -74,10 +74,10 @@ class RoISample(NamedTuple):
 
 
 class RoIHeads(nn.Module):
-    """The paper's second stage, on the same maps for both tasks or on own ones for each.
+    """The paper's second stage, on the same maps for both tasks or on separate ones.
 
-    Where nothing sets the tasks apart (the same maps and levels, no context, shared hidden layers) RoIs are pooled and
-    run once; else the localization pass is its own. The box loss reads foreground RoIs only, so in training that pass
+    Where the tasks do not differ (the same maps and levels, no context, shared hidden layers) RoIs are pooled and run
+    once; else localization has a separate pass. The box loss reads foreground RoIs only, so in training that pass
     runs on the ``L`` slots that can be foreground; losses and gradients are those of running all.
 
     Args:
@@ -85,7 +85,7 @@ class RoIHeads(nn.Module):
         heads: hidden layers and predictors.
         shared_map: both tasks pool every RoI from the same map.
         context: attention modules, for the tasks that have one (paper, Sec. 3.3).
-        context_pools: pools the whole image for them, per task.
+        context_pools: pooling of the whole image for them, per task.
         sampling, detecting: choice of RoIs and of detections.
         box_weights: normalisation of the regression targets.
         beta: where smooth L1 turns from quadratic to linear.
@@ -122,7 +122,7 @@ class RoIHeads(nn.Module):
 
     @property
     def parted(self) -> bool:
-        """Whether localization has a pass of its own."""
+        """Whether localization has a separate pass."""
         return not self.shared_map or len(self.context) > 0 or self.heads.tasks == "separate"
 
     def stages(self) -> list[RoIHeads]:
@@ -186,7 +186,7 @@ class RoIHeads(nn.Module):
     def losses_of_sample(
         self, features: Features, proposals: Tensor, sizes: Tensor, objects: boxes.Objects, states: Tensor
     ) -> dict[str, Tensor]:
-        """Does what :meth:`losses` does, with tensors alone, in fixed shapes.
+        """Computes the losses of :meth:`losses` from tensors only, in fixed shapes.
 
         Args:
             features, proposals: as of :meth:`forward`.
@@ -197,7 +197,7 @@ class RoIHeads(nn.Module):
         """
         rois, labels, regression_targets, valid, foreground, _ = self.sample(proposals, objects, states[0])
         images, count = rois.shape[:2]
-        # A stage that follows refines all RoIs; the loss reads those that can be foreground.
+        # The next stage needs all RoIs refined; the loss reads only those that can be foreground.
         loc = slice(0, self.sampling.max_fg if self.following is None else count)
         cls_hidden, loc_hidden = self._hidden(features, rois, loc, sizes, states[1], states[2])
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
@@ -281,7 +281,7 @@ class RoIHeads(nn.Module):
         score_thresh: float,
         earlier: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Does all of detection before suppression.
+        """Runs detection up to suppression.
 
         Args:
             features: as of :meth:`forward`.
@@ -291,8 +291,8 @@ class RoIHeads(nn.Module):
             earlier: scores ``[N, P, K - 1]`` of the stages before; a RoI's scores are the mean over the stages.
 
         Returns:
-            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, falling but for boxes too small to
-            count and placeholders, which have ``-inf``, and their classes int64 ``[N, S]``.
+            The boxes ``[N, S, 4]`` with the best scores, their scores ``[N, S]``, descending except for boxes below
+            the minimum size and placeholders, which have ``-inf``, and their classes int64 ``[N, S]``.
         """
         classes = self.heads.cls_score.out_features
         raw = self._pool("cls", features, rois)
@@ -323,7 +323,7 @@ class RoIHeads(nn.Module):
         """Localizes RoIs ``[N, R, 4]``: deltas ``[N, R, K, 4]``.
 
         Args:
-            raw, hidden: of classification, its pooled maps and hidden units; used where both tasks have the same.
+            raw, hidden: pooled maps and hidden units of classification, used where localization shares them.
         """
         if self.parted:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
@@ -331,7 +331,7 @@ class RoIHeads(nn.Module):
         return self.heads.deltas(hidden).to(rois.dtype).unflatten(0, rois.shape[:2])
 
     def _suppress(self, found: Tensor, scores: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-        """Takes what :meth:`shortlist` returns to detections; one host-device synchronisation for each image."""
+        """Turns the output of :meth:`shortlist` into detections; one host-device synchronisation per image."""
         detections = []
         for box, score, label in zip(found, scores, labels, strict=True):
             kept = boxes.batched_nms_top_k(box, score, label, self.detecting.nms, self.detecting.detections)

@@ -13,9 +13,9 @@ from grcn import boxes
 from grcn.models.features import Maps
 from grcn.models.roi_align_cpu import roi_align_cpu
 
-# Of eq. 1 of Lin et al., Feature Pyramid Networks: a RoI of this side is pooled from this level.
+# Eq. 1 of Lin et al., Feature Pyramid Networks: a RoI of this side is pooled from this level.
 _CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
-# Where a RoI costs nothing to pool: RoIAlign's kernels do not read what is more than a cell outside of the map.
+# Coordinate at which a RoI costs nothing to pool: RoIAlign's kernels skip samples over a cell outside the map.
 _NOWHERE = -1e4
 
 
@@ -63,8 +63,8 @@ class RoIPool(nn.Module):
     def level_of(self, rois: Tensor) -> Tensor:
         """Returns which of the maps each box is pooled from: int64 ``[...]``, 0 for the finest.
 
-        That is eq. 1 of Lin et al., ``4 + log2(side / 224)`` rounded down, shifted by ``level`` and limited to the
-        maps that there are.
+        That is eq. 1 of Lin et al., ``4 + log2(side / 224)`` rounded down, shifted by ``level`` and clamped to the
+        available maps.
 
         Args:
             rois: ``[..., 4]`` in pixels of the network's input.
@@ -72,7 +72,7 @@ class RoIPool(nn.Module):
         if len(self.scales) == 1:
             return rois.new_zeros(rois.shape[:-1], dtype=torch.long)
         side = boxes.areas(rois).sqrt()
-        # An empty box has -inf, which has no integer.
+        # An empty box has -inf, which does not convert to an integer.
         exact = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE) + 1e-6) + (self.level - self.finest)
         return exact.clamp(0, len(self.scales) - 1).long()
 
@@ -119,8 +119,8 @@ class RoIPool(nn.Module):
             return roi_align_cpu(maps, rows, level, self.size, scales, self.sampling_ratio, self.aligned)
         if len(maps) == 1:
             return roi_align(maps[0], rows, self.size, scales[0], self.sampling_ratio, self.aligned)
-        # In fixed shapes: every map is asked for all boxes. Those of other maps are moved out of it, and masked, since
-        # torchvision's deterministic form of RoIAlign repeats the border of a map for what lies outside.
+        # In fixed shapes: every map pools all boxes. Those of other maps are moved out of it, and masked, since
+        # torchvision's deterministic RoIAlign repeats the border of a map for positions outside.
         pooled = []
         for k, (map_, scale) in enumerate(zip(maps, scales, strict=True)):
             own = level == k
@@ -130,7 +130,7 @@ class RoIPool(nn.Module):
 
 
 def _rows(rois: Tensor) -> Tensor:
-    """Puts the index of its image in front of each box: ``[N * R, 5]`` from ``[N, R, 4]``."""
+    """Prepends the index of its image to each box: ``[N * R, 5]`` from ``[N, R, 4]``."""
     images, count = rois.shape[:2]
     image = torch.arange(images, device=rois.device, dtype=rois.dtype).repeat_interleave(count)
     return torch.cat([image[:, None], rois.reshape(-1, 4)], dim=1)

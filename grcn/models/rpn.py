@@ -29,8 +29,8 @@ class ProposalSettings:
     Attributes:
         pre_nms: of each map, boxes with the best scores that enter suppression.
         post_nms: proposals of an image, ``P``.
-        nms: overlap above which the lower score is dropped.
-        min_size: smallest side, in *original* pixels.
+        nms: overlap above which the box of the lower score is dropped.
+        min_size: minimum side, in *original* pixels.
     """
 
     pre_nms: int
@@ -44,11 +44,11 @@ class AnchorSample(NamedTuple):
 
     Attributes:
         indices: int64 ``[N, S]`` into the anchors of all maps.
-        matched_gt: int64 ``[N, S]``, the object of a foreground anchor; elsewhere it says nothing.
+        matched_gt: int64 ``[N, S]``, the object of a foreground anchor; meaningless elsewhere.
         regression_targets: ``[N, S, 4]``, zero where not foreground.
         valid: bool ``[N, S]``, False where an image has too few anchors.
         foreground: bool ``[N, S]``.
-        matched: int64 ``[N, A]`` of :func:`grcn.boxes.match`: what they were drawn from.
+        matched: int64 ``[N, A]`` of :func:`grcn.boxes.match`, from which they were drawn.
     """
 
     indices: Tensor
@@ -65,14 +65,13 @@ class RegionProposalNetwork(nn.Module):
     The signature is torchvision's, so it fits into ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``.
 
     Args:
-        in_channels: of the maps it reads.
-        channels: of its hidden 3x3 convolutions.
+        in_channels: channels of the maps it reads.
+        channels: channels of its hidden 3x3 convolutions.
         anchors: boxes of those maps.
         reads: key of the maps among the features.
         train, test: choice of proposals in each mode.
-        batch: anchors sampled per image; also what the losses are divided by, so that a batch may be spread over
-            processes.
-        fg_fraction: largest share of foreground among them.
+        batch: anchors sampled per image; also the divisor of the losses, so that a batch may be spread over processes.
+        fg_fraction: maximum share of foreground among them.
         fg_iou, bg_iou: thresholds of matching.
         straddling: train on anchors that cross the image border (Ren et al. leave them out).
         beta: where smooth L1 turns from quadratic to linear.
@@ -117,7 +116,7 @@ class RegionProposalNetwork(nn.Module):
         """Proposes boxes.
 
         Args:
-            images: the batch; torchvision's ``ImageList`` will do.
+            images: the batch; torchvision's ``ImageList`` works too.
             features: by name, maps ``[N, C, H, W]``, finest first.
             targets: with ``boxes`` ``[n, 4]``, in training.
 
@@ -142,7 +141,7 @@ class RegionProposalNetwork(nn.Module):
     def _score(
         self, images: ImageBatch, features: dict[str, Maps], targets: list[dict] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Does all of :meth:`forward` before suppression, without a host-device synchronisation.
+        """Runs :meth:`forward` up to suppression, without a host-device synchronisation.
 
         Returns:
             As :meth:`score_maps`.
@@ -167,7 +166,7 @@ class RegionProposalNetwork(nn.Module):
         objects: boxes.Objects | None = None,
         states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Scores and moves anchors; in training also matches and samples them. Of tensors alone, in fixed shapes.
+        """Scores and moves anchors; in training also matches and samples them. Tensors only, in fixed shapes.
 
         Args:
             maps: each ``[N, C, H, W]``, finest first.
@@ -177,9 +176,9 @@ class RegionProposalNetwork(nn.Module):
             objects, states: as of :meth:`sample`, in training.
 
         Returns:
-            The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, falling but for boxes too small to count, which
-            have ``-inf``; int64 ``[N, K]``, the map that each box is from; and the losses, as :meth:`forward` returns
-            them.
+            The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, descending except for boxes below the minimum
+            size, which have ``-inf``; int64 ``[N, K]``, the map that each box is from; and the losses, as
+            :meth:`forward` returns them.
         """
         of_maps = [self.layers(map_) for map_ in maps]
         logits = joined([of_map.permute(0, 2, 3, 1).flatten(1) for of_map, _ in of_maps], 1).to(anchors.dtype)
@@ -204,7 +203,7 @@ class RegionProposalNetwork(nn.Module):
         return candidates, torch.where(counted, scores, -torch.inf), level
 
     def _best_of_each_map(self, scores: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Picks the ``pre_nms`` best anchors of each map, and brings those of all maps into the order of their scores.
+        """Picks the ``pre_nms`` best anchors of each map, and sorts those of all maps by score.
 
         Args:
             scores: ``[N, A]``, map after map.
@@ -215,7 +214,7 @@ class RegionProposalNetwork(nn.Module):
         """
         best, indices, levels, start = [], [], [], 0
         for level, of_map in enumerate(scores.split(counts, dim=1)):
-            # Stable, since topk breaks ties by device; a cell whose hidden units are all silent ties with others.
+            # Stable, since topk breaks ties by device; cells whose hidden units are all zero tie.
             ordered, index = of_map.sort(dim=1, descending=True, stable=True)
             most = self.proposing[self.training].pre_nms
             best.append(ordered[:, :most])
@@ -230,7 +229,7 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def _suppress(self, candidates: Tensor, scores: Tensor, level: Tensor) -> Tensor:
-        """Takes what :meth:`_score` returns to proposals ``[N, P, 4]``; the only host-device synchronisation.
+        """Turns the output of :meth:`_score` into proposals ``[N, P, 4]``; the only host-device synchronisation.
 
         Boxes of different maps never drop each other (Lin et al., Feature Pyramid Networks, as in their code).
         """
@@ -244,7 +243,7 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, sizes: Tensor, objects: boxes.Objects, states: Tensor) -> AnchorSample:
-        """Matches anchors to objects and draws those to train on.
+        """Matches anchors to objects and samples those to train on.
 
         Args:
             anchors: ``[A, 4]`` of all maps.
@@ -279,6 +278,6 @@ class RegionProposalNetwork(nn.Module):
 
 
 def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
-    """Tells which anchors lie inside their image: bool ``[N, A]``."""
+    """Returns which anchors lie inside their image: bool ``[N, A]``."""
     start, end = anchors[:, :2] >= 0, anchors[None, :, 2:] <= sizes.flip(-1)[:, None]
     return start.all(-1) & end.all(-1)

@@ -1,4 +1,4 @@
-"""Checks of the targets that training reads."""
+"""Checks the targets that training reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grcn.boxes import sync_is_free
 def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes: int) -> None:
     """Makes sure that targets fit the images and each other.
 
-    Boxes of integers or of double precision are numbers too: the model computes with them in its own type.
+    Boxes may be of integers or of double precision: the model computes with them in its own type.
 
     Types, shapes and lengths are checked on every device. Values are checked on a CPU only: on a GPU reading one is a
     host-device synchronisation.
@@ -71,7 +71,7 @@ def _check_labels(where: str, labels: Tensor, num_classes: int) -> None:
 
 
 def _check_boxes(where: str, found: Tensor) -> None:
-    # An infinite one would end the process in torchvision's pooling.
+    # An infinite box would crash the process in torchvision's pooling.
     found = found.double()  # not every type of integers can be compared
     valid = (found[:, 2:] > found[:, :2]).all(1) & found.isfinite().all(1)
     if not valid.all():

@@ -21,7 +21,7 @@ from grcn.models.pyramid import Layers, fpn_conv, pyramid_of, run_layers
 from grcn.models.transform import Normalisation
 
 _STRIDES = (4, 8, 16, 32)
-# The first map, by its place among those of _STRIDES, that each task makes for itself.
+# By split: the first map, as its index in _STRIDES, that each task computes for itself.
 _OWN_FROM = {"conv4": 2, "conv5": 3}
 
 
@@ -40,7 +40,7 @@ class Stages(nn.Module):
         self.ends, self.nhwc = ends, nhwc
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns what the last layer gives, as the next one reads it, and the maps ``[N, C, H, W]``."""
+        """Returns the output of the last layer, as the next one reads it, and the maps ``[N, C, H, W]``."""
         maps = []
         for name, layer in self.layers.items():
             x = layer(x)
@@ -50,7 +50,7 @@ class Stages(nn.Module):
 
 
 class Whole(nn.Module):
-    """A network of timm that is run as it is, of whose maps those of strides 4 to 32 are returned."""
+    """A network of timm that runs unchanged and returns its maps of strides 4 to 32."""
 
     def __init__(self, network: nn.Module, places: tuple[int, ...], nhwc: bool) -> None:
         super().__init__()
@@ -70,13 +70,13 @@ class TimmPyramid(Backbone):
         name: as in ``timm.list_models()``, with a tag of weights if any.
         split: ``"none"``, ``"output"``, ``"fpn"``, ``"conv5"`` or ``"conv4"``, as of
             :class:`grcn.models.pyramid.PyramidResNet`; conv5 makes the map of stride 32, conv4 that of stride 16. The
-            last two need a network whose stages stand in a row.
+            last two need a network whose stages run one after the other.
         channels: of the pyramid's maps.
         frozen_stages: how many leading stages are not trained: those up to the map of stride 4 count as 2 (conv1 and
             conv2), each further map one more.
         norm: ``"frozen"``: batch norms keep their statistics, weights and biases; ``"trained"``: they learn, from
             the statistics of each micro-batch. Other norms are trained.
-        drop_path: largest rate at which residual units are left out in training, where the network has that.
+        drop_path: maximum rate at which residual units are dropped in training, where the network supports it.
 
     Attributes:
         normalisation: what the network expects of its input, by timm's configuration.
@@ -136,7 +136,7 @@ class TimmPyramid(Backbone):
 
 
 class Branch(nn.Module):
-    """What a task has to itself: the last stages, or none, and layers of the pyramid."""
+    """The layers that one task owns: the last stages, or none, and layers of the pyramid."""
 
     def __init__(self, tail: Stages | None, layers: Layers) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def create(name: str, drop_path: float = 0.0) -> nn.Module:
     """Builds a network of timm that returns its maps, with random weights; reads neither disk nor network.
 
     Raises:
-        EnvironmentFault, ConfigError: as :class:`TimmPyramid`.
+        EnvironmentFault, ConfigError: as for :class:`TimmPyramid`.
     """
     try:
         import timm
@@ -166,7 +166,7 @@ def create(name: str, drop_path: float = 0.0) -> nn.Module:
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
         try:
-            # Networks that attend within windows are built for one size of images otherwise.
+            # Without this, networks with windowed attention are built for one image size.
             return timm.create_model(name, features_only=True, strict_img_size=False, **options)
         except TypeError:
             return timm.create_model(name, features_only=True, **options)
@@ -179,11 +179,11 @@ def create(name: str, drop_path: float = 0.0) -> nn.Module:
 
 
 def timm_key(layer: str, keys: Container[str]) -> str:
-    """Returns timm's key of a weight of its network.
+    """Returns timm's key for a weight of its network.
 
     Args:
-        layer: its layer name, without the beginning that all of the network have.
-        keys: of timm's weights. A network that is run stage by stage calls ``stages.0`` ``stages_0``.
+        layer: its layer name, without the prefix that all layers of the network have.
+        keys: those of timm's weights. A network that is run stage by stage calls ``stages.0`` ``stages_0``.
     """
     first, dot, rest = layer.partition(".")
     nested = ".".join(first.rsplit("_", 1)) + dot + rest
@@ -219,13 +219,13 @@ def _freeze(name: str, network: nn.Module, places: tuple[int, ...], stages: int)
         inside = [index for index, (key, _) in enumerate(named) if key.startswith(f"{module}.")]
         frozen = [parameter for _, parameter in named[: max(inside, default=-1) + 1]]
     if not frozen:
-        raise ConfigError(f"model.freeze: nobody knows where the stages of {name} end (got {stages}); set 0")
+        raise ConfigError(f"model.freeze: cannot find where the stages of {name} end (got {stages}); set 0")
     for parameter in frozen:
         parameter.requires_grad_(False)
 
 
 def _freeze_norms(network: nn.Module, every: bool) -> None:
-    """Replaces batch norms by ones that keep their statistics, weights and biases: all, or those of frozen layers."""
+    """Replaces batch norms by frozen ones: all, or those of frozen layers."""
     from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 
     for parent in list(network.modules()):
@@ -236,10 +236,10 @@ def _freeze_norms(network: nn.Module, every: bool) -> None:
 
 
 def _cut(name: str, network: nn.Module, places: tuple[int, ...], nhwc: bool, first: int) -> tuple[Stages, Stages]:
-    """Cuts a network in front of a map: what makes the maps before it, and what makes it and the others."""
+    """Cuts a network before a map: the layers that make the earlier maps, and those that make it and the rest."""
     returned = getattr(network, "return_layers", None)
     if not returned or not isinstance(network, nn.ModuleDict):
-        raise ConfigError(f"model.split: the stages of {name} do not stand in a row; set none, output or fpn")
+        raise ConfigError(f"model.split: the stages of {name} do not run in sequence; set none, output or fpn")
     layers, ends = dict(network.items()), list(returned)
     wanted = [ends[place] for place in places]
     order = list(layers)

@@ -1,4 +1,4 @@
-"""From images of any size to one batch of the network's input, and boxes back to original pixels."""
+"""Resizes, normalises and batches images for the network, and maps boxes back to original pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from grcn import rng
 
-# Of integers these hold 0-255; of others nobody knows where white is.
+# The integer types that hold 0-255; for others the value of white is unknown.
 _BYTES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a set of pretrained weights expects of its input: ``(image - mean) / std`` per channel, in its channel
-    order.
+    """The input that a set of pretrained weights expects: ``(image - mean) / std`` per channel, in its channel order.
 
     Attributes:
         mean, std: per channel of the *given* order, for images in 0-1.
@@ -54,10 +53,10 @@ class DetectionTransform(nn.Module):
     1000). Bilinear, without antialiasing, as torchvision. A single image is padded to ``multiple`` only.
 
     Args:
-        short: target of the short side, pixels. Of several, training draws one for each image from its key, and
+        short: target of the short side, pixels. From several, training draws one for each image by its key, and
             evaluation takes the largest.
         max_size: limit of the long side, pixels.
-        normalisation: of the weights in use.
+        normalisation: that of the weights in use.
         multiple: the sides of a batch are rounded up to a multiple of this, pixels. On a pyramid, whose maps are
             enlarged and added, 32 makes each map exactly twice the next.
     """
@@ -111,7 +110,7 @@ class DetectionTransform(nn.Module):
                 key is ``rng_key``; without one, a short side of several is drawn from torch's generator of the CPU.
 
         Returns:
-            The batch, and copies of the targets with boxes in its pixels and of its type.
+            The batch, and copies of the targets with boxes in its pixels and its dtype.
 
         Raises:
             ValueError, TypeError: as :func:`check_images`.
@@ -133,7 +132,7 @@ class DetectionTransform(nn.Module):
         return ImageBatch(torch.stack(padded), resized, scales), targets
 
     def pictures(self, batch: ImageBatch) -> list[Tensor]:
-        """Returns what the network sees of each image as RGB ``[3, h, w]`` in 0-1, without the padding."""
+        """Returns each image as the network sees it, as RGB ``[3, h, w]`` in 0-1, without the padding."""
         shown = []
         for tensor, (height, width) in zip(batch.tensors, batch.image_sizes, strict=True):
             image = tensor[:, :height, :width] * self.std + self.mean
@@ -155,7 +154,7 @@ class DetectionTransform(nn.Module):
         ]
 
     def _keys(self, targets: list[dict] | None, images: int) -> list[int | None]:
-        """Returns what draws the short side of each image; None, in evaluation or where there is one."""
+        """Returns the keys that draw the short side of each image; None in evaluation or with a single one."""
         if targets is None or not self.training or len(self.shorts) == 1:
             return [None] * images
         return [int(target["rng_key"]) if "rng_key" in target else int(torch.randint(2**62, ())) for target in targets]

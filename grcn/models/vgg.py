@@ -1,9 +1,9 @@
 """VGG-shaped backbones: a shared trunk of convolution blocks, then one branch per task (paper, Sec. 3.2 to 3.4).
 
-Five blocks of 3x3 convolutions with a pooling layer after each of the first four; the fifth pooling gives way to RoI
-pooling. The weights part at a block (``split``): the blocks from there on exist once per task, and all before them
-once. The *last pooling*, in front of block 5, is what the paper edits per task: removing it leaves the layers behind
-it as they are and halves the stride.
+Five blocks of 3x3 convolutions with a pooling layer after each of the first four; RoI pooling replaces the fifth
+pooling. The network splits at a block (``split``): the blocks from there on exist once per task, all earlier ones
+once. The paper edits the *last pooling*, before block 5, per task: removing it leaves the following layers as they
+are and halves the stride.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grcn.models.fused_conv import ConvReLU
 from grcn.models.memory_format import to_memory_format
 from grcn.models.norms import returns_view, trained_norm
 
-# Stride of the map in front of the last pooling, and what each kind of last pooling multiplies it by.
+# Stride of the map before the last pooling, and the factor of each kind of last pooling.
 _STRIDE_BEFORE_LAST_POOL = 8
 _LAST_POOL_STRIDE = {"max": 2, "none": 1, "conv2x2_s2": 2, "max2x2_s1": 1}
 
@@ -31,7 +31,7 @@ class SplitVGG(Backbone):
 
     Args:
         blocks: channels of the convolutions of each of the five blocks.
-        split: the block from which the tasks have weights of their own (``"conv3"``, ``"conv4"``, ``"conv5"``) or
+        split: the block from which the tasks have their own weights (``"conv3"``, ``"conv4"``, ``"conv5"``) or
             ``"none"``:
             one map for both.
         last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``,
@@ -39,7 +39,7 @@ class SplitVGG(Backbone):
             ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
         frozen_blocks: how many leading blocks are not trained; they run without a graph. All five only where both
             tasks read one map.
-        from_scratch: the kind of norm to put behind each convolution, to train without pretrained weights
+        from_scratch: the kind of norm to put after each convolution, to train without pretrained weights
             (:func:`grcn.models.norms.trained_norm`); None: no norms.
 
     Raises:
@@ -89,7 +89,7 @@ class SplitVGG(Backbone):
 def _chain(
     blocks: Sequence[Sequence[int]], indices: range, from_scratch: str | None, last_pool: str | None = None
 ) -> nn.Sequential:
-    """Builds the blocks of ``indices`` (from 1), each behind the pooling that precedes it; block 1 has none.
+    """Builds the blocks of ``indices`` (from 1), each after the pooling that precedes it; block 1 has none.
 
     Layers carry the paper's names (``conv4_3``, ``pool4``), so that a weight has one name wherever the split lies. The
     last ReLU of a block belongs to the pooling that follows, in the next block's chain: that of the maximum is the
@@ -117,7 +117,7 @@ def _chain(
 
 
 def _pool(kind: str, channels: int) -> nn.Module:
-    """Builds what stands between two blocks, with the ReLU of the first."""
+    """Builds the layer between two blocks, with the ReLU of the first."""
     if kind == "max":
         return nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.ReLU(inplace=True))
     if kind == "none":

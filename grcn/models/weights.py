@@ -1,15 +1,15 @@
-"""Pretrained weights: named entries that own their normalisation and stride layout, loaded strictly.
+"""Pretrained weights: named entries with their normalisation and stride layout, loaded strictly.
 
 An entry is one of torchvision's names (downloaded once into torch's hub folder) or a local ``.pt``, ``.pth`` or
-``.npz`` file behind the name of its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
+``.npz`` file prefixed by its layout, ``torchvision:FILE`` or ``caffe:FILE``. Both layouts use torchvision's
 key names (``features.N.weight``, ``layer3.5.conv2.weight``). They differ in what the first layer expects, RGB in 0-1
 with ImageNet's mean and deviation or BGR in 0-255 minus the channel means, and in where a ResNet is strided: in the
 second convolution of a unit (torchvision) or in the first (MSRA's release for Caffe).
 
-A file of a network of timm's is ``timm:FILE``, under timm's own keys (``stages.0.blocks.0.conv_dw.weight``).
+A file of a timm network is ``timm:FILE``, under timm's own keys (``stages.0.blocks.0.conv_dw.weight``).
 
-A file of one of torchvision's detectors on a ResNet's pyramid (``backbone.body.layer3.5.conv2.weight``) is one of all
-its parts for a model with a pyramid (:mod:`grcn.models.detector_weights`), and of its trunk for others.
+A file of one of torchvision's detectors on a ResNet's pyramid (``backbone.body.layer3.5.conv2.weight``) gives all its
+parts to a model with a pyramid (:mod:`grcn.models.detector_weights`), and only its trunk to others.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _DETECTORS: dict[str, WeightsEnum] = {
     "COCO_V1": FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     "COCO_V2": FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
 }
-# Of the batch norms of torchvision and of Caffe alike, but for these releases, to whose frozen norms torchvision gives
-# none; the last part of a release's name is the beginning of its SHA-256.
+# The eps of batch norms, in torchvision and in Caffe, except for these releases, whose frozen norms have none in
+# torchvision; the last part of a release's name is the beginning of its SHA-256.
 _EPS = 1e-5
 _WITHOUT_EPS = tuple(
     Path(weights.url).stem.rpartition("-")[2]
@@ -70,7 +70,7 @@ _WITHOUT_EPS = tuple(
         RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     )
 )
-# What to do about a weight of another shape, by the beginning of its layer's name.
+# The fix for a weight of another shape, by the prefix of its layer's name.
 _REMEDIES = {
     "fc": "match head.dim and roi.size, or use weights of the convolutions alone",
     "rpn.": "match rpn.channels and the number of anchors.sizes and anchors.ratios",
@@ -82,9 +82,9 @@ _TIMM = "timm:"
 
 
 def normalisation_of(entry: str | None) -> Normalisation:
-    """Returns what the weights of ``entry`` expect of their input; no weights: torchvision's. Reads no file.
+    """Returns the normalisation that the weights of ``entry`` expect; without weights, torchvision's. Reads no file.
 
-    What a network of timm expects is its backbone's ``normalisation``.
+    For a timm network it is its backbone's ``normalisation``.
     """
     if entry is None or entry.startswith(_TIMM):  # a network of timm has its own
         return TORCHVISION
@@ -107,14 +107,14 @@ def stride_in_of(entry: str | None) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each weight of the model and each key of the file.
+    """Outcome of loading: what happened to each weight of the model and each key of the file.
 
     Attributes:
         source: the entry's name, or its file.
-        loaded, new: weights of the model that have values of the file, and those that have not.
-        ignored: keys of the file that no weight of the model is of.
+        loaded, new: weights of the model that have values of the file, and those that do not.
+        ignored: keys of the file that match no weight of the model.
         left: parts of a whole detector that the model has no place for.
-        remarks: what else there is to know, as which classes' rows were kept.
+        remarks: further notes, such as which classes' rows were kept.
     """
 
     source: str
@@ -141,7 +141,7 @@ def load_weights(
 ) -> LoadReport:
     """Loads pretrained weights; parts that exist once per task all start from the same weights.
 
-    Of a whole detector for a model with a pyramid the rows of the predictors go to the classes of their names.
+    From a whole detector for a model with a pyramid, the rows of the predictors go to the classes of the same names.
 
     Args:
         model: a detector of ``grcn.build.build_model`` on VGG16, a ResNet, a pyramid or a network of timm, built for
@@ -149,7 +149,7 @@ def load_weights(
         entry: as ``model.weights``: ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``IMAGENET1K_FEATURES``, ``COCO_V1``,
             ``COCO_V2``, ``torchvision:FILE``, ``caffe:FILE`` or ``timm:FILE``.
         classes: names of the model's labels 1..C. None: rows are loaded as they are, where there are as many.
-        same_as: for some of these, what the file's classes call them, as COCO's ``airplane`` for ``aeroplane``.
+        same_as: for some of these, their name among the file's classes, as COCO's ``airplane`` for ``aeroplane``.
 
     Raises:
         CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a weight inside
@@ -168,7 +168,7 @@ def load_weights(
         return _load_timm(model, backbone, entry)
     network = _network(backbone)
     state, source, digest = _read(entry, f"{network}_fpn" if isinstance(backbone, PyramidResNet) else network)
-    # Weights behind another normalisation or stride would fit, and be worth nothing.
+    # Weights for another normalisation or stride would load, and be worthless.
     fits = getattr(backbone, "stride_in", stride_in_of(entry)) == stride_in_of(entry)
     if not fits or (isinstance(model, Detector) and model.transform.normalisation != normalisation):
         raise CheckpointError(f"{source}: the model was built for weights of another layout; set model.weights={entry}")
@@ -206,7 +206,7 @@ def load_weights(
 
 
 def _load_timm(model: Detector | Backbone, backbone: TimmPyramid, entry: str) -> LoadReport:
-    """Loads a file of timm's into its network, and into the tasks' copies of its last stages."""
+    """Loads a timm file into its network, and into the tasks' copies of its last stages."""
     path = Path(os.path.expanduser(entry.removeprefix(_TIMM)))
     state = read_tensors(path, read_file(path, "give model.weights=timm:FILE an existing file"))
     layers = {layer_name(name) for name in backbone.state_dict()}
@@ -221,12 +221,12 @@ def _load_timm(model: Detector | Backbone, backbone: TimmPyramid, entry: str) ->
 
 
 def _layer(name: str) -> str:
-    """Returns the layer of a layer's weight, or of one of the four tensors of the norm behind it."""
+    """Returns the layer of a layer's weight, or of one of the four tensors of the norm that follows it."""
     return name.rpartition(".")[0]
 
 
 def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
-    """Copies values into every weight of their layer; returns the weights that got some, and the others."""
+    """Copies values into every weight of their layer; returns the weights that were set, and the others."""
     loaded, new = [], []
     for name, tensor in model.state_dict().items():
         own = layer_name(name)
@@ -244,13 +244,13 @@ def _copy(model: Detector | Backbone, covered: dict[str, Tensor], source: str) -
 
 
 def _is_classifier(key: str, network: str) -> bool:
-    """Tells ImageNet's classifier, and the counters of its batch norms, from what a detector has a use for."""
+    """Returns whether a key is of ImageNet's classifier or a counter of a batch norm, which no detector uses."""
     classifier = "classifier.6." if network == "vgg16" else "fc."
     return key.startswith(classifier) or key.endswith(COUNTER)
 
 
 def _network(backbone: Backbone) -> str:
-    """Returns torchvision's name of the network that a backbone is made from."""
+    """Returns torchvision's name for the network that a backbone is made from."""
     if isinstance(backbone, SplitVGG):
         return "vgg16"
     found = [name for name in _CLASSIFIERS if RESNET_UNITS.get(name) == getattr(backbone, "units", ())]
@@ -260,7 +260,7 @@ def _network(backbone: Backbone) -> str:
 
 
 def _trunk(state: dict[str, Tensor], source: str, entry: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the trunk of a detector under a classifier's keys, and the other parts; of a classifier all, and none."""
+    """Returns the trunk of a detector under a classifier's keys, and the other parts, if any."""
     trunk = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     if not trunk:
         return state, []
@@ -270,13 +270,13 @@ def _trunk(state: dict[str, Tensor], source: str, entry: str) -> tuple[dict[str,
 
 
 def _check_layout(source: str, entry: str) -> None:
-    """Refuses a detector of torchvision's as weights of another layout."""
+    """Refuses one of torchvision's detectors as weights of another layout."""
     if normalisation_of(entry) is not TORCHVISION:
         raise CheckpointError(f"{source}: a detector of torchvision's; set model.weights=torchvision:FILE")
 
 
 def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str, Tensor]:
-    """Replaces the four tensors of each batch norm by the scale and shift that they amount to."""
+    """Replaces the four tensors of each batch norm by the equivalent scale and shift."""
     folded = {name: value for name, value in values.items() if ".norm_" not in name}
     for layer in (name.removesuffix(".norm_weight") for name in values if name.endswith(".norm_weight")):
         norm = [values[f"{layer}.norm_{kind}"].double() for kind in NORM]
@@ -293,7 +293,7 @@ def _fold_norms(values: dict[str, Tensor], source: str, eps: float) -> dict[str,
 
 
 def _read(entry: str, backbone: str) -> tuple[dict[str, Tensor], str, str]:
-    """Returns tensors by key, what to call their source, and the SHA-256 of the file."""
+    """Returns tensors by key, the name of their source, and the SHA-256 of the file."""
     if entry in NAMED_WEIGHTS:
         if entry not in RELEASES[backbone]:
             raise CheckpointError(f"model.weights: there is no {entry} for {backbone}; use IMAGENET1K_V1")

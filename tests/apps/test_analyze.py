@@ -83,7 +83,7 @@ def test_without_detections_gains_are_not_explained_as_such(tmp_path: Path) -> N
 
 
 def test_json_is_all_there_is_on_stdout(detections: Path, tmp_path: Path) -> None:
-    """Settings may stand before flags, and neither matplotlib nor pictures are needed."""
+    """Settings may come before flags, and neither matplotlib nor pictures are needed."""
     rest = ["--json", "--detections", detections, "--output-dir", "out", "--score-threshold", "0.8", "eval.limit=4"]
     args = ("errors", "--config", CONFIG, *SMALL, *rest, "eval.pictures=0")
     result = analyze(tmp_path, *args, patch=without_matplotlib)

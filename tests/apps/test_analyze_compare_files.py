@@ -1,4 +1,4 @@
-"""Result files as other detectors write them, and what docs/compare.md says writes them."""
+"""Result files as other detectors write them, and the code in docs/compare.md that writes them."""
 
 from __future__ import annotations
 

@@ -202,15 +202,15 @@ def test_a_config_is_trained_once_and_analysed_at_all_its_checkpoints(tmp_path):
     programs.assert_contract(call(tmp_path, "--run", "run", "--images", 3), 4, "no usable checkpoint")
 
 
-def test_a_folder_without_checkpoints_is_told(tmp_path):
+def test_a_folder_without_checkpoints_is_reported(tmp_path):
     cfg = load_config(ROOT / "configs/shapes/detect_f_tiny.yaml", SMALL)
     (tmp_path / "config.yaml").write_text(dump_config(cfg))
     programs.assert_contract(call(tmp_path, "--run", tmp_path), 4, "no checkpoints in it")
 
 
-def test_wrong_arguments_are_told_in_one_line(tmp_path):
+def test_wrong_arguments_are_reported_in_one_line(tmp_path):
     config = ROOT / "configs/shapes/detect_f_tiny.yaml"
-    parted = ["model.split=conv3", "model.backbone=vgg16", "model.head.tasks=separate", "model.width=24"]
+    separate = ["model.split=conv3", "model.backbone=vgg16", "model.head.tasks=separate", "model.width=24"]
     for args, named in (
         (["--config", config, "--images", 0], "--images"),
         (["--config", config, "--points", 0], "--points"),
@@ -220,6 +220,6 @@ def test_wrong_arguments_are_told_in_one_line(tmp_path):
         (["--config", config, "--image-s", 3], "--image-s"),
         (["--run", "run"], "config.yaml"),
         (["--config", config, "--images", 9, *SMALL], "--images 9"),
-        (["--config", config, "--images", 2, *SMALL, *parted], "no trained layer"),
+        (["--config", config, "--images", 2, *SMALL, *separate], "no trained layer"),
     ):
         programs.assert_contract(call(tmp_path, *args), 2, named)

@@ -78,7 +78,7 @@ def test_a_compiled_model_is_compared():
     assert both("ratio_to_compiled") <= found["ratios"].keys() and found["not_compared"] == []
 
 
-def test_without_a_twin_torchvision_is_left_out_and_the_reason_told():
+def test_without_a_baseline_torchvision_is_left_out_and_the_reason_reported():
     """ResNets with weights of Caffe's layout are strided elsewhere, at another cost."""
     small = [
         *SMALL,

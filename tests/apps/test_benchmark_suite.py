@@ -23,7 +23,7 @@ TINY = [
 
 
 def is_alive(process):
-    """Tells whether a process runs; a dead one may wait for its parent to ask."""
+    """Returns whether a process runs; a dead one may be a zombie until its parent asks."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The sheet shows what training is fed: its images, and the very anchors and RoIs that its losses read."""
+"""The sheet shows the input of training: its images, and the very anchors and RoIs that its losses read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every fault of a data set that the check finds, made on disk, and none on a clean one."""
+"""The data check: it finds every kind of fault, made on disk, and none in a clean data set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ train: {{steps: 2, batch: 2, log_every: 1}}
 eval: {{pictures: 0, protocols: [coco]}}
 run: {{workers: 0, device: cpu, threads: 1}}
 """
-# Where objects stand in clean images of 64 x 48, as VOC's corners: a cup and a nut.
+# The objects of clean images of 64 x 48, as VOC's corners: a cup and a nut.
 BOXES = {"cup": (2, 4, 31, 33), "nut": (31, 10, 60, 39)}
 NOTHING: dict[str, list] = {"rows": [], "boxes": [], "labels": []}
 VOC = "VOC2007/"
@@ -389,10 +389,10 @@ def test_findings_of_a_table_alone(kind):
 
 
 def test_the_remedy_for_small_boxes_names_every_setting_that_keeps_them_so():
-    for longest, told in ((1000, "raise model.image.short"), (400, "raise model.image.short and model.image.max, ")):
+    for longest, hint in ((1000, "raise model.image.short"), (400, "raise model.image.short and model.image.max, ")):
         small = table(("a",), [1] * 10, [(k, 0, k + 5, 5) for k in range(10)], width=200)
         (found,) = check.check_boxes(small, "train", 300, longest, 64)
-        assert found.kind == "box-small" and told in found.text
+        assert found.kind == "box-small" and hint in found.text
         assert ("model.image.max" in found.text) == (longest == 400)
 
 
@@ -425,12 +425,12 @@ def test_collecting_faults_changes_nothing_for_what_is_sound(tmp_path):
     for write, load, split in ((write_voc, voc.load, "VOC2007/train"), (write_coco, coco.load, "train")):
         root = tmp_path / split.replace("/", "-")
         write(root)
-        told: list = []
-        assert load(root, [split], None, told.append).fingerprint() == load(root, [split]).fingerprint()
-        assert told == []
+        faults: list = []
+        assert load(root, [split], None, faults.append).fingerprint() == load(root, [split]).fingerprint()
+        assert faults == []
     (tmp_path / "VOC2007-train" / VOC / "Annotations/11.xml").unlink()
-    rest = voc.load(tmp_path / "VOC2007-train", ["VOC2007/train"], None, told.append)
-    assert len(told) == 1
+    rest = voc.load(tmp_path / "VOC2007-train", ["VOC2007/train"], None, faults.append)
+    assert len(faults) == 1
     whole = voc.load(tmp_path / "VOC2007-train", ["VOC2007/test"])
     text(SOME, lambda lines: lines.replace("11\n", ""))(tmp_path / "VOC2007-train")
     assert rest.fingerprint() == voc.load(tmp_path / "VOC2007-train", ["VOC2007/train"]).fingerprint()
@@ -441,7 +441,7 @@ ODD = [None, True, 0, -1, 2**63, 1e30, "", "a/../b", [], [1, 2, 3, 4], ["a"] * 4
 
 
 def test_what_ends_training_is_always_among_what_is_collected(tmp_path, monkeypatch):
-    """Whatever stands in the JSON: the collecting reader does not fail, and finds a fault if the strict one does."""
+    """For any JSON: the collecting reader does not fail, and finds a fault if the strict one does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_coco(tmp_path)
     path = tmp_path / "annotations/instances_train.json"
@@ -455,17 +455,17 @@ def test_what_ends_training_is_always_among_what_is_collected(tmp_path, monkeypa
             number, key = random.integers(len(records)), sorted(records[0])[random.integers(len(records[0]))]
             records[number][key] = ODD[random.integers(len(ODD))]
         path.write_text(json.dumps(document))
-        told, strict = check.FaultCounter(), None
+        counter, strict = check.FaultCounter(), None
         try:
-            coco.load(tmp_path, ["train"], None, told)
+            coco.load(tmp_path, ["train"], None, counter)
         except Fault as fault:
-            told(fault)
+            counter(fault)
         try:
             coco.load(tmp_path, ["train"])
         except DataError as error:
             strict = str(error)
         repaired = ("box-clipped", "box-one-off", "box-empty")
-        places = [one.place for kind, found in told.examples.items() if kind not in repaired for one in found]
+        places = [one.place for kind, found in counter.examples.items() if kind not in repaired for one in found]
         assert strict in places if strict else not places, (seed, strict, places)
         refused += strict is not None
     assert 60 < refused < 120
@@ -718,8 +718,8 @@ def test_a_set_of_objects_under_half_a_cell_is_a_warning_with_the_settings(side,
     larger = {7: 256, 7.9: 224}[side]
     assert found[0].severity == "warning" and found[0].count == 100
     cost = round((larger / 100) ** 2)
-    told = f"; set model.image.short={larger} model.image.max={2 * larger} ({cost} times the pixels), and check again"
-    assert found[0].text.endswith(told)
+    remedy = f"; set model.image.short={larger} model.image.max={2 * larger} ({cost} times the pixels), and check again"
+    assert found[0].text.endswith(remedy)
     assert "anchors-half" not in [one.kind for one in findings_of(fitted, 100, 200)]  # of the next size, if at all
     again = objects_of(made, larger, 2 * larger)
     assert not [one for one in findings_of(fit(again, anchors), larger, 2 * larger) if one.kind == "cell-half"]
@@ -742,9 +742,9 @@ def test_other_anchors_are_suggested_only_where_they_find_more(tmp_path, monkeyp
     assert better["recall50"] > found["recall50"] + 0.1 and len(better["ratios"]) == len(found["ratios"])
     missed = round((1 - found["recall50"]) * found["objects"])
     assert report["by"]["anchors-half", "train"]["count"] == missed > 0
-    told = as_text(report)
-    assert f"{100 * better['recall50']:.1f} %" in told and "better: sizes" in told
-    assert "\n'model.anchors.sizes=[" in told and "]' 'model.anchors.ratios=[" in told  # as a shell wants them
+    text = as_text(report)
+    assert f"{100 * better['recall50']:.1f} %" in text and "better: sizes" in text
+    assert "\n'model.anchors.sizes=[" in text and "]' 'model.anchors.ratios=[" in text  # as a shell wants them
     source = (tmp_path / "out/check.html").read_text()
     assert "<details" not in source and '<div class="finding warning">' in source  # there is nothing to open
     assert "<pre>&#39;model.anchors.sizes=[" in source and "</span> train <span" in source
@@ -892,11 +892,11 @@ NOTHING_TO_READ = {
 
 @pytest.mark.parametrize("name", NOTHING_TO_READ)
 def test_the_tool_reports_a_split_of_which_nothing_can_be_read(tmp_path, name):
-    layout, damage, told = NOTHING_TO_READ[name]
+    layout, damage, message = NOTHING_TO_READ[name]
     {"voc": write_voc, "coco": write_coco}[layout](tmp_path / "data")
     damage(tmp_path / "data")
     result = call(tmp_path, layout)
-    assert result.code == 3 and told in result.stdout and "Traceback" not in result.stderr, result.stderr
+    assert result.code == 3 and message in result.stdout and "Traceback" not in result.stderr, result.stderr
     page = (tmp_path / "out/check.html").read_text()
     of_one_side = name in ("an empty list", "no record")
     assert ("Objects by class" in page) == of_one_side == bool(re.search(r"^ +cup", result.stdout, re.M))
@@ -948,7 +948,7 @@ def test_the_built_in_data_are_checked_too(tmp_path, monkeypatch):
 
 
 def test_annotations_of_any_name_are_checked_trained_on_and_evaluated(tmp_path):
-    """The same images and boxes under names of their own, in one folder of images."""
+    """The same images and boxes under their own names, in one folder of images."""
     write_coco(tmp_path / "data")
     usual = coco.load(tmp_path / "data", ["train"])
     (tmp_path / "data/pics/all").mkdir(parents=True)
@@ -983,7 +983,7 @@ def test_a_folder_that_is_not_there_is_one_message(tmp_path, layout):
         programs.assert_contract(result, 3, "data.root: no such folder (got 'data'); set it to the folder of the data")
 
 
-def test_the_faults_of_yolos_layout_are_told_at_once(tmp_path, monkeypatch):
+def test_the_faults_of_yolos_layout_are_reported_at_once(tmp_path, monkeypatch):
     write_yolo(tmp_path / "data")
     labels, images = tmp_path / "data/labels", tmp_path / "data/images"
     (labels / "train/0.txt").write_text("7 0.5 0.5 0.5 0.5\n0 0.9 0.5 0.5 0.5\n")
@@ -1020,7 +1020,7 @@ def test_yolos_layout_is_trained_on_and_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])
-def test_a_checkpoint_of_other_classes_is_told_of_itself_and_bad_data_of_themselves(tmp_path, layout):
+def test_a_checkpoint_of_other_classes_and_bad_data_are_each_named(tmp_path, layout):
     def evaluate(*settings):
         args = ["--config", "c.yaml", "--checkpoint", checkpoint, "--output-dir", "scores", *settings]
         return programs.call("tools/eval.py", *args, folder=tmp_path)
@@ -1041,12 +1041,12 @@ def test_a_checkpoint_of_other_classes_is_told_of_itself_and_bad_data_of_themsel
         {"voc": VOC + "Annotations/*.xml", "coco": "annotations/*.json"}[layout],
         lambda text: re.sub("nuts?", "person", text),
     )(tmp_path / "typo")
-    told = "has other classes (got class 2 is 'nut' in it, 'person' in the data)"
-    programs.assert_contract(evaluate("data.root=typo"), 4, checkpoint.name, told)
-    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, person]"), 4, checkpoint.name, told)
+    message = "has other classes (got class 2 is 'nut' in it, 'person' in the data)"
+    programs.assert_contract(evaluate("data.root=typo"), 4, checkpoint.name, message)
+    programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, person]"), 4, checkpoint.name, message)
     programs.assert_contract(evaluate("data.root=typo", "data.classes=[cup, nut]"), 3, "unknown class (got 'person'")
     # Without the training split the test split itself has to say what its classes are.
-    programs.assert_contract(evaluate("data.root=typo", f"data.train=[{VOC * (layout == 'voc')}none]"), 4, told)
+    programs.assert_contract(evaluate("data.root=typo", f"data.train=[{VOC * (layout == 'voc')}none]"), 4, message)
     # A test split of VOC's layout need not have all classes.
     if layout == "voc":
         every_file(annotations, lambda text: re.sub("person", "cup", text))(tmp_path / "typo")

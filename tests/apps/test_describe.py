@@ -1,4 +1,4 @@
-"""What the shipped models cost: parameters to the integer, strides, multiply-accumulates; and how it is shown."""
+"""Costs of the shipped models: parameters to the integer, strides, multiply-accumulates; and their table."""
 
 from pathlib import Path
 

@@ -134,7 +134,7 @@ def test_without_a_network_there_is_another_way(tmp_path: Path) -> None:
         run(tiny, tmp_path)
 
 
-def test_too_small_a_disk_is_told_before_the_download(server: Server, tmp_path: Path) -> None:
+def test_too_small_a_disk_is_reported_before_the_download(server: Server, tmp_path: Path) -> None:
     tiny = published(server)
     huge = tuple(replace(archive, unpacked=10**15) for archive in tiny.data_set.archives)
     with pytest.raises(EnvironmentFault, match=r"too little space \(2000000.0 GB needed, \d+.\d GB free\); free some"):
@@ -216,7 +216,7 @@ MOMENTS = [
 ]
 
 
-def test_killed_at_any_moment_it_goes_on(server: Server, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_continues(server: Server, tmp_path: Path) -> None:
     """The result is that of an undisturbed start, to the byte."""
     tiny = published(server)
     expected = written(tiny, tmp_path)
@@ -234,7 +234,7 @@ def test_killed_at_any_moment_it_goes_on(server: Server, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_ended_in_the_middle_of_a_download_it_goes_on(
+def test_ended_in_the_middle_of_a_download_it_continues(
     server: Server, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """By a signal from outside, while the server is silent for a moment."""
@@ -278,7 +278,7 @@ def test_what_is_published_is_well_formed() -> None:
             assert 0.9 * archive.size < archive.unpacked
 
 
-def test_the_tool_tells_mistakes_in_one_line(tmp_path: Path) -> None:
+def test_the_tool_reports_mistakes_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "other.tar").touch()
     root = ["--root", tmp_path / "data"]
@@ -301,7 +301,7 @@ needs_space = pytest.mark.skipif(
 
 
 @needs_space
-def test_the_tool_without_a_network_tells_what_to_download(tmp_path: Path) -> None:
+def test_the_tool_without_a_network_names_the_files_to_download(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # so that nobody else listens there
         closed = f"http://127.0.0.1:{listener.getsockname()[1]}/pascal"
@@ -315,7 +315,7 @@ def test_the_tool_without_a_network_tells_what_to_download(tmp_path: Path) -> No
 
 @needs_space
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_the_tool_obeys_signals(server: Server, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_the_tool_handles_signals(server: Server, tmp_path: Path, number: signal.Signals, code: int) -> None:
     archive = DATA_SETS["voc"].archives[0]
     server.files[f"/{archive.name}"] = bytes(50_000)
     signalled = threading.Event()

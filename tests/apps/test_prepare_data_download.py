@@ -36,11 +36,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def get(target: Path, *urls: str, **options: Any) -> list[tuple[str, int, int]]:
     """Fetches the file; returns what was reported."""
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     settings = {"size": len(BODY), "md5": MD5, "timeout": HANG, "pause": 0.001} | options
-    fetch(urls, target, report=lambda *said: told.append(said), **settings)
+    fetch(urls, target, report=lambda *said: reported.append(said), **settings)
     assert tree(target.parent) == {target.name: BODY}
-    return told
+    return reported
 
 
 def asked(server: Server) -> list[tuple[int, int]]:
@@ -49,9 +49,9 @@ def asked(server: Server) -> list[tuple[int, int]]:
 
 
 def test_a_file_arrives_and_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
-    told = get(tmp_path / "file", f"{server.url}file")
-    assert told[0] == ("download", 0, len(BODY)) and told[-1] == ("checking", len(BODY), len(BODY))
-    assert {stage for stage, _, _ in told} == {"download", "checking"} and asked(server) == [(0, 200)]
+    reported = get(tmp_path / "file", f"{server.url}file")
+    assert reported[0] == ("download", 0, len(BODY)) and reported[-1] == ("checking", len(BODY), len(BODY))
+    assert {stage for stage, _, _ in reported} == {"download", "checking"} and asked(server) == [(0, 200)]
     get(tmp_path / "file", f"{server.url}file")
     assert len(server.requests) == 1
 
@@ -98,9 +98,9 @@ def test_a_file_that_changed_in_between_is_not_glued_together(server: Server, tm
     assert asked(server) == [(0, 200), (100_000, 200)]
     server.plan = [Answer(body=old, cut=100_000), Answer(careless=True)]
     (tmp_path / "file").unlink()
-    told = get(tmp_path / "file", f"{server.url}file")
+    reported = get(tmp_path / "file", f"{server.url}file")
     assert asked(server)[2:] == [(0, 200), (100_000, 206), (0, 200)]
-    assert [stage for stage, done, total in told if done == total].count("checking") == 1
+    assert [stage for stage, done, total in reported if done == total].count("checking") == 1
 
 
 def test_attempts_end_where_nothing_more_arrives(server: Server, tmp_path: Path) -> None:
@@ -179,16 +179,16 @@ def test_a_part_that_was_damaged_on_the_disk_is_fetched_anew(server: Server, tmp
 
 
 @pytest.mark.parametrize("answer", [Answer(length=400_000), Answer(body=b"<html>login</html>"), Answer(length=0)])
-def test_another_file_is_told_by_its_length(server: Server, tmp_path: Path, answer: Answer) -> None:
+def test_another_file_is_recognized_by_its_length(server: Server, tmp_path: Path, answer: Answer) -> None:
     """Before it is downloaded, or where no length is sent as soon as it is too long."""
     server.plan = [answer]
     if answer.length == 0:
         answer.body = BODY + bytes(5_000_000)
     server.files["/sound"] = BODY
-    told = get(tmp_path / "file", f"{server.url}file", f"{server.url}sound")
+    reported = get(tmp_path / "file", f"{server.url}file", f"{server.url}sound")
     assert [request.path for request in server.requests] == ["/file", "/sound"]
-    assert max(done for _, done, _ in told) == len(BODY)
-    assert [stage for stage, done, total in told if done == total].count("checking") == 1
+    assert max(done for _, done, _ in reported) == len(BODY)
+    assert [stage for stage, done, total in reported if done == total].count("checking") == 1
 
 
 @pytest.mark.parametrize("notes", [b"", b"{", b"[]", b'{"validator": null, "size": 300000}', b'{"validator": "x"}'])
@@ -299,9 +299,9 @@ def test_bad_archives_are_refused(tmp_path: Path, name: str) -> None:
     """In one line that names them; nothing is written beside the new folder, and nothing at all but of broken ones."""
     contents, named = BAD[name]
     (tmp_path / "victim").write_bytes(b"safe")
-    with pytest.raises(DataError, match=named) as told:
+    with pytest.raises(DataError, match=named) as caught:
         opened(tmp_path, name, contents)
-    assert name in str(told.value) and "; use another copy" in str(told.value) and "\n" not in str(told.value)
+    assert name in str(caught.value) and "; use another copy" in str(caught.value) and "\n" not in str(caught.value)
     assert (tmp_path / "victim").read_bytes() == b"safe" and not Path("/tmp/grcn-escaped").exists()
     assert {path.name for path in tmp_path.iterdir()} == {name, "victim", "in"}
     assert not tree(tmp_path / "in")
@@ -328,7 +328,7 @@ def test_a_python_that_cannot_unpack_safely_says_so(tmp_path: Path, monkeypatch:
     assert tree(tmp_path / "in") == {}
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     """The second entry is said to have a petabyte."""
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
         archive.writestr("a", b"x")

@@ -284,7 +284,7 @@ def test_broken_documents_are_named(tmp_path: Path, change, expected: str) -> No
         split(tmp_path / "all.json", {"test": 0.25})
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc")
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()

@@ -1,4 +1,4 @@
-"""The walk through a detector is the detector's own way, for models with and without a split and context."""
+"""The walk through a detector follows the detector itself, for models with and without a split and context."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_walk_is_the_detectors_own_way(name):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "text"),
     [
         (
             {"cascade": [0.5, 0.6, 0.7]},
@@ -81,13 +81,13 @@ def test_a_walk_is_the_detectors_own_way(name):
         ({"loc": {"roi_scale": 1.5}}, "One RoI on the loc map. It is pooled from a box 1.5 times as wide and high."),
     ],
 )
-def test_a_walk_through_other_heads(changes, told):
+def test_a_walk_through_other_heads(changes, text):
     model = build_model(ModelConfig.model_validate(SMALL | changes), CLASSES, seed=3).eval()
     picture = small_batch()[0][0]
     walked = walk(model, picture)
     with torch.no_grad():
         assert_close(walked.detections, model([picture])[0])
-    assert told in as_text(walked, NAMES) and draw(walked, NAMES).size[0] >= 3 * WIDTH
+    assert text in as_text(walked, NAMES) and draw(walked, NAMES).size[0] >= 3 * WIDTH
 
 
 def test_a_walk_on_a_pyramid_follows_the_roi_to_its_map():
@@ -131,7 +131,7 @@ def test_a_closer_look_stays_within_the_picture_where_it_can():
     assert whole.around(torch.tensor([40.0, 0.0, 50.0, 60.0])).zoom < whole.zoom
 
 
-def test_a_picture_without_proposals_is_told():
+def test_a_picture_without_proposals_is_reported():
     model = small_detector()
     model.rpn.proposing[False] = model.rpn.proposing[False].__class__(60, 20, 0.7, 1e4)
     with pytest.raises(DataError, match=r"too small for any proposal \(got 96 x 64 pixels\); use a larger one"):
@@ -157,7 +157,7 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     assert names["walked"].attention["cls"].shape == (1, 49, 14, 14) and Path("walk.png").exists()
 
 
-def test_the_tool_walks_and_tells_mistakes(tmp_path):
+def test_the_tool_walks_and_reports_mistakes(tmp_path):
     done = programs.call("tools/walkthrough.py", folder=tmp_path)
     assert done.code == 0 and "stride 16" in done.stdout and "stride 8" in done.stdout, done.stderr
     assert min(Image.open(tmp_path / "walkthrough.png").size) >= 3 * WIDTH

@@ -388,7 +388,7 @@ OF_FILES = "a split is NAME, for annotations/instances_NAME.json and NAME/, or I
 
 
 @pytest.mark.parametrize(
-    "split,told",
+    "split,message",
     [
         ("labels/train_boxes.json", f"is a file; {OF_FILES}"),
         (":labels/train.json", f"is no IMAGES:FILE.json; {OF_FILES}"),
@@ -401,11 +401,11 @@ OF_FILES = "a split is NAME, for annotations/instances_NAME.json and NAME/, or I
         ("train2014", None),
     ],
 )
-def test_a_split_in_cocos_layout_is_a_name_or_a_folder_and_a_file(split: str, told: str | None) -> None:
+def test_a_split_in_cocos_layout_is_a_name_or_a_folder_and_a_file(split: str, message: str | None) -> None:
     settings = MINIMAL | {"data": {"format": "coco", "root": "data", "train": [split], "test": ["val"]}}
-    if told is None:
+    if message is None:
         assert Config.model_validate(settings).data.train == (split,)
         return
     with pytest.raises(ValidationError) as raised:
         Config.model_validate(settings)
-    assert f"train: {split!r} {told}" in str(raised.value)
+    assert f"train: {split!r} {message}" in str(raised.value)

@@ -227,10 +227,10 @@ def test_a_repeated_problem_of_a_list_names_each_entry(write: Any) -> None:
 
 
 def test_what_a_shell_cut_at_a_space_is_to_be_quoted(write: Any) -> None:
-    told = problems(write(MINIMAL), *"data.test=[val, test]".split(), *"model.image={short: 64}".split())
+    messages = problems(write(MINIMAL), *"data.test=[val, test]".split(), *"model.image={short: 64}".split())
     cut = "the {} is not closed, as when a shell splits at a space; put quotes around it: {}"
-    assert f"command line: data.test=[val,: {cut.format('[', repr('data.test=[val, …]'))}" in told
-    assert f"command line: model.image={{short:: {cut.format('{', repr('model.image={short: …}'))}" in told
+    assert f"command line: data.test=[val,: {cut.format('[', repr('data.test=[val, …]'))}" in messages
+    assert f"command line: model.image={{short:: {cut.format('{', repr('model.image={short: …}'))}" in messages
     assert problems("c.yaml", "data.test=[val]]") == [
         "command line: data.test=[val]]: not valid YAML: expected '<document start>', but found ']'; correct the syntax"
     ]
@@ -374,21 +374,23 @@ def test_the_printed_config_names_every_source_and_is_a_config(write: Any) -> No
     assert load_config(write(printed, "again.yaml")) == load_config(path, ["model.image.short=300"])
 
 
-def test_what_is_set_in_vain_is_told_of_the_file_and_the_command_line_only(write: Any) -> None:
+def test_settings_without_effect_are_reported_for_the_file_and_the_command_line_only(write: Any) -> None:
     write("train: {gamma: 0.5}\nmodel: {head: {dropout: 0.25}}", "base.yaml")
     text = MINIMAL.replace("{steps: 10}", "{steps: 10, schedule: cosine, lr_steps: [5]}")
     path = write("base: base.yaml\n" + text)
 
-    def told(path: str, *overrides: str) -> list[str]:
+    def without_effect(path: str, *overrides: str) -> list[str]:
         return set_in_vain(*load_config_with_sources(path, overrides), path)
 
-    assert told(path) == ["train.lr_steps (train.schedule is cosine)"]
-    assert told(path, "model.head.kind=conv", "model.head.dropout=0.5", "train.schedule=step") == [
+    assert without_effect(path) == ["train.lr_steps (train.schedule is cosine)"]
+    assert without_effect(path, "model.head.kind=conv", "model.head.dropout=0.5", "train.schedule=step") == [
         "model.head.dropout (model.head.kind is conv)"
     ]
     # The config of a run has every setting.
     dumped = write(dump_config(load_config(path)), "config.yaml")
-    assert told(dumped) == [] and told(dumped, "train.gamma=0.5") == ["train.gamma (train.schedule is cosine)"]
+    assert without_effect(dumped) == [] and without_effect(dumped, "train.gamma=0.5") == [
+        "train.gamma (train.schedule is cosine)"
+    ]
     printed = print_config(path, ["model.head.kind=conv"])
     assert (
         "    dropout: 0.25                             # base.yaml:2; without effect: model.head.kind is conv\n"

@@ -1,4 +1,4 @@
-"""Configs by name, wherever a command is run."""
+"""Configs by name, from any folder."""
 
 import os
 from pathlib import Path
@@ -50,9 +50,9 @@ def test_a_file_begins_with_a_config_that_comes_with_grcn(tmp_path, monkeypatch,
 )
 def test_what_is_neither_is_hinted_at(tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="no such file in ") as told:
+    with pytest.raises(ConfigError, match="no such file in ") as caught:
         load_config(name)
-    assert str(told.value).endswith(hint)
+    assert str(caught.value).endswith(hint)
 
 
 def test_in_an_installed_package_the_configs_lie_inside(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_a_crop_is_torchvisions_and_keeps_what_is_left_enough(key: int) -> None:
     cropped, found = crop(image, given, key)
     height, width = cropped.shape[1:]
     assert (height, width) == crop.size((50, 70), key)
-    # Where it was cut out is not returned; the pixels tell.
+    # The position of the crop is not returned; the pixels show it.
     places = [
         (top, left)
         for top in range(51 - height)
@@ -88,7 +88,7 @@ def test_every_per_object_tensor_is_filtered_alike() -> None:
 def samples(
     world: int = 1, accumulate: int = 1, workers: int = 0, start_step: int = 0, steps: int = 6
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns what the network is fed of each sample of a training, with all augmentations and several scales."""
+    """Returns the network's input for each sample of a training run, with all augmentations and several scales."""
     transform = DetectionTransform([48, 64, 80], 96).train()
     found = {}
     for rank in range(world):
@@ -116,7 +116,7 @@ def test_samples_do_not_depend_on_how_a_training_is_divided(divided: dict[str, i
 
 
 @pytest.mark.parametrize("step", range(1, 6))
-def test_a_resumed_training_goes_on_with_the_same_samples(step: int) -> None:
+def test_a_resumed_training_continues_with_the_same_samples(step: int) -> None:
     expected = samples()
     rest = samples(start_step=step)
     assert len(rest) == 4 * (6 - step)

@@ -143,14 +143,14 @@ def test_what_was_read_as_meant_is_counted_and_refused_from_the_cache_too(tmp_pa
     for record in content["annotations"]:
         record["iscrowd"] = bool(record.get("iscrowd"))
     path = write(tmp_path, content)
-    told = []
+    counted = []
     for _ in range(2):
         notes = Notes()
         coco.load(tmp_path, ["train"], notes=notes)
-        told.append((notes.counts, notes.places))
+        counted.append((notes.counts, notes.places))
     kind = "values of annotations/iscrowd other than 0 and 1"
-    assert told[0] == told[1] and told[0][0] == {kind: 300}
-    assert len(told[0][1][kind]) == 20 and told[0][1][kind][0].startswith(f"{path}#/annotations/0/iscrowd: ")
+    assert counted[0] == counted[1] and counted[0][0] == {kind: 300}
+    assert len(counted[0][1][kind]) == 20 and counted[0][1][kind][0].startswith(f"{path}#/annotations/0/iscrowd: ")
     (tmp_path / "copy/annotations").mkdir(parents=True)
     write(tmp_path / "copy", content)
     with pytest.raises(DataError, match=r"copy/.*#/annotations/0/iscrowd: .* other than 0 and 1 are refused"):

@@ -138,17 +138,17 @@ def test_splits_are_joined_and_repeated_images_refused(tmp_path):
         coco.load(tmp_path, ["train", "more"])
 
 
-def test_many_annotations_without_image_are_told_in_seconds(tmp_path):
+def test_many_annotations_without_image_are_reported_in_seconds(tmp_path):
     ids = np.random.default_rng(0).permutation(20_000).tolist()
     images = [{"id": k, "file_name": f"{k}.jpg", "width": 64, "height": 48} for k in ids]
     annotations = [
         {"id": k, "image_id": 0 if k == 0 else 10**6 + k, "category_id": 1, "bbox": [1, 2, 3, 4]} for k in range(3000)
     ]
     write(tmp_path, {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]})
-    told = []
-    table = coco.load(tmp_path, ["train"], report=told.append)
-    assert len(told) == 2999 and len(table.boxes) == 1
-    assert "unknown (got 1000001, the file has [0, 1, 2," in str(told[0])
+    faults = []
+    table = coco.load(tmp_path, ["train"], report=faults.append)
+    assert len(faults) == 2999 and len(table.boxes) == 1
+    assert "unknown (got 1000001, the file has [0, 1, 2," in str(faults[0])
 
 
 def test_given_classes_set_the_labels(tmp_path):

@@ -1,4 +1,4 @@
-"""Values, records and files of COCO's JSON that are written otherwise than the format says: each read and counted."""
+"""Values, records and files of COCO's JSON that deviate from the format: each is read and counted."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_name_that_is_a_file_stays_and_one_that_may_be_two_is_refused(tmp_path
         coco.load(tmp_path, ["train"])
 
 
-def test_whole_paths_are_told_apart_by_their_folders(tmp_path):
+def test_whole_paths_are_distinguished_by_their_folders(tmp_path):
     pairs = zip(document()["images"], ("dog", "cat"), strict=True)
     images = [record | {"file_name": f"/up/{pet}/1.jpg"} for record, pet in pairs]
     write(tmp_path, document(images=images), "train/cat/1.jpg", "train/dog/1.jpg")

@@ -1,4 +1,4 @@
-"""A data set by index, in torchvision's contract, and one of somebody else's in our loader."""
+"""Data sets by index, in torchvision's contract, and a third-party one in our loader."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_another_data_set_goes_into_our_loader() -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "told"),
+    ("item", "message"),
     [
         ((torch.zeros(3, 8, 8), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}), r"uint8 \[3, H, W\]"),
         ((torch.zeros(8, 8, 3, dtype=torch.uint8), {}), r"got torch.uint8 \[8, 8, 3\]"),
@@ -116,8 +116,8 @@ def test_another_data_set_goes_into_our_loader() -> None:
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[4, 1, 1, 4.0]], "labels": [1]}), "mine"),
     ],
 )
-def test_an_item_that_breaks_the_contract_is_named(item: Any, told: str) -> None:
-    with pytest.raises(DataError, match=rf"^mine.*{told}" if told != "mine" else "^mine"):
+def test_an_item_that_breaks_the_contract_is_named(item: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^mine.*{message}" if message != "mine" else "^mine"):
         DetectionDataset.wrap([item], classes=["cat", "dog"], name="mine")
 
 

@@ -1,4 +1,4 @@
-"""What annotation tools write, in random small data sets: the table that is read is the one that was meant.
+"""Random small data sets in the dialects of annotation tools: the table that is read is the one that was meant.
 
 Each dialect writes the same images and boxes as a tool does, with its habits. Nothing of a tool is run.
 """
@@ -122,7 +122,7 @@ def coco_annotator(chance: random.Random, root: Path, pictures: list[Picture]) -
 
 
 def pandas(chance: random.Random, root: Path, pictures: list[Picture]) -> Annotations:
-    """Every number a float, and NaN for what is missing."""
+    """Every number a float, and NaN for missing ones."""
     document = coco_document(pictures, lambda one: f"{one.stem}.jpg")
     for image in document["images"]:
         image |= {"id": float(image["id"]), "width": float(image["width"]), "height": float(image["height"])}

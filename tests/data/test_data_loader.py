@@ -45,7 +45,7 @@ def table() -> Annotations:
 
 
 class Images:
-    """Images whose pixels tell the row and the column."""
+    """Images whose pixels encode the row and the column."""
 
     def __init__(self, table: Annotations) -> None:
         self.sizes = table.sizes
@@ -234,8 +234,8 @@ print(table.boxes.nbytes, private_memory(worker.pid) - before)
 def test_workers_do_not_grow_while_they_read():
     """A page is private to a worker once the main process has written to its own copy, so an idle child holds
     every page as well: what is private then was written by the worker."""
-    told = subprocess.check_output([sys.executable, "-c", READ_MUCH], text=True, timeout=HANG)
-    boxes, growth = map(int, told.split())
+    output = subprocess.check_output([sys.executable, "-c", READ_MUCH], text=True, timeout=HANG)
+    boxes, growth = map(int, output.split())
     assert growth < 8e6 < boxes
 
 

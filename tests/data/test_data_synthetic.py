@@ -27,7 +27,7 @@ OUTLINES = ("oval", "triangle", "square", "trapezoid", "cross", "star", "sun", "
 
 # Results refer to these images. Drawing rounds to integers before anything in which machines or
 # library versions could differ, so the hashes are of exact bytes. If one differs, do not paste the
-# new value: the data have changed, and the change needs a level of its own.
+# new value: the data have changed, and the change needs its own level.
 HASHES = {
     ("flat", "train"): "461912a83615a9abe78c14d22732a033aee8fb519f5e1213e636c283ae256141",
     ("flat", "val"): "5f25d23bb3e7697eff7ad83b9f1f891d0538d41744b1044f5f2c8dfe18ce92a3",
@@ -251,7 +251,7 @@ def test_patterns(pattern: str) -> None:
 
 @pytest.mark.parametrize("shape", OUTLINES)
 def test_mirroring_keeps_the_class(shape: str) -> None:
-    """The mirror image of a turned outline is the same outline, turned the other way."""
+    """A flipped turned outline is the same outline, turned the other way."""
 
     def drawn(turn: int) -> np.ndarray:
         corners = shapes_draw.fit(shape, turn, (2.0, 2.0, 62.0, 62.0))

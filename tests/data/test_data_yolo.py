@@ -371,7 +371,7 @@ def test_images_that_cannot_be_read(root: Path, damage: Callable[[Path], object]
     assert "some.txt:1: no such file" in message(root, ("some",)) or "a.jpg: " in message(root, ("some",))
 
 
-def test_what_was_read_otherwise_is_told_in_a_line(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_read_otherwise_is_reported_in_a_line(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     describe(root, "names: [cup, nut]\ntrain: ../images/train\n")
     with caplog.at_level(logging.WARNING):
         yolo.load(root, ["train"])

@@ -1,4 +1,4 @@
-"""What only a GPU can show: a step asks nothing of it, and the guard works there too."""
+"""Tests that need a GPU: a step does not synchronize with it, and the guard works there too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 class Quiet(nn.Module):
-    """A model that never waits for the device by itself."""
+    """A model that never synchronizes with the device by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Quiet(nn.Module):
 
 
 def batches(modes: dict[int, str], poisoned: int = 0) -> Iterator[tuple[list[Tensor], list[Any]]]:
-    """Yields batches; before step ``k`` of ``modes`` it tells torch how to take a host's waiting."""
+    """Yields batches; before step ``k`` of ``modes`` it sets torch's debug mode for synchronizations."""
     for step in range(1, 100):
         image = torch.full((3, 16, 16), torch.nan if step == poisoned else step / 100).pin_memory()
         if step in modes:

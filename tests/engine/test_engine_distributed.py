@@ -76,7 +76,7 @@ def test_non_finite_image_of_one_process_stops_both(tmp_path: Path) -> None:
     assert finish(processes) == [NonFiniteError.exit_code] * 2
     [line] = messages(tmp_path)
     assert line.startswith("grcn: error: step 7: loss or gradient not finite") and "images 24 25 26 27;" in line
-    assert not (tmp_path / "stderr_1.txt").read_text(), "one tells it for all"
+    assert not (tmp_path / "stderr_1.txt").read_text(), "one process reports it for all"
     assert final_state(tmp_path)["step"] == 6
 
 
@@ -96,7 +96,7 @@ def test_torchvisions_detector_on_two_processes(tmp_path: Path) -> None:
 
 
 def test_torchrun_forwards_a_signal_that_came_already(tmp_path: Path) -> None:
-    """As when a scheduler signals every process: one request, which the run obeys once."""
+    """As when a scheduler signals every process: one request, which the run handles once."""
     tests = Path(__file__).parents[1]
     slow = {"steps": 1000, "checkpoint_every": 1, "pause": 0.5}
     options = json.dumps({**RUN, **slow, "folder": str(tmp_path)})

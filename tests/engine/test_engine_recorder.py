@@ -1,4 +1,4 @@
-"""A checkpoint is written while training goes on: what it holds, who waits for it, and who hears of its errors."""
+"""Checkpoints written while training continues: their contents, the calls that wait for them, and their errors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 @pytest.mark.parametrize("adamw", [False, True])
-def test_training_goes_on_and_does_not_change_what_is_written(
+def test_training_continues_and_does_not_change_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: threading.Event, adamw: bool
 ) -> None:
     """As late as can be: the bytes are those of a run that waits for each checkpoint at once."""

@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "toy_run.py"
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run that nobody disturbs leaves behind."""
+    """The files of an undisturbed run."""
     folder = tmp_path_factory.mktemp("straight")
     assert finish(launch({**RUN, "folder": str(folder)})) == [0]
     return results(folder)
@@ -47,9 +47,9 @@ def test_program_killed_stopped_and_continued(tmp_path: Path, straight: dict[str
     os.kill(processes[0].pid, signal.SIGTERM)
     assert finish(processes) == [PREEMPTED]
     assert reached < newest_step(tmp_path) < 40
-    told = messages(tmp_path)
+    logged = messages(tmp_path)
     saved = f"grcn: stopped by a signal; step {newest_step(tmp_path)} is saved, run again with --resume"
-    assert sorted(told) == ["grcn: SIGTERM: stopping; a second one ends the process at once", saved]
+    assert sorted(logged) == ["grcn: SIGTERM: stopping; a second one ends the process at once", saved]
 
     assert finish(launch({**RUN, "folder": str(tmp_path)})) == [0]
     assert results(tmp_path) == straight

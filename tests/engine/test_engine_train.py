@@ -170,7 +170,7 @@ def test_non_finite_step_never_reaches_weights_or_moments(
     assert message.startswith(f"step {step}: ") and f"images {ids};" in message
     assert "loss_box inf" in message if kind == "loss" else "nan" in message or "inf" in message
     assert "\n" not in message and len(message) <= 300
-    assert model.calls == 8, "training goes on to the next line of the log, and no further"
+    assert model.calls == 8, "training continues to the next line of the log, and no further"
 
     torch.manual_seed(0)
     undisturbed = Poisoned(kind, 0)

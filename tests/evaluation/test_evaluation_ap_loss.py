@@ -1,4 +1,4 @@
-"""Where AP is lost: cases worked by hand, hotcoco's TIDE, and the plain form of what is computed in arrays."""
+"""Analysis of lost AP: cases worked by hand, hotcoco's TIDE, and a plain form of the array computations."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_images_without_objects_have_no_figures(make_table, make_detections):
 
 
 def test_calibration_by_hand():
-    """Scores 0.9, 0.95 (one right): |1.85 - 1|; scores 0.2, 0.25, 0.3 - the last in a bin of its own - (none right).
+    """Scores 0.9, 0.95 (one right): |1.85 - 1|; scores 0.2, 0.25, 0.3 - the last in its own bin - (none right).
 
     (0.85 + 0.45 + 0.3) / 5 = 0.32. With the first image twice: (|2.75 - 2| + 0.45 + 0.3) / 6 = 0.25.
     """

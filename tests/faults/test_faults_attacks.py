@@ -1,4 +1,4 @@
-"""Files that attack who reads them: they are refused before they are unpacked, and nothing in them is run."""
+"""Malicious files are refused before they are unpacked, and nothing in them is run."""
 
 from __future__ import annotations
 

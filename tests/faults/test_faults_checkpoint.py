@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or foreign: never used, and told in one line with exit code 4."""
+"""Damaged and foreign checkpoints: never used, and reported in one line with exit code 4."""
 
 from __future__ import annotations
 
@@ -112,16 +112,16 @@ def test_foreign_files_are_named(
 ) -> None:
     config, good = trained
     cases = foreign(good.read_bytes())
-    for number, (name, (contents, told)) in enumerate(cases.items()):
+    for number, (name, (contents, message)) in enumerate(cases.items()):
         path = named(tmp_path, contents)
-        assert told in refusal(lambda path=path: checkpoint.load(path)), name
+        assert message in refusal(lambda path=path: checkpoint.load(path)), name
         if name != "another step":
             plain = path.rename(tmp_path / "model.pt")
-            assert told in refusal(lambda path=plain: checkpoint.load(path)), name
+            assert message in refusal(lambda path=plain: checkpoint.load(path)), name
         if faults > 1 or number % 8 == 0:
             args = ("--config", config, "--checkpoint", named(tmp_path, contents), "--output-dir", "out")
-            programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, told)
-    record_property("faults", f"files that are no checkpoint: {2 * len(cases)} of {2 * len(cases)} told what they are")
+            programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, message)
+    record_property("faults", f"files that are no checkpoint: {2 * len(cases)} of {2 * len(cases)} identified")
 
 
 def test_a_checkpoint_of_another_program_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -147,6 +147,6 @@ def test_classes_of_other_names_or_order_are_refused(trained: tuple[Path, Path],
 
 def test_what_is_no_file_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
-    for name, told in (("pipe.pt", "no such file"), ("none.pt", "no such file"), (".", "a folder"), ("\x1b\n", "")):
+    for name, message in (("pipe.pt", "no such file"), ("none.pt", "no such file"), (".", "a folder"), ("\x1b\n", "")):
         args = ("--config", trained[0], "--checkpoint", tmp_path / name, "--output-dir", tmp_path / "out")
-        programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, told)
+        programs.assert_contract(programs.call("tools/eval.py", *args, folder=tmp_path), 4, message)

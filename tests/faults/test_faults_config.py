@@ -146,8 +146,8 @@ def test_bad_files_and_overrides_are_clear_lines(
     cases += [(f"override: {name}", MINIMAL, args, named) for name, (args, named) in OVERRIDES.items()]
     cases += [(f"override: {setting}", MINIMAL, [setting], ("command line",)) for setting in CONTRADICTIONS]
     cases = cases if faults > 1 else cases[::12]
-    failures = {name: told for name, *case in cases if (told := refused(folder, *case))}
-    assert not failures, "\n\n".join(f"{name}: {told}" for name, told in failures.items())
+    failures = {name: message for name, *case in cases if (message := refused(folder, *case))}
+    assert not failures, "\n\n".join(f"{name}: {message}" for name, message in failures.items())
     record_property("faults", f"bad config: {len(cases)} of {len(cases)} cases are clear lines with exit 2")
 
 
@@ -216,10 +216,10 @@ def test_every_setting_refuses_what_it_cannot_be(
         for key in list(settings_of(base))[:: 1 if faults > 1 else 4]:
             refusals = 0
             for value in WRONG_VALUES:
-                told = complaint(base, f"{key}={value}")
-                refusals += told is not None
-                if told is not None and key not in told:
-                    wrong.append(f"{key}={value}: {told}")
+                message = complaint(base, f"{key}={value}")
+                refusals += message is not None
+                if message is not None and key not in message:
+                    wrong.append(f"{key}={value}: {message}")
             count += refusals
             # A text may be 'word' or '1', an optional number null or 1.5; nothing may be most of them.
             if refusals < 5:
@@ -251,11 +251,11 @@ def test_every_misspelt_key_is_caught(
         for key in known:
             spellings = sorted(set(misspelt(key)) - known.keys() - {"r", "o"})
             for wrong in spellings if faults > 1 else spellings[::9]:
-                told = complaint(base, f"{wrong}=1")
-                caught += told is not None and repr(wrong) in told
-                if told is None:
+                message = complaint(base, f"{wrong}=1")
+                caught += message is not None and repr(wrong) in message
+                if message is None:
                     missed.append(wrong)
-                suggested += told is not None and f"'{key}'" in told
+                suggested += message is not None and f"'{key}'" in message
     assert not missed
     assert caught and suggested >= 0.95 * caught, (caught, suggested)
     record_property("faults", f"misspelt keys: {caught} of {caught} caught, {suggested} with the key that was meant")

@@ -201,10 +201,10 @@ def test_killed_while_later_steps_run(
 
 
 class Disk:
-    """Watches what is done to the files of a folder, and tells what may be left of them when power is lost.
+    """Watches operations on the files of a folder, and yields the states that may remain when power is lost.
 
-    What was not brought to the disk is gone: the contents of a file, and renames and removals, of which any number of
-    the first may have arrived.
+    Everything that was not synced is lost: the contents of a file, and renames and removals, of which any number of
+    the first may have reached the disk.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

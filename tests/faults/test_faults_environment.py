@@ -1,4 +1,4 @@
-"""What the machine does to a run: full disks, lost folders, dead workers, too little memory."""
+"""Faults of the machine during a run: full disks, lost folders, dead workers, too little memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(folder: Path, *settings: object, **options: Any) -> Outcome:
 
 
 def test_a_full_disk_at_any_file(tmp_path: Path, faults: int, record_property: Callable[[str, object], None]) -> None:
-    """The file that does not fit is named, nothing half remains, and the run goes on when there is space."""
+    """The file that does not fit is named, no partial file remains, and the run continues when there is space."""
     more = ["eval.pictures=1", "eval.protocols=[voc, coco]", "eval.voc_iou=[0.5]"]
     expected = undisturbed(tmp_path, *more)
     files = ["config.yaml", "env.json", "metrics.jsonl", "step_*.pt"]
@@ -42,7 +42,7 @@ def test_a_full_disk_at_any_file(tmp_path: Path, faults: int, record_property: C
         assert not list((tmp_path / "run").rglob(".tmp-*"))
         assert train(tmp_path, *more).code == 0
         assert left(tmp_path / "run") == expected
-    record_property("faults", f"full disk: {len(chosen)} of {len(chosen)} writes told and continued to the same")
+    record_property("faults", f"full disk: {len(chosen)} of {len(chosen)} writes reported and continued to the same")
 
 
 def test_a_run_that_could_not_write_its_config_can_be_started_again(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """A patch: the checkpoints are removed while the run goes on."""
+    """A patch: the checkpoints are removed while the run continues."""
     from grcn.engine import checkpoint
 
     save = checkpoint.save
@@ -103,7 +103,7 @@ def test_odd_folder_names_and_clocks(tmp_path: Path) -> None:
 
 
 def worker_dies() -> None:
-    """A patch: the process that reads image 5 is killed, as for want of memory."""
+    """A patch: the process that reads image 5 is killed, as for lack of memory."""
     from grcn.data.synthetic.dataset import ShapesImages
 
     read, parent = ShapesImages.__call__, os.getpid()
@@ -124,10 +124,10 @@ def worker_hangs() -> None:
 
 
 def test_workers_that_die_or_hang(tmp_path: Path) -> None:
-    assert_contract(train(tmp_path, "run.workers=1", patch=worker_dies), CODE, "reads images died", "run.workers")
+    assert_contract(train(tmp_path, "run.workers=1", patch=worker_dies), CODE, "worker died", "run.workers")
     shutil.rmtree(tmp_path / "run")
     result = train(tmp_path, "run.workers=1", "run.timeout=1.5", patch=worker_hangs)
-    assert_contract(result, CODE, "no image came", "run.timeout")
+    assert_contract(result, CODE, "worker timed out", "run.timeout")
 
 
 def test_workers_end_with_a_killed_run_and_hold_no_lock(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def little_memory() -> None:
 
 
 def test_too_little_memory_is_found_before_the_first_step(tmp_path: Path) -> None:
-    """The first batch of small images fits, the largest that may come does not: a dry run tells."""
+    """The first batch of small images fits, the largest possible one does not: a dry run reports it."""
     command = ["tools/train.py", *RUN, "model.image={short: 1500, max: 1500}", "--dry-run"]
     result = call(*command, folder=tmp_path, patch=little_memory)
     assert_contract(result, CODE, "out of memory", "train.batch", "model.image.short")
@@ -184,7 +184,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def nobody_listens() -> None:
-    """A patch: whoever read stdout and stderr is gone, as after the terminal was closed."""
+    """A patch: the reader of stdout and stderr has exited, as after the terminal was closed."""
     for descriptor in (1, 2):
         read, write = os.pipe()
         os.close(read)
@@ -197,9 +197,9 @@ def no_room_for_messages() -> None:
 
 
 @pytest.mark.parametrize(("patch", "code"), [(nobody_listens, CODE), (no_room_for_messages, 0)])
-def test_training_goes_on_when_nobody_can_be_told(tmp_path: Path, patch: Callable[[], None], code: int) -> None:
+def test_training_continues_when_nobody_reads_its_output(tmp_path: Path, patch: Callable[[], None], code: int) -> None:
     expected = undisturbed(tmp_path / "straight")
-    assert train(tmp_path, patch=patch).code == code, "only the result on stdout must be told"
+    assert train(tmp_path, patch=patch).code == code, "only the result on stdout must be reported"
     assert left(tmp_path / "run") == expected
     if patch is no_room_for_messages:
         assert train(tmp_path, "train.lr=fast", patch=patch).code == 2

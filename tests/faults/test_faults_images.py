@@ -1,4 +1,4 @@
-"""Bad image files, given to the real program. What is damaged is train/1.jpg of four."""
+"""Bad image files, given to the real program. The damaged one is train/1.jpg of four."""
 
 from __future__ import annotations
 

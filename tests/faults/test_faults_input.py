@@ -258,9 +258,9 @@ VOC = [
     bad("no objects", in_all_annotations("object>", "thing>"), "VOC2007/train: nothing to evaluate"),
     good("boxes of parts", xml("</object>", PART)),
     *(
-        bad(f"class {name}", xml("<name>dog", f"<name>{name}"), OBJECT + f"unknown class (got '{name}', {told})",
+        bad(f"class {name}", xml("<name>dog", f"<name>{name}"), OBJECT + f"unknown class (got '{name}', {hint})",
             settings=CHOSEN)
-        for name, told in (("cow", "known: 'cat, dog'"), ("Dog", "near 'dog'"), ("do g", "near 'dog'"))
+        for name, hint in (("cow", "known: 'cat, dog'"), ("Dog", "near 'dog'"), ("do g", "near 'dog'"))
     ),
     good("classes that differ in case", in_all_annotations("<name>cat", "<name>Dog"), "differ in case only"),
     good("a class that is nowhere", in_all_annotations("<name>cat", "<name>dog"), settings=CHOSEN),

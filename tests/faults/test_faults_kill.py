@@ -1,4 +1,4 @@
-"""The real program killed at random moments: what it leaves in the end is what it leaves undisturbed, to the byte.
+"""The real program killed at random moments: it ends with the same bytes as an undisturbed run.
 
 ``make faults`` does many of these; with the other tests there is one for each number of workers.
 """

@@ -187,7 +187,7 @@ def attempt(name: str, folder: Path) -> str:
 
 
 def read_many(name: str, folder: Path, seeds: range, log: Path, patch: Callable[[], None] | None) -> None:
-    """Is one process: goes through mutations of a file, and writes what became of each; number -1 changes nothing."""
+    """Runs as one process: reads mutations of a file, and writes the outcome of each; number -1 changes nothing."""
     os.dup2(os.open(log.with_suffix(".err"), os.O_WRONLY | os.O_CREAT, 0o644), 2)
     torch.set_num_threads(1)
     if patch is not None:
@@ -207,7 +207,7 @@ def read_many(name: str, folder: Path, seeds: range, log: Path, patch: Callable[
 def fates(
     name: str, folder: Path, count: int, patch: Callable[[], None] | None = None, first: int = 0
 ) -> dict[int, str]:
-    """Returns what became of each mutation of a file; a process that dies names its case, and the next goes on."""
+    """Returns the outcome of each mutation of a file; a process that dies names its case, and the next continues."""
     found: dict[int, str] = {}
     log, good = folder / "log.jsonl", (folder / name).read_bytes()
     while len(found) < count:

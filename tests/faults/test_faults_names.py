@@ -1,4 +1,4 @@
-"""Names that lead elsewhere, and what is meant to confuse a terminal or to eat memory and time."""
+"""Names that lead elsewhere, and inputs that are meant to confuse a terminal or to waste memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real program in two processes, of which one or both are killed: the other ends soon, the run goes on exactly."""
+"""The real program in two processes, of which one or both are killed: the other exits soon, the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def launch(
     ]  # fmt: skip
 
 
-def has_begun(told: Path) -> bool:
-    return told.exists() and "grcn: " in told.read_text()
+def has_begun(log: Path) -> bool:
+    return log.exists() and "grcn: " in log.read_text()
 
 
 def finish(processes: list[Any], folder: Path) -> list[Outcome]:
@@ -108,10 +108,10 @@ def test_killed_pairs_end_as_if_nothing_had_happened(
 def killed_pair(folder: Path, victims: tuple[int, ...], seconds: float) -> tuple[list[Outcome], float]:
     """Kills processes so many seconds after a run has begun; returns how both ended, and in how many seconds."""
     folder.mkdir(exist_ok=True)
-    told = folder / "rank0.err"
-    told.unlink(missing_ok=True)
+    log = folder / "rank0.err"
+    log.unlink(missing_ok=True)
     processes = launch(folder)
-    wait_for(partial(has_begun, told), processes[0])  # before, none can know of the other
+    wait_for(partial(has_begun, log), processes[0])  # before, none can know of the other
     processes[0].join(seconds)
     for rank in victims:
         processes[rank].kill()
@@ -121,15 +121,15 @@ def killed_pair(folder: Path, victims: tuple[int, ...], seconds: float) -> tuple
     for rank, result in enumerate(results):
         fatal = results[1 - rank].code == -signal.SIGKILL
         if rank not in victims and fatal and result.code:  # it may just have finished
-            assert_contract(result, EnvironmentFault.exit_code, f"process {rank} of 2: another process has")
+            assert_contract(result, EnvironmentFault.exit_code, f"process {rank} of 2: another process exited")
     return results, took
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_one_process_ends_both_and_is_told(tmp_path: Path, rank: int) -> None:
+def test_an_error_of_one_process_ends_both_and_is_reported(tmp_path: Path, rank: int) -> None:
     results = pair(tmp_path, patches={rank: broken_image})
     assert_contract(results[rank], DataError.exit_code, "image 7 is broken")
-    assert_contract(results[1 - rank], EnvironmentFault.exit_code, "another process has ended")
+    assert_contract(results[1 - rank], EnvironmentFault.exit_code, "another process exited")
 
 
 def broken_image() -> None:
@@ -143,7 +143,7 @@ def broken_image() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_at_the_start_of_one_process_is_told_once(tmp_path: Path, rank: int) -> None:
+def test_an_error_at_the_start_of_one_process_is_reported_once(tmp_path: Path, rank: int) -> None:
     results = pair(tmp_path, patches={rank: no_annotations})
     assert [result.code for result in results] == [DataError.exit_code] * 2
     assert_contract(results[0], DataError.exit_code, "no annotations here")
@@ -152,7 +152,7 @@ def test_an_error_at_the_start_of_one_process_is_told_once(tmp_path: Path, rank:
 
 @pytest.mark.parametrize("every", [3, 100])
 def test_a_checkpoint_that_cannot_be_written_ends_both(tmp_path: Path, every: int) -> None:
-    """It comes up at the next checkpoint, or where both wait before they evaluate."""
+    """It is raised at the next checkpoint, or where both wait before they evaluate."""
     setting = f"train.checkpoint_every={every}"
     results = pair(tmp_path, setting, patches={0: partial(full_disk, "step_*.pt", 100)})
     failed = f"step_{min(every, 6):08d}-"
@@ -179,7 +179,7 @@ def test_a_silent_process_is_given_up(tmp_path: Path) -> None:
     processes[0].join(HANG)
     processes[1].kill()
     results = finish(processes, tmp_path)
-    assert_contract(results[0], EnvironmentFault.exit_code, "kept silent for 15 s", "run.timeout")
+    assert_contract(results[0], EnvironmentFault.exit_code, "did not respond within 15 s", "run.timeout")
 
 
 def test_a_process_that_waits_for_others_ends_at_a_second_signal(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_process_that_waits_for_others_ends_at_a_second_signal(tmp_path: Path)
     assert process.exitcode == 128 + signal.SIGTERM
 
 
-def test_a_device_that_is_missing_is_told_once(tmp_path: Path) -> None:
+def test_a_device_that_is_missing_is_reported_once(tmp_path: Path) -> None:
     results = pair(tmp_path, "run.device=cuda", variables={"CUDA_VISIBLE_DEVICES": ""})
     assert_contract(results[0], EnvironmentFault.exit_code, "cuda:0 is missing")
     assert (results[1].code, results[1].stderr) == (EnvironmentFault.exit_code, "")
@@ -222,7 +222,7 @@ def other_annotations() -> None:
     Annotations.fingerprint = lambda self: "0" * 64  # type: ignore[method-assign]
 
 
-def test_a_locked_folder_is_told_once(tmp_path: Path) -> None:
+def test_a_locked_folder_is_reported_once(tmp_path: Path) -> None:
     from grcn.fileio import run_lock
 
     with run_lock(tmp_path / "run"):
@@ -243,8 +243,8 @@ def test_torchrun_starts_again_and_the_run_continues(tmp_path: Path, faults: int
     wait_for(lambda: any(tmp_path.glob("run/checkpoints/step_*")), process)
     os.kill(int((tmp_path / "run/.lock").read_text().split()[1]), signal.SIGKILL)
     assert process.wait(HANG) == 0
-    told = (tmp_path / "err").read_text()
-    assert "resuming from" in told and "another process has ended" in told
+    stderr = (tmp_path / "err").read_text()
+    assert "resuming from" in stderr and "another process exited" in stderr
     assert b'"step": 200, "metrics"' in (tmp_path / "run/metrics.jsonl").read_bytes()
 
 

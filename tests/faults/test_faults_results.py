@@ -134,7 +134,7 @@ def bad_files() -> dict[str, tuple[object, tuple[str, ...]]]:
     return cases
 
 
-def told(result: programs.Outcome, *named: str) -> str:
+def failure(result: programs.Outcome, *named: str) -> str:
     """Returns what is wrong with how the tool ended on a bad file, or nothing."""
     try:
         programs.assert_contract(result, 3, *named)
@@ -147,7 +147,7 @@ def test_bad_result_files_are_one_line(
     folder: Path, faults: int, record_property: Callable[[str, object], None]
 ) -> None:
     cases = list(bad_files().items())[:: 1 if faults > 1 else 12]
-    failures = {name: text for name, (document, named) in cases if (text := told(score(folder, document), *named))}
+    failures = {name: text for name, (document, named) in cases if (text := failure(score(folder, document), *named))}
     assert not failures, "\n\n".join(f"{name}: {text}" for name, text in failures.items())
     record_property("faults", f"bad results: {len(cases)} of {len(cases)} cases are one line with exit 3")
 
@@ -176,12 +176,12 @@ def test_bad_devkit_files_are_one_line(folder: Path) -> None:
         text = contents if isinstance(contents, bytes) else contents.encode()
         (folder / "kit").mkdir(exist_ok=True)
         (folder / "kit/comp4_det_val_cat.txt").write_bytes(text)
-        assert not told(score(folder, name="kit"), "comp4_det_val_cat.txt", place), name
+        assert not failure(score(folder, name="kit"), "comp4_det_val_cat.txt", place), name
     (folder / "kit/comp4_det_val_cat.txt").write_text("")
     (folder / "kit/comp4_det_test_dog.txt").write_text("")
-    assert not told(score(folder, name="kit"), "several splits")
+    assert not failure(score(folder, name="kit"), "several splits")
     (folder / "kit/comp4_det_test_dog.txt").rename(folder / "kit/comp4_det_val_cow.txt")
-    assert not told(score(folder, name="kit"), "comp4_det_val_cow.txt")
+    assert not failure(score(folder, name="kit"), "comp4_det_val_cow.txt")
 
 
 # ---------------------------------------------------------------- what is odd and has a score
@@ -225,7 +225,7 @@ def test_a_class_without_detections_counts_as_zero(folder: Path) -> None:
 def test_annotations_without_anything_to_find(folder: Path) -> None:
     document = truth()
     put_truth(folder, document | {"annotations": []})
-    assert not told(score(folder, []), "nothing to evaluate")
+    assert not failure(score(folder, []), "nothing to evaluate")
     put_truth(folder, document | {"annotations": [one | {"iscrowd": 1} for one in document["annotations"]]})
     result = score(folder, perfect())
     assert set(figures(result).values()) == {None} and "AP is undefined" in result.stderr
@@ -251,10 +251,10 @@ def test_a_run_without_anything_to_find_is_refused_at_its_start(folder: Path) ->
     document = truth()
     put_truth(folder, document | {"annotations": [one | {"iscrowd": 1} for one in document["annotations"]]})
     crowds = programs.call("tools/train.py", *args, folder=folder)
-    assert not told(crowds, "val: nothing to evaluate", "0 objects to find in 3 images, 5 crowd or difficult")
+    assert not failure(crowds, "val: nothing to evaluate", "0 objects to find in 3 images, 5 crowd or difficult")
     put_truth(folder, document | {"annotations": document["annotations"][2:]})
     limited = programs.call("tools/train.py", *args, "eval.limit=1", folder=folder)
-    assert not told(limited, "val: nothing to evaluate", "0 objects to find in 1 images", "eval.limit")
+    assert not failure(limited, "val: nothing to evaluate", "0 objects to find in 1 images", "eval.limit")
     assert {path.name for path in (folder / "run").iterdir()} == {".lock"}
 
 
@@ -294,7 +294,7 @@ def test_detections_of_other_data_are_left_out_and_counted(folder: Path) -> None
     programs.assert_contract(score(folder, others), 3, "d.json: no detection is of an image and a category of 'val'")
     args = ("--config", "c.yaml", "--detections", "d.json", "--output-dir", "out", "data.strict=true")
     refused = programs.call("tools/eval.py", *args, folder=folder)
-    assert not told(refused, "d.json")
+    assert not failure(refused, "d.json")
 
 
 def test_a_name_that_may_be_two_images_is_refused(folder: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_name_that_may_be_two_images_is_refused(folder: Path) -> None:
     document["images"][0]["file_name"], document["images"][1]["file_name"] = "2.png", "1.png"
     put_truth(folder, document)
     result = score(folder, [one | {"image_id": str(one["image_id"])} for one in perfect()])
-    assert not told(result, "d.json#/0/image_id", "may be any of 2 images")
+    assert not failure(result, "d.json#/0/image_id", "may be any of 2 images")
 
 
 def test_of_200_detections_coco_counts_100_and_voc_all(folder: Path) -> None:

@@ -50,11 +50,11 @@ def test_every_signal_in_every_phase(
         stopped = call(*command, folder=tmp_path, patch=partial(signal_at, place, number, nth))
         saved = [path.name for path in tmp_path.glob("run/checkpoints/*")]
         at_start = phase in ("start", "reading data", "building")
-        told = [line for line in stopped.stderr.splitlines() if line.startswith("grcn: stopped by a signal; ")]
+        lines = [line for line in stopped.stderr.splitlines() if line.startswith("grcn: stopped by a signal; ")]
         claimed = [f"step_{int(step):08d}" for step in re.findall(r"step (\d+) is saved", stopped.stderr)]
         again = call(*command, folder=tmp_path)
         if (
-            (stopped.code, len(told), not saved) != (CODES[number], 1, at_start)
+            (stopped.code, len(lines), not saved) != (CODES[number], 1, at_start)
             or not {name[:13] for name in saved}.issuperset(claimed)
             or "Traceback" in stopped.stderr
             or (again.code, left(tmp_path / "run")) != (0, expected)
@@ -71,7 +71,7 @@ def stopped_on_a_full_disk() -> None:
     signal_at("grcn.models.detector:Detector.forward", signal.SIGTERM, 2)
 
 
-def test_a_checkpoint_that_cannot_be_written_is_not_told_to_be_saved(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_not_reported_as_saved(tmp_path: Path) -> None:
     expected = undisturbed(tmp_path / "straight")
     command = ["tools/train.py", *RUN, "--output-dir", tmp_path / "run"]
     result = call(*command, folder=tmp_path, patch=stopped_on_a_full_disk)
@@ -143,7 +143,7 @@ def hang_up_ignored() -> None:
     signal_at("grcn.models.detector:Detector.forward", signal.SIGHUP, 5)
 
 
-def test_a_stopped_process_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_process_continues(tmp_path: Path) -> None:
     """SIGSTOP and SIGCONT, as a scheduler suspends a job."""
     expected = undisturbed(tmp_path / "straight")
     command = ["tools/train.py", *RUN, "--output-dir", tmp_path / "run"]

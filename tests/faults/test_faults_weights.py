@@ -1,4 +1,4 @@
-"""Files of pretrained weights that are damaged or foreign: never used, and told in one line with exit code 4."""
+"""Damaged and foreign files of pretrained weights: never used, and reported in one line with exit code 4."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
             path.write_bytes(contents)
             assert str(path) in refusal(lambda path=path: read_weights(f"caffe:{path}")), name
     (tmp_path / "folder").mkdir()
-    for name, told in (("folder", "a folder"), ("none.pt", "no such file")):
-        assert told in refusal(lambda name=name: read_weights(f"caffe:{tmp_path / name}"))
+    for name, message in (("folder", "a folder"), ("none.pt", "no such file")):
+        assert message in refusal(lambda name=name: read_weights(f"caffe:{tmp_path / name}"))
 
 
 @pytest.mark.parametrize("name", ["none.pt", "page.pt", "bomb.pt", "cut.npz", "list.pt"])

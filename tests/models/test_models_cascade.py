@@ -253,7 +253,7 @@ def test_slots_without_a_roi_are_not_refined() -> None:
 
 
 def test_stages_start_alike_and_learn_apart() -> None:
-    """Each stage has weights of its own, with the initial values of the first."""
+    """Each stage has its own weights, with the initial values of the first."""
     model = build_model(ModelConfig.model_validate(SMALL | GRCN | {"cascade": [0.5, 0.6, 0.7]}), CLASSES, seed=1)
     plain = build_model(ModelConfig.model_validate(SMALL | GRCN), CLASSES, seed=1)
     values = dict(model.named_parameters())

@@ -75,7 +75,7 @@ def test_behind_a_gate_of_zero_the_model_is_the_one_without_context_to_the_bit(c
     assert_close(results[1], results[0], rtol=0, atol=0)
     plain, gated = ({name: weight.grad for name, weight in model.named_parameters()} for model in models)
     assert_close({name: gated[name] for name in plain}, plain, rtol=0, atol=0)
-    # The gates learn at once, what stands behind them as soon as they have.
+    # The gates learn at once, the layers that they scale as soon as the gates have.
     for task in ("cls", "loc"):
         assert gated[f"roi_heads.context.{task}.gate"].abs() > 0
         assert not gated[f"roi_heads.context.{task}.key.weight"].any()

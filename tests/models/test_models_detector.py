@@ -1,4 +1,4 @@
-"""The detector's contract: empty cases, both directions of torchvision's interface, host waits, randomness,
+"""The detector's contract: empty cases, both directions of torchvision's interface, synchronizations, randomness,
 learning."""
 
 from dataclasses import replace
@@ -270,7 +270,7 @@ def test_our_parts_in_torchvisions_detector():
 
 
 @torch.no_grad()
-def test_a_batch_that_tells_no_scales_was_not_resized():
+def test_a_batch_without_scales_was_not_resized():
     model = small_detector(straddling=False).eval()
     batch, _ = model.transform(small_batch()[0])
     features = model.backbone(batch.tensors)

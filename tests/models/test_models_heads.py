@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_those_of_all_rois(agnostic: bool, weights: tup
     _, losses = heads(features, proposals, batch.image_sizes, targets)
 
     states = rng.image_states(targets, proposals.device, (rng.ROIS,), (rng.DROPOUT, 0))
-    rois, labels, wanted, valid, fg, _ = heads.sample(proposals, boxes.pad_objects(targets), states[0])
+    rois, labels, regression_targets, valid, fg, _ = heads.sample(proposals, boxes.pad_objects(targets), states[0])
     assert fg.sum() > 4
     (map_,) = features["loc"]
     grown = boxes.scaled(rois, 1.3)
@@ -95,7 +95,7 @@ def test_losses_and_gradients_are_those_of_all_rois(agnostic: bool, weights: tup
     own = deltas[fg, 0 if agnostic else labels[fg]]
     plain = {
         "loss_classifier": F.cross_entropy(logits[valid.flatten()], labels[valid], reduction="sum") * weights[0],
-        "loss_box_reg": F.smooth_l1_loss(own, wanted[fg], reduction="sum") * weights[1],
+        "loss_box_reg": F.smooth_l1_loss(own, regression_targets[fg], reduction="sum") * weights[1],
     }
     plain = {name: loss / labels.numel() for name, loss in plain.items()}
     assert_close(losses, plain, rtol=1e-9, atol=1e-12)

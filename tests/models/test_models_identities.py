@@ -1,4 +1,4 @@
-"""Every saving of the model against the plain form it replaces: losses, gradients and detections must not change."""
+"""Every optimization of the model against the plain form it replaces: losses, gradients and detections are the same."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from grcn.models.vgg import SplitVGG
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 TOLERANCE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
-PARTED = {
+SEPARATE = {
     "detect_f": {"split": "conv5"},
     "detect_rf": {"split": "conv5", "tasks": "separate"},
     "context_cls": {"context": ("cls",)},
@@ -52,9 +52,9 @@ def plain_losses(heads: RoIHeads, features, proposals, image_sizes, targets):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("row", PARTED)
+@pytest.mark.parametrize("row", SEPARATE)
 def test_foreground_slots_give_the_losses_and_gradients_of_all_rois(row, dtype):
-    model = small_detector(**PARTED[row], dropout=0.5, sampling=SamplingSettings(24, 0.5)).to(dtype).train()
+    model = small_detector(**SEPARATE[row], dropout=0.5, sampling=SamplingSettings(24, 0.5)).to(dtype).train()
     images, targets = small_batch(dtype)
     batch, targets = model.transform(images, targets)
 
@@ -121,8 +121,8 @@ def test_context_attends_to_a_set():
 @pytest.mark.parametrize(
     "row, baseline",
     [
-        (PARTED["detect_f"], {}),
-        (PARTED["detect_rf"], {}),
+        (SEPARATE["detect_f"], {}),
+        (SEPARATE["detect_rf"], {}),
         ({"resnet": True, "split": 1}, {"resnet": True}),
         ({"resnet": True, "split": 3, "tasks": "separate"}, {"resnet": True}),
     ],
@@ -137,11 +137,11 @@ def test_before_training_the_split_changes_nothing(row, baseline):
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("row", PARTED)
+@pytest.mark.parametrize("row", SEPARATE)
 @torch.no_grad()
 def test_localizing_only_rois_above_the_threshold_gives_the_same_detections(row, monkeypatch):
     images, _ = small_batch(torch.float64)
-    model = small_detector(**PARTED[row], detecting=DetectionSettings(0.3, 0.5, 100)).double().eval()
+    model = small_detector(**SEPARATE[row], detecting=DetectionSettings(0.3, 0.5, 100)).double().eval()
     fast = model(images)
     # A threshold of zero switches the selection off; what it adds scores below the real threshold and is cut here.
     model.roi_heads.detecting = DetectionSettings(0.0, 0.5, 10**6)
@@ -181,7 +181,7 @@ def test_suppression_may_stop_at_the_first_kept():
 
 
 def test_placeholders_do_not_end_suppression_early():
-    """Boxes too small to count share one place and the lowest score; a chunk full of them must not pass for enough."""
+    """Boxes below the minimum size share one place and the lowest score; a chunk full of them must not end it."""
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(2000, 2, generator=generator) * 200
     candidates = torch.cat([corner, corner + 5 + 10 * torch.rand(2000, 2, generator=generator)], 1)

@@ -225,7 +225,7 @@ TOYS = pytest.mark.parametrize("shared, level", [(True, 0), (True, -1), (False, 
 
 
 def toy_detector(shared, level, dtype=torch.float64):
-    """Localization has maps of its own unless ``shared``, and pools from ``level`` more than classification."""
+    """Localization has its own maps unless ``shared``, and pools from ``level`` more than classification."""
     torch.manual_seed(2)
     how = ProposalSettings(60, 40)
     rpn = RegionProposalNetwork(8, 8, AnchorGenerator(SIZES, RATIOS, STRIDES), how, how, batch=32)
@@ -238,7 +238,7 @@ def toy_detector(shared, level, dtype=torch.float64):
 @TOYS
 @DTYPES
 def test_a_detector_of_several_levels_trains_and_detects_in_either_form(shared, level, dtype):
-    """In fixed shapes, a step waits for one suppression of each image and a detection for two."""
+    """In fixed shapes, a step synchronizes for one suppression per image, and a detection for two."""
     (images, targets), results = small_batch(dtype), []
 
     def run(model):
@@ -265,13 +265,13 @@ def test_foreground_slots_of_another_level_give_the_losses_and_gradients_of_all_
     proposals, _ = model.rpn(batch, features, targets)
     _, losses = heads(features, proposals, batch.image_sizes, targets)
     (states,) = rng.image_states(targets, proposals.device, (rng.ROIS,))
-    rois, labels, wanted, valid, foreground, _ = heads.sample(proposals, boxes.pad_objects(targets), states)
+    rois, labels, regression_targets, valid, foreground, _ = heads.sample(proposals, boxes.pad_objects(targets), states)
     assert valid.all() and foreground.sum() > 4
     assert (heads.pools["cls"].level_of(rois) != heads.pools["loc"].level_of(rois))[foreground].any()
     cls, loc = (heads.heads.cls(heads.pools[task](features[task], rois)) for task in TASKS)
     deltas = heads.heads.bbox_pred(loc).view(2, 24, 5, 4)[foreground, labels[foreground]]
     plain = F.cross_entropy(heads.heads.cls_score(cls), labels.flatten())
-    plain = plain, F.smooth_l1_loss(deltas, wanted[foreground], reduction="sum") / labels.numel()
+    plain = plain, F.smooth_l1_loss(deltas, regression_targets[foreground], reduction="sum") / labels.numel()
     assert_close(tuple(losses.values()), plain, rtol=1e-12, atol=1e-13)
     assert_gradients_close(sum(losses.values()), sum(plain), [*heads.parameters(), *model.backbone.parameters()])
     # In detection, the level moves boxes and no score.

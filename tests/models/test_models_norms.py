@@ -1,4 +1,4 @@
-"""Norms of networks that train from scratch: each image is alone, and what each kind keeps of it."""
+"""Norms of networks that train from scratch: images do not mix, and each kind keeps its own part of the contrast."""
 
 from __future__ import annotations
 

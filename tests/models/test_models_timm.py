@@ -182,7 +182,7 @@ def test_weights_of_timm_reach_every_copy(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "message"), [
     ({"backbone": "timm:vit_tiny_patch16_224"}, "plain transformers do not have"),
     ({"backbone": "timm:no_such_network"}, "timm cannot build 'no_such_network'"),
-    ({"backbone": "timm:efficientnet_b0", "split": "conv5"}, "do not stand in a row; set none, output or fpn"),
+    ({"backbone": "timm:efficientnet_b0", "split": "conv5"}, "do not run in sequence; set none, output or fpn"),
     ({"backbone": "timm:vgg11_bn", "split": "conv5"}, "has no weights; set none, output or fpn"),
     ({"backbone": "timm:vgg11", "timm": {"drop_path": 0.1}}, "timm cannot build 'vgg11'"),
 ])  # fmt: skip

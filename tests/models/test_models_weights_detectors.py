@@ -1,4 +1,4 @@
-"""Files of torchvision's detectors: their trunk goes where a classifier's weights go, and the rest is told."""
+"""Files of torchvision's detectors: their trunk goes where a classifier's weights go, and the rest is reported."""
 
 import hashlib
 
@@ -97,19 +97,19 @@ def test_published_frozen_norms_have_no_epsilon(trained, monkeypatch, request):
 
 
 @pytest.mark.parametrize(
-    "config,layout,told",
+    "config,layout,message",
     [
         ("coco/grcn_resnet50", "caffe", "a detector of torchvision's; set model.weights=torchvision:FILE"),
         ("voc/faster_rcnn_vgg16", "torchvision", "unexpected keys .* need vgg16 under torchvision's names"),
         ("coco/grcn_resnet101", "torchvision", "layer3.6.* missing; this is not resnet101"),
     ],
 )
-def test_a_detector_that_does_not_fit_is_refused_in_a_line(trained, monkeypatch, request, config, layout, told):
+def test_a_detector_that_does_not_fit_is_refused_in_a_line(trained, monkeypatch, request, config, layout, message):
     _, path, _ = trained
     monkeypatch.chdir(request.config.rootpath)
     with torch.device("meta"):
         model = detector(config, f"{layout}:{path}")
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         load_weights(model, f"{layout}:{path}")
 
 

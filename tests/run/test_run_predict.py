@@ -79,7 +79,7 @@ def test_every_kind_of_image_gives_the_same(trained):
         assert_close((other.boxes, other.scores), (found[0].boxes, found[0].scores))
 
 
-def test_a_threshold_below_the_models_own_is_obeyed(trained):
+def test_a_threshold_below_the_models_own_is_respected(trained):
     checkpoint, _, images = trained
     predictor = grcn.load(checkpoint, "cpu")
     heads = predictor.model.roi_heads
@@ -175,7 +175,7 @@ def test_a_detector_reads_images_by_the_bits_of_its_own_training(tmp_path, monke
     assert grcn.load(path, "cpu").read(tmp_path / "0.png").min() == 255
 
 
-def test_what_is_no_checkpoint_and_no_device_is_told(trained, tmp_path):
+def test_what_is_no_checkpoint_and_no_device_is_reported(trained, tmp_path):
     with pytest.raises(CheckpointError, match="nothing.pt"):
         grcn.load(tmp_path / "nothing.pt")
     with pytest.raises(EnvironmentFault, match="no such device"):
@@ -262,13 +262,13 @@ def test_what_reads_no_image_leaves_earlier_predictions(trained, tmp_path):
     assert (tmp_path / "predictions/predictions.json").read_text() == "earlier"
 
 
-def test_nothing_above_the_threshold_tells_the_best_score(trained, tmp_path):
+def test_nothing_above_the_threshold_reports_the_best_score(trained, tmp_path):
     checkpoint, _, images = trained
     best = grcn.load(checkpoint, "cpu").predict(images / "0.png")
     what = ["--checkpoint", checkpoint, "--device", "cpu", "--score-threshold", 0.99, "--no-pictures"]
     done = programs.call("tools/predict.py", *what, images / "0.png", folder=tmp_path)
-    told = f"nothing from 0.99 (best: {best.names[0]} {best.scores[0]:.2g})"
-    assert done.code == 0 and done.stdout == f"{images / '0.png'}: {told}\n"
+    text = f"nothing from 0.99 (best: {best.names[0]} {best.scores[0]:.2g})"
+    assert done.code == 0 and done.stdout == f"{images / '0.png'}: {text}\n"
     assert json.loads((tmp_path / "predictions/predictions.json").read_text())["images"][0]["detections"] == []
     assert "predictions.json: 1 of 1 images read, 0 boxes" in done.stderr
     lowest = programs.call("tools/predict.py", *what[:4], "--score-threshold", 0.001, images / "0.png", folder=tmp_path)

@@ -1,4 +1,4 @@
-"""What ``--checkpoint`` and ``--init`` take: folders of runs, and exported folders, whole, damaged and foreign."""
+"""Inputs of ``--checkpoint`` and ``--init``: folders of runs, and exported folders, whole, damaged and foreign."""
 
 from __future__ import annotations
 

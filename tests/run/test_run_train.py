@@ -1,4 +1,4 @@
-"""Whole runs under settings that change what is trained, or what is kept of it."""
+"""Whole runs under settings that change the trained weights, or the files kept."""
 
 from __future__ import annotations
 

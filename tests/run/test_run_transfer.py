@@ -1,4 +1,4 @@
-"""Starting from a detector of other classes: rows by name, aliases, fresh ones; evaluating what a run starts from."""
+"""Starting from a detector of other classes: rows by name, aliases, fresh ones; evaluating the initial weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures hold what they should, where they should."""
+"""Drawn boxes and pictures have the right contents in the right places."""
 
 from __future__ import annotations
 

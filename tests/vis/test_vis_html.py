@@ -1,4 +1,4 @@
-"""Pages whose values are anybody's: escaped, encoded, and none of them forgotten."""
+"""HTML pages with arbitrary values: every value is escaped and encoded."""
 
 from __future__ import annotations
 

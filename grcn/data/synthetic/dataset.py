@@ -4,9 +4,9 @@ There are no files. :func:`load` lays out the boxes and :class:`ShapesImages` dr
 the same scenes, alike on every machine. Lengths here are for images of 128 x 128 pixels; others
 show the same scenes, scaled. A box is the tight extent of the whole outline, also where something
 hides part of it, and outlines lie inside the image. An image has 1 to 6 objects; at most 40 % of a
-box is covered by the boxes drawn after it. Mirroring an image changes no class.
+box is covered by the boxes drawn after it. Flipping an image changes no class.
 
-Level ``flat``: six outlines, 12 to 64 px long, each of a plain colour of its own, on plain ground.
+Level ``flat``: six outlines, 12 to 64 px long, each in its own plain colour, on plain ground.
 Quick to learn; for demos.
 
 Level ``full``: made to give the claims of the paper (G-RCN, arXiv 2012.03677) a fair trial.
@@ -14,20 +14,20 @@ Level ``full``: made to give the claims of the paper (G-RCN, arXiv 2012.03677) a
 - *Localization wants a small stride.* Edges lie at sixteenths of a pixel. Long sides run from 10
   to 80 px, short ones from 8, aspect ratios from 1:2 to 2:1, so a box is more than a centre.
 - *Classification wants depth and receptive field.* Four looks are the products of two outlines
-  (oval, trapezoid) and two textures (checks, bars), so neither alone tells the class. The texture
+  (oval, trapezoid) and two textures (checks, bars), so neither alone decides the class. The texture
   leans at random and grows with the object, from periods of 4.5 px: on a small object it takes fine
   detail, on a large one a large receptive field. The colours of these looks are random, and
   unlabelled triangles carry the same textures.
 - *Classification wants global context.* Two looks belong to two classes each, and only the scene
-  tells which. The oval with checks is a ``lark`` where there is a ``sun`` and an ``owl`` where
+  decides which. The oval with checks is a ``lark`` where there is a ``sun`` and an ``owl`` where
   there is a ``moon``; every image has exactly one of these companions. The trapezoid with checks is
   a ``boat`` where two patches of the ground show waves (bars) and a ``cart`` where they show paving
   (checks). Both coins are tossed, fairly, before all else and govern nothing else, so without the
-  surroundings nobody is right more than half of the time. What decides keeps at least 14 px away
+  surroundings nobody is right more than half of the time. The deciding cue keeps at least 14 px away
   from the box that it decides and lies anywhere else: half of the companions more than 32 px away,
   half of the nearer patches more than 26 px. A wider receptive field sees some of them, a look at
   the whole image sees all. Companions are yellow and patches green, so they are easy to find, but
-  which they are is told by form alone: sun and moon have the same colour and area, waves and paving
+  only their form distinguishes them: sun and moon have the same colour and area, waves and paving
   the same mean and nearly the same contrast. And they are small, 2 and 3 % of the image: a large
   difference would shift the statistics of the whole image, which normalisation layers such as
   GroupNorm spread to every position, and a detector without context would be right all the same.
@@ -86,7 +86,7 @@ LOOKS = {
     "beetle": ("oval", "bars"),
     "crate": ("trapezoid", "bars"),
 }
-# What red, green and blue add to the lightness, where a colour helps.
+# The amounts that red, green and blue add to the lightness, where a colour helps.
 HUES = {
     "disc": (80, -55, -55),
     "square": (-55, 50, -55),
@@ -98,7 +98,7 @@ HUES = {
     "moon": (36, 20, -44),
     "patch": (-26, 26, 0),
 }
-FINEST_PERIOD = 4.5  # pixels of a 128 px image; the least period of a texture
+FINEST_PERIOD = 4.5  # pixels of a 128 px image; the minimum period of a texture
 
 
 def load(level: str, split: str, count: int, size: int, seed: int) -> Annotations:
@@ -133,7 +133,7 @@ def load(level: str, split: str, count: int, size: int, seed: int) -> Annotation
 class ShapesImages:
     """Draws images by row: ``images(row)`` is a uint8 tensor ``[3, size, size]``.
 
-    The arguments are those of :func:`load`; nothing else is kept, so copies for workers are cheap.
+    The arguments are those of :func:`load`; it stores nothing else, so copies for workers are cheap.
     """
 
     def __init__(self, level: str, split: str, size: int, seed: int) -> None:

@@ -33,7 +33,7 @@ FULL = SUB_ROWS * SUB_COLUMNS  # the coverage of a pixel that lies wholly inside
 
 @dataclass(frozen=True)
 class Surface:
-    """What fills an outline: a colour, plus and minus ``amplitude`` as a pattern swings."""
+    """Fill of an outline: a colour, plus and minus ``amplitude`` as a pattern swings."""
 
     colour: Colour
     pattern: str = "plain"  # plain | bars | checks
@@ -76,7 +76,7 @@ def directions() -> np.ndarray:
 def outlines() -> dict[str, np.ndarray]:
     """Returns the corners of every shape, in order around it: float64 ``[V, 2]``, own frame.
 
-    All but the patch stand upright and are their own mirror images.
+    All but the patch are upright and symmetric about their vertical axis.
     """
     circle = np.roll(directions(), NUM_DIRECTIONS // 4, axis=0)  # from the top
     bowl = circle[60:181:4]

@@ -1,4 +1,4 @@
-"""Lays out the scenes of :mod:`grcn.data.synthetic.dataset`: which objects there are, and their boxes.
+"""Lays out the scenes of :mod:`grcn.data.synthetic.dataset`: the objects and their boxes.
 
 Everything is placed in a frame of 128 x 128 pixels, from back to front, and scaled to the image at
 the end, so an image of another size shows the same scene.
@@ -14,13 +14,13 @@ from grcn.data.synthetic.painting import Box, Draw, between, draw_int
 
 FRAME = 128.0  # pixels; the lengths below refer to it
 MARGIN = 1.0  # pixels between a box and the image's edge
-SHORTEST = 8.0  # pixels; the least side of a box
+SHORTEST = 8.0  # pixels; the minimum side of a box
 MAX_HIDDEN = 0.4  # of a box, by the boxes drawn after it
-CLEARANCE = 14.0  # pixels between a box and what decides its class
+CLEARANCE = 14.0  # pixels between a box and the cue that decides its class
 
 
 class Scene(NamedTuple):
-    """Where everything is, in pixels of the image.
+    """Positions of everything, in pixels of the image.
 
     Attributes:
         ground: the pattern of the patches, ``bars`` or ``checks``.
@@ -49,7 +49,7 @@ class _Layout:
         self.hidden: list[float] = []  # share of each box under later ones, if those lie apart
 
     def place(self, draw: Draw, sizes: _Sizes, far_from: Sequence[Box] = ()) -> bool:
-        """Adds a box that hides no other too much and keeps clear of some; gives up at length."""
+        """Adds a box that hides no other too much and keeps clear of some; gives up after many attempts."""
         for attempt in range(48):
             if attempt % 8 == 0:  # a new size only after several places, or small ones would win
                 width, height = _draw_sides(draw, sizes)
@@ -112,7 +112,7 @@ def full_scene(draw: Draw, scale: float) -> Scene:
     names = ["sun" if day else "moon"]
     bird, vehicle = "lark" if day else "owl", "boat" if waves else "cart"
     deciders: dict[str, Sequence[Box]] = {bird: companion, vehicle: patches}
-    # Looks that stand for two classes come twice as often.
+    # Looks that represent two classes come twice as often.
     kinds = (bird, bird, vehicle, vehicle, "beetle", "crate")
     for _ in range(draw_int(draw, 0, 5)):
         name = kinds[draw_int(draw, 0, 5)]

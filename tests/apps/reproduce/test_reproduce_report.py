@@ -50,7 +50,7 @@ def test_the_papers_gains_are_the_differences_to_the_baselines():
     assert gains[5, "ResNet50-det(Baseline)"] == 1.5 and gains[4, "ResNet50(G-RCN)"] == 2.0
 
 
-def test_a_table_that_a_data_set_does_not_have_is_told():
+def test_a_table_that_a_data_set_does_not_have_is_reported():
     with pytest.raises(ConfigError, match="table 4: not on coco.*--data voc"):
         rows.paper_table(CONFIGS, 4, "coco")
 

@@ -1,4 +1,4 @@
-"""The runs of a study: planned, kept apart, brought to their end by real processes, stopped and continued."""
+"""The runs of a study: planned, kept separate, completed by real processes, stopped and continued."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     environment.unlink()
     assert runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0].is_done()
 
-    parted = Row("detect-F", ROWS[1].config, torchvision=True)
-    refused(ConfigError, "separates the tasks", [parted])
+    separate = Row("detect-F", ROWS[1].config, torchvision=True)
+    refused(ConfigError, "separates the tasks", [separate])
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"base: {ROOT}/configs/_base/shapes.yaml\ndata: {{test_images: 7}}\n")
     refused(ConfigError, "tested on other images.*data.test_images: 7, not 500", [ROWS[1], Row("x", elsewhere)])
@@ -116,7 +116,7 @@ def test_the_words_of_an_earlier_start_are_not_taken_for_those_of_the_last(tmp_p
     assert runs.execute([run], failing, 1, stop) == {run.folder: (1, "exit code 1 (KeyError: 'of today')")}
 
 
-def test_a_run_that_dies_without_a_word_is_told_by_its_last_line(tmp_path, stop):
+def test_a_run_that_dies_without_a_word_is_reported_by_its_last_line(tmp_path, stop):
     run = runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0]
     dying = [sys.executable, "-c", "import os, sys; print('so far', flush=True); os.kill(os.getpid(), 9)"]
     assert runs.execute([run], dying, 1, stop) == {run.folder: (-9, "exit code -9 (so far)")}
@@ -147,7 +147,7 @@ def test_a_signal_stops_the_processes_and_the_next_start_continues_them(tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's death")
-def test_no_run_goes_on_after_its_study_was_killed(tmp_path):
+def test_no_run_continues_after_its_study_was_killed(tmp_path):
     program = (
         "from pathlib import Path; from grcn.apps.reproduce import runs; from grcn.engine.signals import StopSignals\n"
         "from grcn.apps.reproduce.rows import Row\n"

@@ -35,7 +35,7 @@ def is_free(folder):
         return False
 
 
-def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_runs(tmp_path):
+def test_a_study_killed_in_the_middle_continues_and_its_figures_are_those_of_the_runs(tmp_path):
     what = ["--config", *CONFIGS, *SMALL, "--seeds", 0, "--draws", 20]
     killed = programs.start("tools/reproduce.py", *what, folder=tmp_path)
     folders = [tmp_path / "runs/shapes" / path.stem / "seed0" for path in CONFIGS]
@@ -43,7 +43,7 @@ def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_r
     killed.kill()
     killed.join()
     assert not any(list(folder.glob("eval/step_30/results.json")) for folder in folders)
-    wait_for(lambda: is_free(folders[0]))  # its run was told to stop, and saves its step
+    wait_for(lambda: is_free(folders[0]))  # its run was asked to stop, and saves its step
 
     result = reproduce(tmp_path, *what)
     assert result.code == 0, result.stderr
@@ -96,7 +96,7 @@ def test_a_study_killed_in_the_middle_goes_on_and_its_figures_are_those_of_the_r
     ],
     ids=str,
 )
-def test_a_mistake_is_told_before_anything_runs(args, code, named, tmp_path):
+def test_a_mistake_is_reported_before_anything_runs(args, code, named, tmp_path):
     programs.assert_contract(reproduce(tmp_path, *args), code, named)
     assert not (tmp_path / "runs").exists()
 
@@ -107,7 +107,7 @@ def test_a_table_nobody_has_run_says_so(tmp_path):
     assert "| ResNet50-det(Baseline), measured | not run |" in result.stdout
 
 
-def test_runs_that_fail_are_told_with_their_exit_code(tmp_path):
+def test_runs_that_fail_are_reported_with_their_exit_code(tmp_path):
     missing = ["--table", 2, "--data", "voc", "--seeds", 0, "data.root=nowhere"]
     programs.assert_contract(reproduce(tmp_path, *missing), 2, "table 2: not on voc")
     config = tmp_path / "mine.yaml"

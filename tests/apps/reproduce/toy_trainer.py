@@ -1,4 +1,4 @@
-"""Takes the arguments of tools/train.py and leaves what a study looks at, in milliseconds instead of seconds.
+"""Takes the arguments of tools/train.py and writes the files that a study reads, in milliseconds instead of seconds.
 
 A step takes as long as ``train.lr`` says. ``train.weight_decay`` above 0.5 fails with exit code 2, above 0.4 with 6.
 """
