@@ -27,19 +27,13 @@ WORDS = {
 }
 NAMES = {"told": "a name of the thing: message, stderr, faults"}
 
-# Names that several packages use, until all of them change together.
-KEPT = re.compile(r"\bdistributed\.obey\b|\bdef obey\b|\.parted\b|\bdef parted\b")
-
 ANY = re.compile("|".join(rf"(?P<w{i}>\b(?:{pattern})\b)" for i, pattern in enumerate(WORDS)), re.IGNORECASE)
 BETTER = list(WORDS.values())
 
 
 def unplain(path: str, text: str) -> Iterator[str]:
     """Yields ``file:line: word -> better`` for each of the words in a file, and for each of the names in Python."""
-    kept = {match.start() + offset for match in KEPT.finditer(text) for offset in range(len(match[0]))}
     for match in ANY.finditer(text):
-        if path.endswith(".py") and match.start() in kept:
-            continue
         line = text.count("\n", 0, match.start()) + 1
         yield f"{path}:{line}: {' '.join(re.findall('[A-Za-z]+', match[0]))} -> {BETTER[int(str(match.lastgroup)[1:])]}"
     if path.endswith(".py") and any(re.search(rf"\b{name}\b", text) for name in NAMES):

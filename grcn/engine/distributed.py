@@ -172,7 +172,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def obey(stop: StopSignals | None) -> None:
+def raise_if_stopped(stop: StopSignals | None) -> None:
     """Raises :class:`Stopped` in all processes after a signal to one of them; for use where nothing needs saving."""
     if code := maximum(0 if stop is None else stop.code):
         give_up(code)

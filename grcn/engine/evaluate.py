@@ -61,7 +61,7 @@ def detect(
             rows += batch_rows
             if stop is not None and stop.code:
                 break
-    distributed.obey(stop)
+    distributed.raise_if_stopped(stop)
     shares = distributed.gather(_pack(rows, outputs))
     packed = {key: np.concatenate([share[key] for share in shares]) for key in shares[0]}
     if not (np.isfinite(packed["boxes"]).all() and np.isfinite(packed["scores"]).all()):

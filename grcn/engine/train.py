@@ -127,7 +127,7 @@ def train(
                 raise Stopped(code)
             if is_evaluated(step) and step < steps:
                 evaluation(step)
-                distributed.obey(stop)
+                distributed.raise_if_stopped(stop)
         return evaluation(steps)
 
 

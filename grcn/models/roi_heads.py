@@ -121,7 +121,7 @@ class RoIHeads(nn.Module):
         self.last_stats: dict[str, Tensor] = {}
 
     @property
-    def parted(self) -> bool:
+    def separate_loc_pass(self) -> bool:
         """Whether localization has a separate pass."""
         return not self.shared_map or len(self.context) > 0 or self.heads.tasks == "separate"
 
@@ -236,7 +236,7 @@ class RoIHeads(nn.Module):
         images, count = rois.shape[:2]
         raw = self._pool("cls", features, rois)
         cls_in = self._add_context("cls", raw, features, sizes)
-        if not self.parted:
+        if not self.separate_loc_pass:
             hidden = self.heads.hidden("cls", cls_in, _row_keys(cls_states, count))
             return hidden, hidden.unflatten(0, (images, count))[:, loc].flatten(0, 1)
         loc_rois = rois[:, loc]
@@ -325,7 +325,7 @@ class RoIHeads(nn.Module):
         Args:
             raw, hidden: pooled maps and hidden units of classification, used where localization shares them.
         """
-        if self.parted:
+        if self.separate_loc_pass:
             loc_in = raw if self.shared_map else self._pool("loc", features, rois)
             hidden = self.heads.hidden("loc", self._add_context("loc", loc_in, features, sizes))
         return self.heads.deltas(hidden).to(rois.dtype).unflatten(0, rois.shape[:2])

@@ -92,7 +92,7 @@ def found_detections(
         if detections is None:
             if cfg.run.compile != "none":
                 compile_parts(model, cfg.run.compile)
-            distributed.obey(stop)
+            distributed.raise_if_stopped(stop)
             found = detect_all(model, cfg, test, device, stop)
         yield build.limit_images(cfg.eval, test.table), test, found
 

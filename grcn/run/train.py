@@ -126,7 +126,7 @@ def train(
             compile_parts(training.model, cfg.run.compile)
             if ema is not None:
                 compile_parts(detector, cfg.run.compile)
-        distributed.obey(stop)
+        distributed.raise_if_stopped(stop)
         if dry_run:
             return try_steps(training, optimizer, ema, state, device)
 

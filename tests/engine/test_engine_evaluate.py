@@ -90,10 +90,10 @@ def test_stops_between_images() -> None:
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopSignals() as stop, pytest.raises(Stopped) as caught:
-        distributed.obey(stop)
+        distributed.raise_if_stopped(stop)
         detect(ToyDetector(), interrupted(), CPU, stop=stop, progress=False)
     assert caught.value.code == INTERRUPTED
     assert read == 2
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(Stopped):
-        distributed.obey(stop)
+        distributed.raise_if_stopped(stop)

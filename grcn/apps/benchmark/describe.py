@@ -77,7 +77,7 @@ def _stage_parts(stage: RoIHeads, pooled: torch.Tensor, whole: torch.Tensor) -> 
     classify = _gmac(lambda: heads.cls_score(heads.hidden("cls", pooled)))
     regress = _gmac(lambda: heads.bbox_pred(heads.hidden("loc", pooled)))
     regressor = count_parameters(heads.bbox_pred)
-    if stage.parted:
+    if stage.separate_loc_pass:
         parts.append(Part("head, cls pass", count_parameters(heads) - own - regressor, classify))
         parts.append(Part("head, loc pass", own + regressor, regress))
     else:

@@ -202,7 +202,7 @@ def _scores(walked: Walk, names: Sequence[str]) -> str:
 
 
 def _box(walked: Walk) -> str:
-    separate = walked.model.roi_heads.parted
+    separate = walked.model.roi_heads.separate_loc_pass
     how = "its own pass" if separate else "no pass of its own: map, context and hidden layers are those of the scores"
     iou = float(boxes.iou(walked.roi[None], walked.box[None])[0, 0])
     moved = f"becomes {_corners(walked.box)}, of IoU {iou:.2f} with it" if iou < 0.995 else "stays where it is"
