@@ -82,7 +82,7 @@ def test_a_config_trains_and_evaluates(path, data, tmp_path, caplog, monkeypatch
     if full.model.has_pyramid:
         monkeypatch.setitem(RESNET_UNITS, full.model.network, (1, 1, 1, 1))
     narrow = [] if full.model.head.kind == "conv5" else ["model.head.dim=8", "model.head.residual_dim=8"]
-    with_tiny = ["model.width=8"] if full.model.backbone.startswith("tiny") else []
+    with_tiny = ["model.width=8"] if full.model.is_tiny else []
     small_grid = [f"model.roi.size={min(4, full.model.roi.size)}", "train.accumulate=1"]
     sizes = "[[16], [32], [32], [64], [64]]" if full.model.has_pyramid else "[16, 32]"
     small = [*SMALL, f"model.anchors.sizes={sizes}", *narrow, *with_tiny, *small_grid]
@@ -97,7 +97,7 @@ def test_a_config_trains_and_evaluates(path, data, tmp_path, caplog, monkeypatch
     assert all(torch.isfinite(torch.tensor(list(losses.values()))))
     assert metrics["coco_ap"] is not None and metrics["voc07_ap70"] is not None
     # Without weights, layers that are never trained stay random: that is said.
-    assert ("at random values" in caplog.text) == (not full.model.backbone.startswith("tiny"))
+    assert ("at random values" in caplog.text) == (not full.model.is_tiny)
 
 
 def test_the_page_of_all_configs_is_current():

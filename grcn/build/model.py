@@ -134,7 +134,7 @@ def _roi_heads(cfg: ModelConfig, backbone: Backbone, num_classes: int, stage: in
 
 
 def _backbone(cfg: ModelConfig, seed: int) -> SplitVGG | SplitResNet | PyramidResNet | TimmPyramid:
-    name, tiny = cfg.network, cfg.backbone.startswith("tiny")
+    name, tiny = cfg.network, cfg.is_tiny
     if cfg.of_timm:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(rng.hash_int(seed, rng.INIT))  # timm draws its initial values from it
@@ -187,7 +187,7 @@ def _hidden_layers(cfg: ModelConfig, kind: str, channels: int) -> Hidden:
         return ConvFCHead(channels, cfg.roi.size, cfg.head.dim)
     if kind == "residual":
         return ResidualHead(channels, cfg.head.residual_dim)
-    tiny = cfg.backbone.startswith("tiny")
+    tiny = cfg.is_tiny
     count, width, norm = RESNET_UNITS[cfg.network][3], cfg.width if tiny else RESNET_WIDTH, cfg.norm if tiny else None
     units = conv5_units(count, channels, stride_in_of(cfg.weights), from_scratch=norm, width=width)
     return Conv5Head(units, out_features=32 * width)

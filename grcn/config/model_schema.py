@@ -383,6 +383,11 @@ class ModelConfig(Section):
         return self.backbone.endswith("_fpn") or self.of_timm
 
     @property
+    def is_tiny(self) -> bool:
+        """Whether the backbone is a miniature, which has a width and a norm to set, and no pretrained weights."""
+        return self.backbone.startswith("tiny")
+
+    @property
     def of_timm(self) -> bool:
         """Whether the backbone is a network of timm."""
         return self.backbone.startswith("timm:")

@@ -32,7 +32,7 @@ def check_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         what = "both needs maps of each task, and with split: none there is one (got both)"
         yield "rpn.reads", f"{what}; set cls, or a split"
     for key in ("width", "norm"):
-        if not _tiny(model) and (value := getattr(model, key)) != type(model).model_fields[key].default:
+        if not model.is_tiny and (value := getattr(model, key)) != type(model).model_fields[key].default:
             yield key, f"only the tiny backbones have one (got {value} with {model.backbone}); remove it"
     channels = _channels(model)
     if model.context.on != "none" and channels % model.context.heads:
@@ -189,10 +189,6 @@ def _one_map(model: ModelConfig) -> bool:
     return model.split == "none" and (model.has_pyramid or model.cls.stride == model.loc.stride)
 
 
-def _tiny(model: ModelConfig) -> bool:
-    return model.backbone.startswith("tiny")
-
-
 def _resnet(model: ModelConfig) -> bool:
     """Whether a network consists of stages of residual units or the like, not of VGG's blocks."""
     return model.backbone not in ("vgg16", "tiny")
@@ -203,8 +199,8 @@ def _channels(model: ModelConfig) -> int:
     if model.has_pyramid:
         return model.pyramid.channels
     if _resnet(model):
-        return (model.width if _tiny(model) else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
-    return model.width * TINY_BLOCKS[-1] if _tiny(model) else VGG16_BLOCKS[-1][-1]
+        return (model.width if model.is_tiny else RESNET_WIDTH) * (32 if model.backbone.endswith("_det") else 16)
+    return model.width * TINY_BLOCKS[-1] if model.is_tiny else VGG16_BLOCKS[-1][-1]
 
 
 def _most_frozen(model: ModelConfig) -> int:
@@ -284,7 +280,7 @@ def _wrong_weights(model: ModelConfig) -> Iterator[tuple[str, str]]:
         path = file or model.weights
         choice = " or ".join(f"{name}:{path}" for name in WEIGHT_LAYOUTS) if "." in path else "one"
         yield "weights", f"expected null, {choices} (got {model.weights!r}); choose {choice}"
-    elif _tiny(model):
+    elif model.is_tiny:
         yield (
             "weights",
             f"backbone {model.backbone} has no pretrained weights (got {model.weights!r}); set null",

@@ -73,7 +73,7 @@ def with_precision(cfg: Config, device: torch.device, begun: Config | None = Non
 def suggest_bf16(cfg: Config, device: torch.device) -> None:
     """Logs how much faster a CPU would train in bfloat16, if it supports it."""
     if cfg.run.amp == "none" and device.type == "cpu" and multiplies_bf16(device):
-        share = "0.9" if cfg.model.backbone.startswith("tiny") else "half"
+        share = "0.9" if cfg.model.is_tiny else "half"
         logger.info("run.amp=none: this CPU multiplies bfloat16 too; run.amp=bf16 takes about %s of the time", share)
 
 

@@ -187,7 +187,7 @@ def _load_initial_weights(
     if frozen:
         remedy = (
             "use --init, or leave model.freeze out"
-            if cfg.backbone.startswith("tiny")
+            if cfg.is_tiny
             else ("give weights, or use a tiny backbone, which trains all of its layers")
         )
         stay = f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; {remedy}"

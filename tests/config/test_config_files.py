@@ -25,6 +25,7 @@ from grcn.config.files import (
     schema,
     set_in_vain,
 )
+from grcn.config.model_schema import _BACKBONES
 from grcn.config.schema import Config
 from grcn.errors import LONGEST_LINE, PREFIX, ConfigError
 
@@ -124,9 +125,8 @@ qqq: 1
 
 def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None:
     assert problems(write(BAD), "train.lrr=1", "model.rpn.nms=fast", "steps", "run.amp=[", "base=x") == [
-        "c.yaml:2:13: model.backbone: expected 'tiny', 'tiny_resnet', 'tiny_resnet_det', 'tiny_resnet_fpn', "
-        "'vgg16', 'resnet50', 'resnet101', 'resnet50_det', 'resnet101_det', 'resnet50_fpn', 'resnet101_fpn' "
-        "or 'timm:NAME' (got 'vgg'); did you mean 'vgg16'?",
+        f"c.yaml:2:13: model.backbone: expected {', '.join(map(repr, _BACKBONES))} or 'timm:NAME' (got 'vgg'); "
+        "did you mean 'vgg16'?",
         "c.yaml:3:3: unknown key 'model.strde'; known: backbone, weights, freeze, width, norm, "
         "image, split, cls, loc, pyramid, timm, context, anchors, rpn, roi, head, cascade",
         "c.yaml:4:13: unknown key 'model.anchors.size'; did you mean 'model.anchors.sizes'?",

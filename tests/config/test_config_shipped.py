@@ -25,7 +25,7 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     text = f"base: {ROOT}/configs/_base/shapes.yaml\nmodel: {{backbone: tiny, width: 4}}\n"
     Path("shapes/grcn_tiny.yaml").write_text(text)
     assert load_config("shapes/grcn_tiny").model.width == load_config("shapes/grcn_tiny.yaml").model.width == 4
-    Path("shapes/grcn_tiny").write_text(text.replace("4", "8"))
+    Path("shapes/grcn_tiny").write_text(text.replace("width: 4", "width: 8"))
     assert load_config("shapes/grcn_tiny").model.width == 8
 
 
