@@ -56,6 +56,14 @@ def test_the_readme_is_short():
     assert not [line for line in lines if len(line) > 110 and not line.startswith("|")]
 
 
+@pytest.mark.parametrize("page", documented.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_paragraph_is_over_eight_lines(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*[-*] |\s*\d+\. )", text):
+        lines = [line for line in paragraph.splitlines() if line.strip() and not line.startswith(("|", "#", "!["))]
+        assert sum(-(-len(line) // 110) for line in lines) <= 8, paragraph
+
+
 def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
