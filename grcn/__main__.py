@@ -31,7 +31,7 @@ G-RCN: two-stage detectors whose classification and localization read different 
 {commands}
 
 grcn COMMAND --help says more. Settings go behind a command as key=value, as train.lr=0.01:
-grcn train --config NAME --print-config shows all of them, docs/config.md explains them.
+grcn train --config NAME --print-config shows all of them, the repository's docs/config.md explains them.
 """
 
 

@@ -1,7 +1,8 @@
 """Draws the inputs of training steps: grcn browse --config C [--checkpoint W] [key=value ...]
 
 Each image up to three times, side by side: as the network sees it, with ground truth; with the anchors; and with the
-RoIs in the losses of a training step. Their figures go to stdout. docs/data.md explains how to read the picture.
+RoIs in the losses of a training step. Their figures go to stdout. The repository's
+docs/data.md explains how to read the picture.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def main() -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings that replace those of the file; docs/config.md explains them all",
+        help="settings that replace those of the file; the repository's docs/config.md explains them all",
     )
     args = parser.parse_intermixed_args(_joined(sys.argv[1:]))
     start_logging()
