@@ -112,7 +112,7 @@ FLAGS = {
 
 
 def commands() -> list[str]:
-    """Returns every command of the pages once, on one line unless it is a script; those that prepare data first."""
+    """Returns every command of the pages once, on one line unless it is a script; those that others build on first."""
     found: dict[str, None] = {}
     for page in PAGES:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
@@ -122,7 +122,8 @@ def commands() -> list[str]:
                 # A command in the form of its launcher, which spares the start of a program.
                 launched = (re.sub(r"^( *)grcn ([a-z-]+)", _launcher, line, flags=re.M) for line in lines)
                 found |= dict.fromkeys(launched)
-    return sorted(found, key=lambda line: "tools/prepare_data.py" not in line)
+    first = ("tools/prepare_data.py", "tools/train.py --config coco/")  # later commands use what these leave
+    return sorted(found, key=lambda line: not any(start in line for start in first))
 
 
 def _launcher(command: re.Match[str]) -> str:
