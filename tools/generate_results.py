@@ -154,12 +154,14 @@ def regenerate(root: Path) -> None:
         ValueError: a report lies in another folder than its command names.
     """
     for command, reports in commands(root / "results").items():
-        _, tool, *words = shlex.split(command)
+        words = shlex.split(command)[2:]  # after "grcn reproduce", or "python tools/reproduce.py" of earlier ones
         folder = str(reports[0].parents[1].relative_to(root))
         if "--results" not in words or words[words.index("--results") + 1] != folder:
             raise ValueError(f"{reports[0]}: its command needs --results {folder} (got {command})")
         words += ["--report-only"] * ("--report-only" not in words)
-        subprocess.run([sys.executable, root / tool, *words], cwd=root, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "grcn", "reproduce", *words], cwd=root, check=True, stdout=subprocess.DEVNULL
+        )
     page = root / "RESULTS.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8"), root), encoding="utf-8")
 

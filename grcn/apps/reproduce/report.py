@@ -182,6 +182,7 @@ def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequ
     Returns:
         The Markdown.
     """
+    table = replace(table, metrics=_with_values(table, found))
     compared = differences(table, found, read_report(folder, name))
     folder.mkdir(parents=True, exist_ok=True)
     text = page(table, found, compared, facts)
@@ -190,6 +191,13 @@ def write(table: Table, found: Mapping[str, Measured], folder: Path, facts: Sequ
         write_durably(folder / f"{name}.{suffix}", content.encode())
     _draw(_panels(table, compared), folder / f"{name}.png", table.title)
     return text
+
+
+def _with_values(table: Table, found: Mapping[str, Measured]) -> Sequence[str]:
+    """Returns the figures that a row or the paper has; all, where nothing has been measured yet."""
+    known = {name for row in table.rows for name in row.paper}
+    known |= {name for measured in found.values() for name, values in measured.values.items() if values}
+    return [name for name in table.metrics if name in known] or table.metrics
 
 
 def _lines(table: Table, found: Mapping[str, Measured]) -> str:

@@ -152,3 +152,18 @@ def test_the_files_of_a_report_hold_every_run(measured, tmp_path):
         ("VGG16 -pool/loc", "0", "c", "57.5"),
         ("VGG16 -pool/loc + context/cls (G-RCN)", "", "not run", ""),
     ]
+
+
+def test_a_figure_that_nothing_has_is_left_out_of_a_report(tmp_path):
+    table = rows.config_table([Path("a.yaml"), Path("b.yaml")])
+    empty = {name: {} for name in table.metrics}
+    nothing = rows.Measured(empty, {}, empty, {})
+    report.write(table, {"a": nothing, "b": nothing}, tmp_path, ["`x`"], "none")
+    assert "AP70" in (tmp_path / "none.md").read_text()
+    measured = {
+        name: rows.Measured({**empty, "AP": {0: value}}, {}, empty, {0: Path(name)})
+        for name, value in (("a", 50.0), ("b", 51.0))
+    }
+    report.write(table, measured, tmp_path, ["`x`"], "some")
+    text = (tmp_path / "some.md").read_text()
+    assert "AP," in text and "AP70" not in text and "AP75" not in text
