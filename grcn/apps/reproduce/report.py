@@ -59,7 +59,11 @@ def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[s
     drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
     total = len(finished) * draws
     with progress_bar(desc="bootstrap", total=total, unit="draw", disable=not total) as bar:
-        resampled = {run.folder: _resample(run, metrics, drawn_images, bar) for run, _ in finished if draws}
+        resampled = {
+            run.folder: _resample(run, [name for name in metrics if METRICS[name] in of["metrics"]], drawn_images, bar)
+            for run, of in finished
+            if draws
+        }
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):
         own = [(run, results) for run, results in (*finished, *kept) if run.name == trained]
