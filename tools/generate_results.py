@@ -91,7 +91,8 @@ def _compared_cell(spec: Mapping[str, Any], row: str, figure: str, root: Path) -
     compared = json.loads(path.read_text(encoding="utf-8"))
     rows = [one["name"].partition("/")[0] for one in compared["files"]]
     values = compared["figures"][figure]["values"]
-    return _spread([100 * value for name, value in zip(rows, values, strict=True) if name == row]) or "not run"
+    own = [100 * value for name, value in zip(rows, values, strict=True) if name == row]
+    return _spread(own) if own else "not run"
 
 
 def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
@@ -126,8 +127,6 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
 
 
 def _spread(values: list[float], sign: str = "") -> str:
-    if not values:
-        return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.1f}{spread}"
 

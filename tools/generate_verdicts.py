@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grcn.apps.reproduce.statistics import Difference, compare, holm, student_p
+from grcn.apps.reproduce.statistics import Difference, Interval, compare, holm, student_p
 
 ALPHA = 0.05
 SMALLEST = 0.5  # AP, the least that the paper counts as a gain
@@ -33,7 +33,7 @@ def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
     number = 0
     for family, hypotheses in spec["families"].items():
         found = [_difference(root / spec["results"], one["difference"], spec["metric"]) for one in hypotheses.values()]
-        corrected = holm([1.0 if gap is None or gap.seeds is None else _p(gap) for gap in found])
+        corrected = holm([student_p([*gap.values.values()]) if gap and gap.seeds else 1.0 for gap in found])
         for (text, one), gap, p in zip(hypotheses.items(), found, corrected, strict=True):
             number += 1
             start = f"| {number} | {family}: {text} | {one.get('paper', '–')} |"
@@ -44,20 +44,22 @@ def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
             else:
                 low, high = gap.seeds
                 figures = f"{gap.mean:+.1f} ({low:+.1f} to {high:+.1f})"
-                lines.append(f"{start} {figures} | {len(gap.values)} | {p:.3f} | **{verdict(gap, p)}** |")
+                judged = verdict(gap.mean, gap.seeds, p)
+                lines.append(f"{start} {figures} | {len(gap.values)} | {p:.3f} | **{judged}** |")
     return "\n".join(lines) + "\n"
 
 
-def verdict(gap: Difference, p: float) -> str:
+def verdict(mean: float, seeds: Interval, p: float) -> str:
     """Says what a difference shows.
 
     Args:
-        gap: of two seeds or more, in points of AP.
+        mean: of the differences, in points of AP.
+        seeds: its 95 % interval over seeds.
         p: of its t test, corrected.
     """
-    if p < ALPHA and abs(gap.mean) >= SMALLEST:
-        return "shown" if gap.mean > 0 else "contradicted"
-    low, high = gap.seeds or (-float("inf"), float("inf"))
+    if p < ALPHA and abs(mean) >= SMALLEST:
+        return "shown" if mean > 0 else "contradicted"
+    low, high = seeds
     return "not shown" if -NEGLIGIBLE <= low and high <= NEGLIGIBLE else "undecided"
 
 
@@ -68,15 +70,11 @@ def values_of(folder: Path, metric: str, seeds: list[int] | None = None) -> dict
     return {seed: 100 * json.loads(found[seed].read_text())["metrics"][metric] for seed in chosen}
 
 
-def _p(gap: Difference) -> float:
-    return student_p(list(gap.values.values()))
-
-
 def _difference(results: Path, expression: str, metric: str) -> Difference | None:
     """Computes "a - b" or "(a - b) - (c - d)" for the seeds that all rows have."""
-    rows = re.findall(r"\w+", expression)
-    values = [values_of(results / row, metric) for row in rows]
-    if len(values) == 2:
-        return compare(values[0], values[1])
-    first, second = compare(values[0], values[1]), compare(values[2], values[3])
-    return first and second and compare(first.values, second.values)
+    row, baseline, *others = (values_of(results / name, metric) for name in re.findall(r"\w+", expression))
+    gap = compare(row, baseline)
+    if not others:
+        return gap
+    other = compare(others[0], others[1])
+    return gap and other and compare(gap.values, other.values)
