@@ -74,18 +74,17 @@ COMMON = (
     "run.device=cpu",
 )  # fmt: skip
 FILES = (*COMMON, "model.weights=null", "model.image={short: 48, max: 64}", "model.anchors.sizes=[16, 32]")
+PYRAMID = (
+    "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
+)  # fmt: skip
 SETTINGS = {
     "shapes": (*COMMON, "model.width=4", "data.size=64", "model.image={short: 64, max: 64}", "data.train_images=4",
                "data.test_images=2"),
     "voc": FILES,
     "coco": FILES,
-    "own": (*FILES, "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]",
-            "train.accumulate=1", "model.width=4"),
+    "own": (*FILES, *PYRAMID, "model.width=4"),
 }  # fmt: skip
 NETWORKS = {"vgg16": "model.backbone=tiny", "resnet50": "model.backbone=tiny_resnet"}  # of a config that is named
-PYRAMID = (
-    "model.backbone=tiny_resnet_fpn", "model.anchors.sizes=[[8], [16], [32], [64], [64]]", "train.accumulate=1",
-)  # fmt: skip
 NO_SETTINGS = (
     "tools/prepare_data.py", "tools/predict.py", "tools/export.py", "tools/walkthrough.py", "tools/configs.py",
     "--gpu-suite",
