@@ -11,9 +11,6 @@ import numpy as np
 
 from grcn.evaluation.bootstrap import interval
 
-# Student's t at 97.5 %, where the expansion below is not good to three digits.
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
-
 Interval = tuple[float, float]
 
 
@@ -78,32 +75,34 @@ def student_interval(values: Sequence[float]) -> Interval | None:
 
 
 def student_t(freedom: int) -> float:
-    """Returns the 97.5 % point of Student's t (Abramowitz and Stegun 26.7.5), to three digits."""
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    expansion = sum(term / freedom**power for power, term in enumerate(terms))
-    return _STUDENT.get(freedom, expansion)
+    """Returns the 97.5 % point of Student's t, by bisection."""
+    low, high = 1.0, 20.0  # it lies between 1.96 and 12.71
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, freedom) < 0.95 else (low, middle)
+    return low
 
 
 def student_p(values: Sequence[float]) -> float:
     """Returns the two-sided p-value of Student's t test that the mean of ``values``, two or more, is zero."""
-    freedom, mean, spread = len(values) - 1, statistics.fmean(values), statistics.stdev(values)
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
     if not spread:
         return float(mean == 0)
-    angle = math.atan(abs(mean) / (spread / math.sqrt(len(values))) / math.sqrt(freedom))
-    # The share of t within +-t, a finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    return max(0.0, 1 - _student_within(abs(mean) / (spread / math.sqrt(len(values))), len(values) - 1))
+
+
+def _student_within(t: float, freedom: int) -> float:
+    """Returns the probability that Student's t lies within ``-t`` and ``t``.
+
+    It is a finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    angle = math.atan(t / math.sqrt(freedom))
     odd = freedom % 2
     term, total = (math.cos(angle) if odd else 1.0), 0.0
     for power in range(1 + odd, freedom, 2):
         total += term
         term *= math.cos(angle) ** 2 * power / (power + 1)
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return max(0.0, 1 - inside)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -28,7 +28,7 @@ def test_the_p_value_is_the_area_beyond_t(count: int) -> None:
 def test_an_interval_that_ends_at_zero_has_a_p_value_of_a_twentieth(count: int) -> None:
     values = np.random.default_rng(count).normal(0.0, 1.0, count)
     low, _ = student_interval(list(values))
-    assert student_p(list(values - low)) == pytest.approx(0.05, abs=2e-4)
+    assert student_p(list(values - low)) == pytest.approx(0.05, abs=1e-8)
 
 
 def test_equal_values_are_certain() -> None:
