@@ -5,7 +5,6 @@ An id with one sensible meaning is read, and counted; one with several is refuse
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,9 +15,6 @@ from grcn.data.annotations import Annotations
 from grcn.data.coco_records import Records
 from grcn.data.coco_values import Known, number, paths_to
 from grcn.data.faults import fault
-from grcn.errors import one_line
-
-logger = logging.getLogger("grcn")
 
 LONGEST_NUMBER = 19  # digits that fit an int64
 
@@ -100,9 +96,7 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
     meant = [_integer(record.get("category_id")) for record in records.records]
     found = {value for value in meant if value is not None}
     starts = [start for start in (0, 1) if found <= set(range(start, start + len(ids)))]
-    if found <= set(ids):
-        _warn_of_places(records, table, found)
-    elif starts and None not in meant:
+    if not found <= set(ids) and starts and None not in meant:
         if starts != [0] and ids != list(range(len(ids))):
             what = "neither the data's ids ({}) nor surely their places (got {}); write the data's ids"
             raise fault(f"{records.place}/*/category_id", what, ids, sorted(found))
@@ -110,20 +104,6 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
             records.note(place, "category_id", f"that are places among the data's ids, from {starts[0]}", value)
             records.records[place] = records.records[place] | {"category_id": ids[value - starts[0]]}
     return records.positions("category_id", Known(table.category_ids.tolist()), foreign) + 1
-
-
-def _warn_of_places(records: Records, table: Annotations, found: set[int]) -> None:
-    """Warns if ids read as places would also fit when counted from the other of 0 and 1, one class further."""
-    ids = table.category_ids.tolist()
-    start = min(ids, default=-1)
-    if not found or start not in (0, 1) or sorted(ids) != list(range(start, start + len(ids))):
-        return
-    end, counts, remedy = (start, 1, "subtract 1") if start == 0 else (max(ids), 0, "add 1")
-    if end not in found and (table.labels == ids.index(end) + 1).any():
-        what = (
-            f"no detection of category {end}; if its categories count from {counts}, {remedy} ({len(found)} categories)"
-        )
-        logger.warning("%s", one_line(f"{records.place}: {what}"))
 
 
 def _integer(value: Any) -> int | None:

@@ -73,13 +73,13 @@ def _wrong_classes(table: Annotations, found: Detections) -> str | None:
     fit = _ap50_of_one_class(table, found)
     if fit < _NEAR_ZERO:
         return None
+    as_is = _ap50(table, found)
     for shift in (1, -1):
         labels = found.labels + shift
         known = (labels >= 1) & (labels <= len(table.classes))
         moved = Detections(found.rows, found.boxes, found.scores, labels)
-        moved = Detections(*(column[known] for column in moved))
-        value = voc.evaluate(table, moved._asdict(), (0.5,))["metrics"]["voc_area_ap50"]
-        if value >= fit / 2:
+        value = _ap50(table, Detections(*(column[known] for column in moved)))
+        if value >= max(fit / 2, 2 * as_is):
             return f"with every label {shift:+d}, AP50 is {value:.2f}; labels are 1..C, and 0 is the background"
     return (
         f"the boxes fit (AP50 is {fit:.2f} when classes are ignored) but the classes do not; "
@@ -96,7 +96,11 @@ def _ap50_of_one_class(table: Annotations, found: Detections) -> float:
         category_ids=np.ones(1, dtype=np.int64),
     )
     detected = found._replace(labels=np.ones_like(found.labels))
-    return float(voc.evaluate(objects, detected._asdict(), (0.5,))["metrics"]["voc_area_ap50"])
+    return _ap50(objects, detected)
+
+
+def _ap50(table: Annotations, found: Detections) -> float:
+    return float(voc.evaluate(table, found._asdict(), (0.5,))["metrics"]["voc_area_ap50"])
 
 
 def _weak(table: Annotations, found: Detections) -> str:

@@ -131,6 +131,16 @@ def test_settings_and_names_and_no_matplotlib(files: list[Path], tmp_path: Path)
     assert "[" not in as_text(found).split("\n\n")[1], "no draws, no intervals"
 
 
+def test_a_weak_detector_has_no_diagnosis_and_shifted_labels_have_one(table: Annotations) -> None:
+    weak = {name: values[::4].copy() for name, values in perfect(table).items()}
+    weak["boxes"][:, 2] -= 0.45 * (weak["boxes"][:, 2] - weak["boxes"][:, 0])  # found at IoU 0.5, and not above 0.55
+    shifted = perfect(table)
+    shifted["labels"] = shifted["labels"] % len(table.classes) + 1
+    found = compare(table, {"weak": weak, "shifted": shifted}, draws=0)
+    assert found["figures"]["ap"]["values"][0] < 0.05 < found["figures"]["ap50"]["values"][0]
+    assert found["files"][0]["diagnosis"] == "" and "with every label -1" in found["files"][1]["diagnosis"]
+
+
 def test_files_with_nothing_in_them(table: Annotations, tmp_path: Path) -> None:
     nothing = {name: values[:0] for name, values in perfect(table).items()}
     found = compare(table, {"a|b $x_1$": nothing, "b": perfect(table), "c": nothing}, draws=5)

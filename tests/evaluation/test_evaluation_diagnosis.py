@@ -96,6 +96,13 @@ def test_classes_in_another_order(table, perfect):
     assert "or compare the order of the class names" in line
 
 
+def test_a_shift_of_labels_that_is_no_better_is_no_cause(table, perfect):
+    both = {name: np.concatenate((values, values)) for name, values in perfect.items()}
+    both["labels"][len(table.boxes) :] -= 1
+    both = {name: values[both["labels"] > 0] for name, values in both.items()}
+    assert "with every label" not in diagnose(table, both, {"coco_ap": 0.01})
+
+
 def test_few_images(table, perfect):
     found = {k: v[:6] for k, v in far_away(table, perfect).items()}
     assert "only 2 of 20 images" in diagnosis(table, found)

@@ -57,7 +57,7 @@ def compare(
             for key in _EVALUATED:
                 drawn[key][0] = np.nan if metrics[f"coco_{key}"] is None else metrics[f"coco_{key}"]
             measured.append(drawn)
-            wrong = diagnose(table, found, {"coco_ap": metrics["coco_ap"]}) or ""
+            wrong = diagnose(table, found, metrics) or ""
             files.append({"name": name, "detections": len(found["rows"]), "diagnosis": wrong})
     return {
         "data": table.name,
