@@ -92,7 +92,7 @@ def small_detector(
         detecting or DetectionSettings(0.05, 0.5, 100),
         beta=beta,
     )
-    model = Detector(DetectionTransform(short, 2 * short, PLAIN), backbone, rpn, roi_heads)
+    model = Detector(backbone, rpn, roi_heads, DetectionTransform(short, 2 * short, PLAIN))
     initialise(model, seed)
     with torch.no_grad():  # new layers start so small that every score would be the same
         for layer in (rpn.cls_logits, rpn.bbox_pred, heads.cls_score, heads.bbox_pred):

@@ -28,25 +28,21 @@ from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
 
 
-def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0) -> Detector:
+def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
     """Builds a detector with initial values from ``seed``; reads neither disk nor network.
 
     Also works on the meta device, without values.
 
     Args:
         cfg: the ``model`` section.
-        num_classes: including background; required, since it is not part of a config.
+        num_classes: including background; the data decide it, so it is not part of a config.
         seed: of the initial values. Pretrained weights are loaded separately, by ``grcn.models.weights.load_weights``.
 
     Raises:
-        TypeError: ``cfg`` is something else, as a whole config or its file; there is no ``num_classes``.
+        TypeError: ``cfg`` is something else, as a whole config or its file.
     """
-    # A whole config often comes without num_classes: both mistakes get a line that shows the right call.
-    usage = "build_model takes the model section and num_classes"
     if not isinstance(cfg, ModelConfig):
-        raise TypeError(f"{usage}; pass cfg.model (got {type(cfg).__name__})")
-    if num_classes is None:
-        raise TypeError(f"{usage}; pass the number of classes, background included")
+        raise TypeError(f"build_model takes the model section; pass cfg.model (got {type(cfg).__name__})")
     with nullcontext() if cfg.of_timm else Undrawn():  # timm's values are its own
         backbone = _backbone(cfg, seed)
     specs = backbone.feature_specs
@@ -59,7 +55,7 @@ def build_model(cfg: ModelConfig, num_classes: int | None = None, seed: int = 0)
     multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
     normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
-    model = Detector(transform, backbone, rpn, roi_heads)
+    model = Detector(backbone, rpn, roi_heads, transform)
     initialise(model, seed, cfg.context.init)
     return model
 

@@ -232,7 +232,7 @@ def toy_detector(shared, level, dtype=torch.float64):
     pools = {task: RoIPool(STRIDES[:4], 4, "align", level=level * (task == "loc"), finest=0) for task in TASKS}
     heads = TaskHeads(lambda _: TwoMLPHead(8 * 16, 32), 5)
     roi_heads = RoIHeads(pools, heads, shared and level == 0, sampling=SamplingSettings(24, 0.5))
-    return Detector(DetectionTransform(100, 200, PLAIN, 32), ToyPyramid(shared), rpn, roi_heads).to(dtype)
+    return Detector(ToyPyramid(shared), rpn, roi_heads, DetectionTransform(100, 200, PLAIN, 32)).to(dtype)
 
 
 @TOYS
