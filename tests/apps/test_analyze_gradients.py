@@ -164,6 +164,7 @@ def without_matplotlib() -> None:
 
 def test_a_config_is_trained_once_and_analysed_at_all_its_checkpoints(tmp_path):
     config = ["--config", ROOT / "configs/shapes/detect_f_tiny.yaml", "--images", 3, "--output-dir", "run"]
+    config.append("run.amp=auto")
     first = call(tmp_path, *config, "--points", 4, "--json", *SMALL)
     assert first.code == 0, first
     found = json.loads(first.stdout)

@@ -25,8 +25,8 @@ from grcn.models.memory_format import to_device
 from grcn.models.weights import load_weights
 from grcn.progress import progress_bar
 from grcn.run import train as run
-from grcn.run.backend import prepare
-from grcn.run.load_detector import check_continuation
+from grcn.run.backend import prepare, with_precision
+from grcn.run.load_detector import check_continuation, recorded_config
 from grcn.vis.charts import cosine_curves
 
 logger = logging.getLogger("grcn")
@@ -90,6 +90,7 @@ def gradients_over_training(
         if points is not None:
             run.train(_spaced(cfg, points), folder, resume=True, allow_changes=allow_changes, stop=stop)
         for path, state in checkpoint.every(folder / "checkpoints"):
+            cfg = with_precision(cfg, device, recorded_config(state, path))
             check_continuation(cfg, state, path, data.table, allow_changes)
             restore(state, model, path=path)
             compared[state["step"]] = compare(state["step"])

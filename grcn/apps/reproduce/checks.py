@@ -10,7 +10,7 @@ from grcn.config.files import difference, leaves, load_config, parse_config, rol
 from grcn.config.types import HOW, Role
 from grcn.engine.environment import read_environment
 from grcn.errors import ConfigError, DataError
-from grcn.torchvision_baseline import baseline_of, check_torchvision
+from grcn.torchvision_baseline import check_is_baseline, check_torchvision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +31,8 @@ def check_runs(runs: Sequence[Trial]) -> None:
         DataError: a file of a run is damaged or missing.
     """
     for run in runs:
-        if run.row.torchvision and baseline_of(run.settings.model) != run.settings.model:
-            raise ConfigError(
-                f"--torchvision: {run.row.config} separates the tasks, which torchvision's detector cannot; begin with "
-                "a config of Faster R-CNN"
-            )
         if run.row.torchvision:
+            check_is_baseline(run.settings.model, run.row.config)
             check_torchvision(run.settings.model)
         _check_same_test(runs[0], run)
         if not run.elsewhere:
@@ -110,7 +106,10 @@ def _check_kept(run: Trial) -> None:
 def _changes(theirs: Config, ours: Config, but: str | None = None) -> list[str]:
     """Returns a line for each setting that differs and affects more than how a run is carried out, and for ``but``."""
     known = roles()
-    return [line for key, line in difference(theirs, ours).items() if key == but or known[key] != HOW]
+    found = difference(theirs, ours)
+    if ours.run.amp == "auto":  # a run records the precision that it chose
+        found.pop("run.amp", None)
+    return [line for key, line in found.items() if key == but or known[key] != HOW]
 
 
 def read_json(path: Path) -> dict[str, Any]:

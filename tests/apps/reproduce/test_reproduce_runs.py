@@ -46,6 +46,16 @@ def test_a_scale_shortens_steps_milestones_and_warmup(tmp_path):
     assert (train.steps, train.lr_steps, train.warmup) == (100, (60, 90), 4)
 
 
+def test_a_run_keeps_the_precision_that_it_chose(tmp_path):
+    run = runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, "run.amp=auto"])[0]
+    run.folder.mkdir(parents=True)
+    for amp in ("bf16", "none"):
+        (run.folder / "config.yaml").write_text(dump_config(load_config(run.row.config, [*QUICK, f"run.amp={amp}"])))
+        assert runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, "run.amp=auto"])
+    with pytest.raises(ConfigError, match="run.amp: none -> bf16"):
+        runs.plan(ROWS[:1], [0], tmp_path, [*QUICK, "run.amp=bf16"])
+
+
 def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     run = runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0]
     run.folder.mkdir(parents=True)
@@ -85,7 +95,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     assert runs.plan(ROWS[:1], [0], tmp_path, QUICK)[0].is_done()
 
     separate = Row("detect-F", ROWS[1].config, torchvision=True)
-    refused(ConfigError, "separates the tasks", [separate])
+    refused(ConfigError, "detect_f_tiny.yaml is not torchvision's FasterRCNN; set model.split=none", [separate])
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"base: {ROOT}/configs/_base/shapes.yaml\ndata: {{test_images: 7}}\n")
     refused(ConfigError, "tested on other images.*data.test_images: 7, not 500", [ROWS[1], Row("x", elsewhere)])
