@@ -116,9 +116,9 @@ def match(
         valid: ``[N, G]`` bool, False for padding rows.
         fg_iou: a candidate whose best overlap reaches this is foreground.
         bg_iou: one whose best overlap is below this is background; between the two it is ignored.
-        low_quality: also assign to each object every candidate that ties for its best overlap (Ren et al., Sec.
-            3.1.2).
-            An object that overlaps no usable candidate gets none (torchvision would then take all of them).
+        low_quality: also make foreground every candidate that ties for an object's best overlap (Ren et al., Sec.
+            3.1.2), assigned to the object that *it* overlaps most. An object that overlaps no usable candidate gets
+            none (torchvision would then take all of them).
         usable: ``[N, A]`` bool; other candidates are ignored.
         bg_iou_low: background must also reach this overlap with some object (Fast R-CNN's 0.1); else it is ignored.
 

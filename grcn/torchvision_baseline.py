@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torchvision
@@ -101,6 +102,23 @@ def check_torchvision(cfg: ModelConfig) -> None:
     """
     if lines := torchvision_lacks(cfg):
         raise ConfigError("\n".join(lines))
+
+
+def check_is_baseline(cfg: ModelConfig, file: Path | None = None) -> None:
+    """Makes sure that a model is a Faster R-CNN, which torchvision's detector can replace.
+
+    Args:
+        file: of the config, for the message.
+
+    Raises:
+        ConfigError: names the settings that make it another detector.
+    """
+    ours = leaves(cfg)
+    if others := {key: value for key, value in leaves(baseline_of(cfg)).items() if value != ours[key]}:
+        shown = {key: value if isinstance(value, str) else show(value) for key, value in others.items()}
+        settings = " ".join(f"model.{key}={value}" for key, value in shown.items())
+        which = "the config" if file is None else file
+        raise ConfigError(f"--torchvision: {which} is not torchvision's FasterRCNN; set {settings}")
 
 
 def _differences(cfg: ModelConfig) -> dict[str, tuple[object, object]]:

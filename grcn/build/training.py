@@ -42,8 +42,9 @@ def build_optimizer(cfg: TrainConfig, model: torch.nn.Module) -> torch.optim.Opt
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     biases = [parameter for name, parameter in named if name.endswith("bias")]
-    scales = [parameter for name, parameter in named if not name.endswith("bias") and parameter.dim() <= 1]
-    weights = [parameter for name, parameter in named if parameter.dim() > 1]
+    others = [parameter for name, parameter in named if not name.endswith("bias")]
+    scales = [parameter for parameter in others if parameter.dim() <= 1]
+    weights = [parameter for parameter in others if parameter.dim() > 1]
     groups = [
         {"params": weights, "weight_decay": cfg.weight_decay},
         {"params": scales, "weight_decay": 0.0},

@@ -77,7 +77,7 @@ def show(value: object) -> str:
     """Writes the user's value, for a message."""
     if isinstance(value, dict):
         return "a mapping"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return clip(f"[{', '.join(show(item) for item in value)}]", 60)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -150,11 +150,16 @@ def learning_rate(
             nothing); ``cosine`` takes it along half a cosine to zero at ``steps``.
         warmup: updates over which the rate rises linearly from ``warmup_factor`` times itself, on
             top of the schedule.
+
+    Raises:
+        ValueError: an unknown schedule.
     """
     if schedule == "cosine":
         lr *= 0.5 * (1 + math.cos(math.pi * step / steps))
-    else:
+    elif schedule == "step":
         lr *= gamma ** sum(step >= milestone for milestone in milestones)
+    else:
+        raise ValueError(f"unknown schedule {schedule!r}; choose step or cosine")
     if step < warmup:
         lr *= warmup_factor + (1 - warmup_factor) * step / warmup
     return lr

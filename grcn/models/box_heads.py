@@ -119,6 +119,9 @@ class TaskHeads(nn.Module):
             ``"ensemble"``: two sets whose outputs are joined for both predictors, without separating the tasks
             (detect-S).
         class_agnostic: regress one box for all classes, instead of one for each.
+
+    Raises:
+        ValueError: unknown ``tasks``.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class TaskHeads(nn.Module):
         class_agnostic: bool = False,
     ) -> None:
         super().__init__()
+        if tasks not in ("shared", "separate", "ensemble"):
+            raise ValueError(f"unknown tasks {tasks!r}; choose shared, separate or ensemble")
         self.tasks = tasks
         self.cls = hidden("cls")
         self.loc = hidden("loc") if tasks == "separate" else None

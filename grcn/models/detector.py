@@ -16,12 +16,12 @@ from grcn.models.transform import DetectionTransform
 class Detector(nn.Module):
     """A two-stage detector whose classification and localization read ``features["cls"]`` and ``features["loc"]``.
 
-    The four parts are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``, which also accepts
-    ours.
+    The four parts, and their order, are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``,
+    which also accepts ours. RPN and RoI heads go together: ours pass on one tensor of proposals, torchvision's a list.
     """
 
     def __init__(
-        self, transform: DetectionTransform, backbone: Backbone, rpn: RegionProposalNetwork, roi_heads: RoIHeads
+        self, backbone: Backbone, rpn: RegionProposalNetwork, roi_heads: RoIHeads, transform: DetectionTransform
     ) -> None:
         super().__init__()
         self.transform = transform
@@ -54,13 +54,13 @@ class Detector(nn.Module):
 
         Raises:
             ValueError, TypeError: images that :func:`grcn.models.transform.check_images` refuses, as none at all; no
-                targets in training, or targets that :func:`grcn.models.targets.check_targets` refuses: for their types
-                and shapes on every device, for their values on a CPU only.
+                targets in training, or targets that :func:`grcn.models.targets.check_targets` or the RoI heads refuse:
+                for their types and shapes on every device, for their values on a CPU only.
         """
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
-            check_targets(targets, len(images), self.roi_heads.heads.cls_score.out_features)
+            check_targets(targets, len(images))
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
@@ -74,5 +74,6 @@ class Detector(nn.Module):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Counts the learnt values of a module: weights, biases and norms, also frozen ones that are not parameters."""
-    return sum(tensor.numel() for tensor in module.state_dict().values())
+    """Counts weights and biases, those of frozen norms too, which are not parameters; not the statistics of norms."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(tensor.numel() for name, tensor in module.state_dict().items() if not name.endswith(statistics))

@@ -44,12 +44,10 @@ class Backbone(nn.Module):
     Attributes:
         feature_specs: declared properties of the maps, by task.
         shared: whether both tasks read the same maps.
-        frozen: its first layers, which are never trained; may be empty.
     """
 
     feature_specs: dict[str, FeatureSpec]
     shared: bool
-    frozen: nn.Module
 
 
 def strides_as_text(strides: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
 """Initial values: every parameter from a hash of the seed and its layer's name, so that models are paired by seed.
 
-A layer has the same values in every row of a table, wherever its weights are: parts that exist once per task start
-as copies of each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster R-CNN the same function before
-training.
+A layer has the same values in every row of a table, wherever its weights are: layers of the backbone and of the heads
+that exist once per task start as copies of each other (paper, Sec. 3.2), which makes detect-F, detect-RF and Faster
+R-CNN the same function before training. Two context modules start with different values.
 """
 
 from __future__ import annotations

@@ -154,7 +154,8 @@ class PyramidResNet(Backbone):
         The sums are of maps that lie on each other only where ``H`` and ``W`` are multiples of 32 (or of 16, without
         conv5's stride); others are accepted.
         """
-        with torch.no_grad():
+        # Without a graph, unless the caller wants the gradient of the images.
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             found = self.frozen({"x": to_memory_format(x, "frozen")}, self.last_strides["cls"])
         form = "train_units" if self.training else "eval"
         last = to_memory_format(found["x"], form)

@@ -218,7 +218,8 @@ class SplitResNet(Backbone):
     def forward(self, x: Tensor) -> dict[str, Maps]:
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each one map ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
-        with torch.no_grad():
+        # Without a graph, unless the caller wants the gradient of the images.
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             x = self.frozen(to_memory_format(x, "frozen"), self.strides["cls"])
         x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)

@@ -21,6 +21,7 @@ from grcn.models.cascade import FOLLOWING_WEIGHT, refine
 from grcn.models.context import ContextAttention
 from grcn.models.features import Maps
 from grcn.models.roi_pool import RoIPool
+from grcn.models.targets import check_labels
 from grcn.models.transform import as_tensor
 
 Features = dict[str, Maps]
@@ -30,7 +31,15 @@ _MOST_CANDIDATES = 10_000
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How RoIs are chosen for training: ``batch`` per image, at most ``fg_fraction`` of them foreground."""
+    """How RoIs are chosen for training.
+
+    Attributes:
+        batch: RoIs of an image; also the divisor of the losses, so that a batch may be spread over processes.
+        fg_fraction: maximum share of foreground among them.
+        fg_iou: overlap with an object from which a RoI is foreground; below it is background.
+        bg_iou_low: overlap that background must reach with some object (Fast R-CNN's 0.1).
+        add_gt: whether objects are added to the proposals.
+    """
 
     batch: int = 128
     fg_fraction: float = 0.25
@@ -83,7 +92,7 @@ class RoIHeads(nn.Module):
     Args:
         pools: RoI pooling for each task's maps.
         heads: hidden layers and predictors.
-        shared_map: both tasks pool every RoI from the same map.
+        shared_map: both tasks pool every RoI from the same map, ``features["cls"]``, of the same level and scale.
         context: attention modules, for the tasks that have one (paper, Sec. 3.3).
         context_pools: pooling of the whole image for them, per task.
         sampling, detecting: choice of RoIs and of detections.
@@ -149,10 +158,17 @@ class RoIHeads(nn.Module):
         Returns:
             Detections (``boxes``, ``labels``, ``scores`` per image; an empty list in training) and the losses
             ``loss_classifier`` and ``loss_box_reg`` (an empty dict in evaluation).
+
+        Raises:
+            ValueError: no targets in training, or a label that is not one of the classes (on a CPU only);
+                ``shared_map`` with two maps.
         """
+        if self.shared_map and features["cls"][0] is not features["loc"][0]:
+            raise ValueError("shared_map: the maps of cls and loc differ; pass shared_map=False")
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode")
+            check_labels(targets, self.heads.cls_score.out_features)
             return [], self.losses(features, proposals, image_sizes, targets)
         score_thresh = self.detecting.score_thresh if score_thresh is None else score_thresh
         detections = []
@@ -177,6 +193,7 @@ class RoIHeads(nn.Module):
         """
         words: list[tuple[int, ...]] = []
         for number in range(len(self.stages())):
+            # Without its number, the first stage draws what the only stage of a model without a cascade draws.
             words.append((rng.ROIS, number) if number else (rng.ROIS,))
             words += (rng.DROPOUT, 2 * number), (rng.DROPOUT, 2 * number + 1)
         states = rng.image_states(targets, proposals.device, *words)

@@ -11,7 +11,7 @@ from torch import Tensor
 from grcn.boxes import sync_is_free
 
 
-def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes: int) -> None:
+def check_targets(targets: Sequence[Mapping[str, Any]], images: int) -> None:
     """Makes sure that targets fit the images and each other.
 
     Boxes may be of integers or of double precision: the model computes with them in its own type.
@@ -23,13 +23,11 @@ def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes
         targets: one dict per image: ``boxes`` ``[N, 4]``, absolute xyxy, and ``labels`` int64 ``[N]`` in 1..C; an image
             without objects has ``boxes`` ``[0, 4]`` and ``labels`` ``[0]``.
         images: how many images there are.
-        num_classes: ``C + 1``, background included.
 
     Raises:
         TypeError: a target is not a dict, ``boxes`` not a tensor of numbers, or ``labels`` not one of int64.
         ValueError: targets are not a list, or are more or fewer than the images; a target lacks ``boxes`` or
-            ``labels``, or they have another shape or length; a label is out of range; a box is not finite or has no
-            extent.
+            ``labels``, or they have another shape or length; a box is not finite or has no extent.
     """
     if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
         raise ValueError(f"targets must be a list of one dict per image (got {type(targets).__name__})")
@@ -52,10 +50,26 @@ def check_targets(targets: Sequence[Mapping[str, Any]], images: int, num_classes
             raise ValueError(
                 f"{where} labels must be int64 [N], N = {len(found)} as of boxes (got {list(labels.shape)})"
             )
-        if sync_is_free(labels):
-            _check_labels(where, labels, num_classes)
         if sync_is_free(found):
             _check_boxes(where, found)
+
+
+def check_labels(targets: Sequence[Mapping[str, Tensor]], num_classes: int) -> None:
+    """Makes sure that the labels of targets are classes; on a CPU only, as :func:`check_targets`.
+
+    Args:
+        targets: of each image, with ``labels`` int64 ``[N]``.
+        num_classes: ``C + 1``, background included.
+
+    Raises:
+        ValueError: a label is not in 1..C.
+    """
+    for index, target in enumerate(targets):
+        labels = target["labels"]
+        if sync_is_free(labels) and not ((labels > 0) & (labels < num_classes)).all():
+            raise ValueError(
+                f"target {index}: labels {labels.tolist()[:9]} must be 1 to {num_classes - 1}; 0 is background"
+            )
 
 
 def _type(value: object) -> str:
@@ -63,11 +77,6 @@ def _type(value: object) -> str:
         return str(value.dtype).removeprefix("torch.")
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-
-
-def _check_labels(where: str, labels: Tensor, num_classes: int) -> None:
-    if not ((labels > 0) & (labels < num_classes)).all():
-        raise ValueError(f"{where} labels {labels.tolist()[:9]} must be 1 to {num_classes - 1}; 0 is background")
 
 
 def _check_boxes(where: str, found: Tensor) -> None:

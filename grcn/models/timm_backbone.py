@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from grcn.catalog import PYRAMID_SPLITS
 from grcn.errors import ConfigError, EnvironmentFault
 from grcn.fileio import cause
 from grcn.models.features import TASKS, Backbone, FeatureSpec, Maps
@@ -84,6 +85,7 @@ class TimmPyramid(Backbone):
     Raises:
         EnvironmentFault: timm is not installed.
         ConfigError: timm has no such network, or it has no pyramid, no such split or stages, or no ``drop_path``.
+        ValueError: an unknown split or norm.
     """
 
     def __init__(
@@ -96,6 +98,10 @@ class TimmPyramid(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if split != "none" and split not in PYRAMID_SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose none, {', '.join(PYRAMID_SPLITS)}")
+        if norm not in ("frozen", "trained"):
+            raise ValueError(f"unknown norm {norm!r}; choose frozen or trained")
         network = create(name, drop_path)
         places, widths = _maps_of(name, network)
         config: Mapping[str, Any] = getattr(network, "default_cfg", None) or network.pretrained_cfg  # type: ignore[assignment]
@@ -108,7 +114,6 @@ class TimmPyramid(Backbone):
         nhwc = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         self.body: Stages | Whole
         self.shared = split == "none"
-        self.frozen = nn.Sequential()
         if split in _OWN_FROM:
             self.body, tail = _cut(name, network, places, nhwc, _OWN_FROM[split])
             tails = {"cls": tail, "loc": copy.deepcopy(tail)}

@@ -43,8 +43,8 @@ class SplitVGG(Backbone):
             (:func:`grcn.models.norms.trained_norm`); None: no norms.
 
     Raises:
-        ValueError: ``split="none"`` with two kinds of last pooling, a split inside the frozen blocks, or more of these
-            than there are.
+        ValueError: an unknown split; ``split="none"`` with two kinds of last pooling; a split inside the frozen blocks,
+            or more of these than there are.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class SplitVGG(Backbone):
     ) -> None:
         super().__init__()
         last_pool = last_pool or {"cls": "max", "loc": "max"}
+        if split != "none" and split not in VGG_SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose none, {', '.join(VGG_SPLITS)}")
         if split == "none" and last_pool["cls"] != last_pool["loc"]:
             raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
         self.shared = split == "none"
@@ -79,7 +81,8 @@ class SplitVGG(Backbone):
     def forward(self, x: Tensor) -> dict[str, Maps]:
         """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each one map ``[N, channels, ceil(H / stride), ceil(W /
         stride)]``."""
-        with torch.no_grad():
+        # Without a graph, unless the caller wants the gradient of the images.
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             x = self.frozen(to_memory_format(x, "frozen"))
         x = self.trunk(to_memory_format(x, self._format if self.training else "eval"))
         cls = (self.cls(x),)

@@ -51,10 +51,10 @@ def check_before_training(
 ) -> None:
     """Logs a few warnings about a data set that is about to be trained on.
 
-    Reads 400 headers and decodes 8 images of 16 bits, in about 0.1 seconds.
-    Generated data need no check. Arguments as of :func:`grcn.data.findings.check_tables`, and
+    Reads 400 headers and decodes 8 images of 16 bits, in about 0.1 seconds. Generated data need no check.
 
     Args:
+        train, test, short, longest, drop_empty: as of :func:`grcn.data.findings.check_tables`.
         limit: how many images of ``test`` will be read, None for all; the classes are those of all images.
         bits: as of :func:`grcn.data.images.read_image`.
         anchors: those of the network; None checks none.

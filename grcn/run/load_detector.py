@@ -177,7 +177,7 @@ def _load_initial_weights(
         _restore(state, model, init, rows)
         return logging.INFO, f"initial weights from {init}; {rows}", []
     every = list(model.state_dict())
-    frozen = {f"backbone.frozen.{name}" for name, _ in model.backbone.frozen.named_parameters()}
+    frozen = {f"backbone.{name}" for name, each in model.backbone.named_parameters() if not each.requires_grad}
     if cfg.weights is not None:
         report = load_weights(model, cfg.weights, classes, same_as)
         if random := sorted(frozen.intersection(report.new)):

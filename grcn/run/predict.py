@@ -20,8 +20,6 @@ from grcn.models.memory_format import to_device
 
 logger = logging.getLogger("grcn")
 
-as_tensor = to_rgb_tensor  # its name beside a detector
-
 # Iterable types that are single images.
 _SINGLE = (str, bytes, bytearray, os.PathLike, io.IOBase, Image.Image)
 

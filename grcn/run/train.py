@@ -39,7 +39,7 @@ from grcn.run.load_detector import (
     warn_of_other_evaluation,
 )
 from grcn.run.results import score
-from grcn.torchvision_baseline import baseline_of, torchvision_detector
+from grcn.torchvision_baseline import check_is_baseline, torchvision_detector
 from grcn.vis.inputs import draw_inputs
 
 logger = logging.getLogger("grcn")
@@ -87,8 +87,8 @@ def train(
         UserError: whatever is wrong with config, data, checkpoint or machine.
         Stopped: a signal came; the checkpoint is saved.
     """
-    if torchvision and baseline_of(cfg.model) != cfg.model:
-        raise ConfigError("--torchvision: its FasterRCNN has neither split nor context; use a config of Faster R-CNN")
+    if torchvision:
+        check_is_baseline(cfg.model)
     if torchvision and cfg.run.compile != "none":
         raise ConfigError(
             f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"

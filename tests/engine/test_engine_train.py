@@ -338,6 +338,8 @@ def test_learning_rate_warm_up_is_torchs() -> None:
 def test_learning_rate_cosine() -> None:
     rates = [learning_rate(step, lr=2.0, steps=100, schedule="cosine") for step in (0, 25, 50, 100)]
     assert rates == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0], abs=1e-12)
+    with pytest.raises(ValueError, match="unknown schedule 'cosin'; choose step or cosine"):
+        learning_rate(0, lr=1.0, steps=2, schedule="cosin")  # type: ignore[arg-type]
 
 
 def test_the_best_is_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from support import OneMap, as_torchvision, small_batch, small_detector
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -16,9 +17,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from grcn import boxes
 from grcn.build import build_model
 from grcn.config.files import load_config
+from grcn.models.detector import Detector
 from grcn.models.roi_heads import SamplingSettings
 from grcn.models.roi_pool import RoIPool
-from grcn.models.targets import check_targets
+from grcn.models.targets import check_labels, check_targets
 from grcn.models.transform import ImageBatch
 
 GRCN = {"split": "conv5", "loc_pool": "none", "context": ("cls",), "op": "pool"}
@@ -144,7 +146,7 @@ def test_types_and_shapes_of_targets_are_checked_on_every_device(change, error, 
         if device == "cpu":
             small_detector().train()(small_batch()[0], targets)
         with FakeTensorMode():
-            check_targets([as_on_cuda(target) for target in targets], 2, 5)
+            check_targets([as_on_cuda(target) for target in targets], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int64, torch.float16, torch.float64])
@@ -208,11 +210,8 @@ def test_images_are_tensors(image, error, message, training):
 def test_a_model_is_built_from_its_section_of_the_config():
     cfg = load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml")
     for other in (cfg, "configs/shapes/faster_rcnn_tiny.yaml", {"backbone": "tiny"}, None):
-        for classes in ((), (3,)):
-            with pytest.raises(TypeError, match="build_model takes the model section and num_classes; pass cfg.model"):
-                build_model(other, *classes)
-    with pytest.raises(TypeError, match="and num_classes; pass the number of classes"):
-        build_model(cfg.model)
+        with pytest.raises(TypeError, match="build_model takes the model section; pass cfg.model"):
+            build_model(other, 3)
 
 
 def as_on_cuda(target):
@@ -224,9 +223,13 @@ def as_on_cuda(target):
 def test_values_of_targets_are_read_on_a_cpu_only():
     bad = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.long)}
     with pytest.raises(ValueError, match=r"target 0: labels \[0\] must be 1 to 4"):
-        check_targets([bad], 1, 5)
+        check_labels([bad], 5)
+    with pytest.raises(ValueError, match="target 0: box 0 .* has no extent"):
+        check_targets([bad], 1)
     with FakeTensorMode():
-        check_targets([as_on_cuda(bad), as_on_cuda(EMPTY)], 2, 5)
+        on_cuda = [as_on_cuda(bad), as_on_cuda(EMPTY)]
+        check_targets(on_cuda, 2)
+        check_labels(on_cuda, 5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -286,6 +289,30 @@ def test_our_backbone_and_transform_among_torchvisions_parts():
     images, targets = small_batch()
     sum(mixed.train()(images, targets).values()).backward()
     assert len(mixed.eval()(images)[0]["boxes"])
+
+
+class Constant(nn.Module):
+    """RoI heads of somebody else: torchvision's signature, none of our attributes."""
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
+        return [none] * len(image_shapes), {"loss_classifier": proposals.sum() * 0 + len(targets or ())}
+
+
+def test_somebody_elses_roi_heads_among_our_parts():
+    ours = small_detector()
+    model = Detector(ours.backbone, ours.rpn, Constant(), ours.transform)
+    images, targets = small_batch()
+    assert model.train()(images, targets)["loss_classifier"] == len(images)
+    assert len(model.eval()(images)) == len(images)
+
+
+def test_heads_of_one_map_refuse_two():
+    model = small_detector("conv5")
+    model.roi_heads.shared_map = True
+    for training in (True, False):
+        with pytest.raises(ValueError, match="shared_map: the maps of cls and loc differ; pass shared_map=False"):
+            model.train(training)(*small_batch()) if training else model.eval()(small_batch()[0])
 
 
 def test_the_rpn_of_a_split_model_does_not_train_the_localization_branch():

@@ -99,8 +99,22 @@ def losses_and_gradients(
 
 def test_no_graph_is_kept_of_frozen_stages() -> None:
     backbone = SplitResNet((1, 1, 3, 1), width=4, frozen_stages=4)
-    maps = backbone.train()(torch.rand(1, 3, 64, 64, requires_grad=True))
+    maps = backbone.train()(torch.rand(1, 3, 64, 64))
     assert not maps["cls"][0].requires_grad and maps["cls"] is maps["loc"]
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "tiny_resnet", "tiny_resnet_fpn"])
+def test_images_have_a_gradient_also_through_frozen_stages(backbone: str) -> None:
+    image = torch.rand(1, 3, 64, 64, requires_grad=True)
+    levels = {"anchors": {"sizes": [[8], [16], [32], [64], [64]]}} if backbone.endswith("fpn") else {}
+    gradients = []
+    for freeze in (0, 3):
+        maps = build(freeze, backbone=backbone, **levels).backbone(image)
+        gradients += torch.autograd.grad(maps["cls"][0].square().sum(), image)
+    assert gradients[0].abs().sum() > 0
+    assert_close(gradients[1], gradients[0])
+    with torch.no_grad():
+        assert not build(3, backbone=backbone, **levels).backbone(image)["cls"][0].requires_grad
 
 
 @pytest.mark.parametrize(

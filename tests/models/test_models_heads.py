@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from grcn import boxes, rng
 from grcn.build import build_model
 from grcn.config.model_schema import ModelConfig
-from grcn.models.box_heads import TwoMLPHead
+from grcn.models.box_heads import TaskHeads, TwoMLPHead
 from grcn.models.detector import Detector
 from grcn.models.double_head import ResidualHead
 from grcn.models.roi_heads import _row_keys
@@ -106,6 +106,11 @@ def test_losses_and_gradients_are_those_of_all_rois(agnostic: bool, weights: tup
         rtol=1e-8,
         atol=1e-11,
     )
+
+
+def test_unknown_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown tasks 'seperate'; choose shared, separate or ensemble"):
+        TaskHeads(lambda _: TwoMLPHead(16, 8, dropout=0.0), CLASSES, "seperate")
 
 
 def test_boxes_of_all_classes_are_the_same() -> None:

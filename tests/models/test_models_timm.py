@@ -20,6 +20,8 @@ from grcn.engine import checkpoint
 from grcn.errors import CheckpointError, ConfigError
 from grcn.models.detector import Detector
 from grcn.models.layer_names import layer_name
+from grcn.models.timm_backbone import TimmPyramid
+from grcn.run.load_detector import load_initial_weights
 from grcn.run.train import train
 from grcn.torchvision_baseline import torchvision_detector
 
@@ -125,6 +127,22 @@ def test_batch_norms_are_frozen_or_trained() -> None:
     assert moved and not any("bn1.running" in name and ".layer" not in name or "layer1" in name for name in moved)
 
 
+def test_layers_frozen_at_random_values_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for freeze in (0, 3):
+        model = build("resnet18", freeze=freeze)
+        cfg = ModelConfig.model_validate({**SMALL, "backbone": "timm:resnet18", "freeze": freeze})
+        with caplog.at_level("WARNING", "grcn"):
+            load_initial_weights(model, cfg, None, ("a", "b"))
+        assert ("at random values" in caplog.text) == (freeze == 3)
+
+
+def test_unknown_choices_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown split 'conv3'; choose none, output, fpn, conv5, conv4"):
+        TimmPyramid("resnet18", split="conv3")
+    with pytest.raises(ValueError, match="unknown norm 'freeze'; choose frozen or trained"):
+        TimmPyramid("resnet18", norm="freeze")
+
+
 @pytest.mark.parametrize("model", [{}, {"split": "conv5"}, {"head": {"kind": "conv", "dim": 8}}], ids=str)
 def test_torchvisions_detector_takes_a_network_of_timm(model: dict[str, Any]) -> None:
     """Whatever the head: both have a ``conv1``."""
@@ -140,8 +158,9 @@ def test_torchvisions_detector_takes_a_network_of_timm(model: dict[str, Any]) ->
 def test_every_trained_parameter_is_in_a_group() -> None:
     model = nn.Linear(2, 2)
     model.gain = nn.Parameter(torch.zeros(()))  # as timm's networks without norms have them
+    model.experts_bias = nn.Parameter(torch.zeros(2, 2))  # as its conditional convolutions have them
     grouped = [one for group in build_optimizer(TrainConfig(steps=1), model).param_groups for one in group["params"]]
-    assert len(grouped) == 3
+    assert len(grouped) == 4
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -41,6 +41,8 @@ def test_the_paper_s_edits_keep_what_lies_behind():
 def test_impossible_splits_are_refused():
     with pytest.raises(ValueError, match="one map for both"):
         SplitVGG(NARROW, "none", {"cls": "max", "loc": "none"})
+    with pytest.raises(ValueError, match="unknown split 'conv2'; choose none, conv3, conv4, conv5"):
+        SplitVGG(NARROW, "conv2")
     with pytest.raises(ValueError, match="inside the 3 frozen"):
         SplitVGG(NARROW, "conv3", frozen_blocks=3)
 

@@ -20,9 +20,10 @@ from torch.testing import assert_close
 import grcn
 from grcn.build import build_test_split, build_training
 from grcn.config.files import load_config
+from grcn.data.images import to_rgb_tensor
 from grcn.engine import checkpoint
 from grcn.errors import CheckpointError, EnvironmentFault
-from grcn.run.predict import Predictor, as_tensor
+from grcn.run.predict import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
@@ -72,7 +73,7 @@ def test_every_kind_of_image_gives_the_same(trained):
         array = np.asarray(picture.convert("RGB"))
         backwards = array[:, :, ::-1].copy()[:, :, ::-1]
         data = path.read_bytes()
-        kinds = [str(path), path, picture, array, as_tensor(path), as_tensor(path).float() / 255]
+        kinds = [str(path), path, picture, array, to_rgb_tensor(path), to_rgb_tensor(path).float() / 255]
         kinds += [backwards, data, io.BytesIO(data), path.open("rb")]
         found = predictor.predict_all(kinds)
     for other in found[1:]:
@@ -97,7 +98,7 @@ def test_threads_share_a_predictor_with_thresholds_of_their_own(trained):
     heads = predictor.model.roi_heads
     scores = predictor.predict(images / "0.png").scores
     heads.detecting = settings = replace(heads.detecting, score_thresh=scores[9].item())
-    pictures = [as_tensor(images / f"{row}.png") for row in range(4)]
+    pictures = [to_rgb_tensor(images / f"{row}.png") for row in range(4)]
     # At or below the model's own, so that each changes what the model computes.
     thresholds = (None, scores[29].item()), (scores[19].item(), scores[39].item())
 

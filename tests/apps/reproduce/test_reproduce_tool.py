@@ -88,7 +88,7 @@ def test_a_study_killed_in_the_middle_continues_and_its_figures_are_those_of_the
         (["--table", 1, "--slurm", "timeout_min:5"], 2, "--slurm: goes with --submit"),
         (["--table", 1, "--submit", "local", "--slurm", "timeout_min"], 2, "expected name:value"),
         (["--table", 1, "--name", "a/b"], 2, "--name: the beginning"),
-        (["--table", 3, "--torchvision"], 2, "separates the tasks"),
+        (["--table", 3, "--torchvision"], 2, "is not torchvision's FasterRCNN; set model.split=none"),
         (["--table", 1, "--results", "/dev/null"], 2, "--results: not a folder"),
         (["--table", 1, "run.seed=3"], 2, "run.seed is set by it"),
         (["--table", 1, "train.stepz=3"], 2, "did you mean 'train.steps'"),
