@@ -37,7 +37,7 @@ from grcn.config.yaml_nodes import (
 )
 from grcn.errors import ConfigError, one_line
 
-MAX_PARENTS = 2
+MAX_PARENTS = 3
 MAX_PROBLEMS = 50
 
 

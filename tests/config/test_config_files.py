@@ -342,7 +342,7 @@ def test_a_missing_key_is_placed_in_the_file_not_the_override(write: Any) -> Non
         ("no.yaml", "c.yaml:1:7: base: no such file (got no.yaml); name it relative to this file"),
         (
             "c.yaml",
-            "c.yaml:1:7: base: too many levels (got c.yaml -> c.yaml -> c.yaml); join two files",
+            "c.yaml:1:7: base: too many levels (got c.yaml -> c.yaml -> c.yaml -> c.yaml); join two files",
         ),
     ],
 )
