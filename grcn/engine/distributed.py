@@ -132,6 +132,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def check_joined() -> None:
+    """Makes sure that a process that torchrun started as one of several has joined the others.
+
+    Raises:
+        RuntimeError: it has not, and would train alone on all data.
+    """
+    world = _variable("WORLD_SIZE", 1)
+    if world > 1 and not dist.is_initialized():
+        raise RuntimeError(
+            f"torchrun started {world} processes, which have not joined; put the training into "
+            "`with grcn.engine.distributed.process_group():`"
+        )
+
+
 def wrap(model: nn.Module) -> nn.Module:
     """Returns the module to call in training, which averages gradients over processes.
 

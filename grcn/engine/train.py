@@ -72,10 +72,12 @@ def train(
 
     Raises:
         EnvironmentFault: a checkpoint could not be written; raised by the call that waits for it.
+        RuntimeError: torchrun started several processes, and this one has not joined the others.
         NonFiniteError: a loss or gradient was not finite. The weights, and their average, are those
             before that step, in all processes.
         Stopped: a signal came to one of the processes; the checkpoint is saved.
     """
+    distributed.check_joined()
     if not all(group.get("fused") for group in optimizer.param_groups):
         raise ValueError("this optimizer cannot skip a non-finite update; build it with fused=True")
     start, device = recorder.step, next(model.parameters()).device

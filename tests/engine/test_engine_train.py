@@ -335,6 +335,14 @@ def test_learning_rate_warm_up_is_torchs() -> None:
         scheduler.step()
 
 
+def test_a_process_of_several_does_not_train_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    with pytest.raises(RuntimeError, match="torchrun started 2 processes, which have not joined; put the training"):
+        train(model, iter(()), optimizer, Recorder(tmp_path), steps=1, lr_at=lambda step: 0.1)
+
+
 def test_learning_rate_cosine() -> None:
     rates = [learning_rate(step, lr=2.0, steps=100, schedule="cosine") for step in (0, 25, 50, 100)]
     assert rates == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0], abs=1e-12)
