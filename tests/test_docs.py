@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = {
     "steps, device, folder = 20": "steps, device, folder = 1",
     '"configs/': f'"{ROOT}/configs/',
-    '["data.test_images=20"]': '["data.size=64", "data.train_images=4", "data.test_images=2"]',
+    "steps, folder, device = 20": "steps, folder, device = 1",
+    '"data.test_images=20"': '"data.size=64", "data.train_images=8", "data.test_images=2"',
     "min_size=128": "min_size=64",
     "num_classes=91)": "num_classes=91, min_size=64)",
 }
@@ -43,7 +44,7 @@ DATA = {
 # Python blocks of each page that a test runs: here, in test_readme.py (README, evaluation), test_other_tools.py,
 # test_walkthrough.py, apps/test_export.py and apps/test_analyze_compare_files.py.
 TESTED = {
-    "README.md": 1, "compare.md": 3, "evaluation.md": 1, "export.md": 3, "other_tools.md": 7, "own_detector.md": 8,
+    "README.md": 1, "compare.md": 3, "evaluation.md": 1, "export.md": 3, "other_tools.md": 7, "own_detector.md": 9,
     "pyramid.md": 1, "the_split.md": 1,
 }  # fmt: skip
 
@@ -93,6 +94,9 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
             == {"cls": (512, (16,)), "loc": (512, (8,))}
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
+        "Your loss or context in a detector from a config": lambda: (
+            names["state"]["step"] == 1 and names["again"].roi_heads.box_loss is names["giou"]
+        ),
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,
         "Your data set and your augmentation in our loader": lambda: (
             len(names["images"]) == 4 and names["targets"][0]["boxes"].shape == (1, 4)

@@ -131,9 +131,9 @@ class Training:
         batches: Iterator[Batch],
         optimizer: torch.optim.Optimizer,
         recorder: Recorder,
-        evaluate: Callable[[int], Metrics],
-        ema: WeightAverage | None,
-        stop: StopSignals | None,
+        evaluate: Callable[[int], Metrics] | None = None,
+        ema: WeightAverage | None = None,
+        stop: StopSignals | None = None,
     ) -> Metrics:
         """Trains ``model`` by the schedule; arguments and result as of :func:`grcn.engine.train.train`."""
         cfg = self.cfg.train

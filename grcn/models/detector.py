@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from grcn.models.features import Backbone
+from grcn.models.features import Backbone, FeatureSpec, check_maps
 from grcn.models.roi_heads import RoIHeads
+from grcn.models.roi_pool import RoIPool
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.targets import check_targets
 from grcn.models.transform import DetectionTransform
@@ -18,12 +19,16 @@ class Detector(nn.Module):
 
     The four parts, and their order, are those of ``torchvision.models.detection.generalized_rcnn.GeneralizedRCNN``,
     which also accepts ours. RPN and RoI heads go together: ours pass on one tensor of proposals, torchvision's a list.
+
+    Raises:
+        ValueError: anchors, pools or hidden layers do not fit what the backbone declares.
     """
 
     def __init__(
         self, backbone: Backbone, rpn: RegionProposalNetwork, roi_heads: RoIHeads, transform: DetectionTransform
     ) -> None:
         super().__init__()
+        _check_declared(_specs(backbone), rpn, roi_heads)
         self.transform = transform
         self.backbone = backbone
         self.rpn = rpn
@@ -53,7 +58,9 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError, TypeError: images that :func:`grcn.models.transform.check_images` refuses, as none at all; no
+            ValueError, TypeError: maps that are not of the declared strides
+                (:func:`grcn.models.features.check_maps`); images that
+                :func:`grcn.models.transform.check_images` refuses, as none at all; no
                 targets in training, or targets that :func:`grcn.models.targets.check_targets` or the RoI heads refuse:
                 for their types and shapes on every device, for their values on a CPU only.
         """
@@ -63,6 +70,7 @@ class Detector(nn.Module):
             check_targets(targets, len(images))
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
+        check_maps(features, _specs(self.backbone), (batch.tensors.shape[-2], batch.tensors.shape[-1]))
         proposals, losses = self.rpn(batch, features, targets)
         # Third-party heads have torchvision's signature, so they get score_thresh only if the caller sets it.
         own = {} if score_thresh is None else {"score_thresh": score_thresh}
@@ -71,6 +79,29 @@ class Detector(nn.Module):
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, original)
+
+
+def _specs(backbone: nn.Module) -> dict[str, FeatureSpec]:
+    """Returns what a backbone declares of its maps; one of another library declares nothing."""
+    return getattr(backbone, "feature_specs", {})
+
+
+def _check_declared(specs: Mapping[str, FeatureSpec], rpn: nn.Module, roi_heads: nn.Module) -> None:
+    """Makes sure that our RPN and RoI heads fit what the backbone declares of the maps that they read."""
+    reads = {}
+    if isinstance(rpn, RegionProposalNetwork) and rpn.reads in specs:
+        reads["rpn.anchors"] = rpn.anchors.strides, specs[rpn.reads].strides
+    if isinstance(roi_heads, RoIHeads):
+        widths = [spec.channels for spec in specs.values()]
+        if len(set(widths)) > 1 and roi_heads.heads.tasks != "separate":
+            raise ValueError(f"maps of {widths} channels need hidden layers of each task; pass tasks='separate'")
+        for name, pools in (("pools", roi_heads.pools), ("context_pools", roi_heads.context_pools)):
+            for task, pool in pools.items():
+                if isinstance(pool, RoIPool) and task in specs:
+                    reads[f"roi_heads.{name}[{task!r}]"] = pool.strides, specs[task].strides[: len(pool.strides)]
+    for part, (own, declared) in reads.items():
+        if tuple(own) != tuple(declared):
+            raise ValueError(f"{part} has strides {own}, but the backbone declares {declared}; pass the same")
 
 
 def count_parameters(module: nn.Module) -> int:

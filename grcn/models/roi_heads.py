@@ -118,6 +118,8 @@ class RoIHeads(nn.Module):
         following: RoIHeads | None = None,
     ) -> None:
         super().__init__()
+        if (context or {}).keys() != (context_pools or {}).keys():
+            raise ValueError(f"context and context_pools must be of the same tasks (got {context}, {context_pools})")
         self.pools: Mapping[str, RoIPool] = nn.ModuleDict(pools)  # type: ignore[assignment]
         self.context: Mapping[str, ContextAttention] = nn.ModuleDict(context or {})  # type: ignore[assignment]
         self.context_pools: Mapping[str, RoIPool] = nn.ModuleDict(context_pools or {})  # type: ignore[assignment]
@@ -220,14 +222,14 @@ class RoIHeads(nn.Module):
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
-        classification = F.cross_entropy(logits, labels.flatten(), reduction="none").view(images, count)
+        classification = self.classification_loss(logits, labels.flatten()).view(images, count)
         own = boxes.of_class(deltas, labels[:, loc])
-        regression = F.smooth_l1_loss(own, regression_targets[:, loc], beta=self.beta, reduction="none")
+        regression = self.box_loss(own, regression_targets[:, loc], rois[:, loc])
         slots = images * self.sampling.batch
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
         losses = {
             "loss_classifier": torch.where(valid, classification, 0).sum() / slots * self.loss_weights[0],
-            "loss_box_reg": torch.where(foreground[:, loc], regression.sum(-1), 0).sum() / slots * self.loss_weights[1],
+            "loss_box_reg": torch.where(foreground[:, loc], regression, 0).sum() / slots * self.loss_weights[1],
         }
         if self.following is None:
             return losses
@@ -235,6 +237,26 @@ class RoIHeads(nn.Module):
         refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, sizes)
         further = self.following.losses_of_sample(features, refined, sizes, objects, states[3:])
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of each RoI's scores ``[M]``; a subclass may have another.
+
+        Args:
+            logits: ``[M, K]``.
+            labels: int64 ``[M]``, 0 for background. Losses of empty slots, which have it too, are not read.
+        """
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def box_loss(self, deltas: Tensor, regression_targets: Tensor, rois: Tensor) -> Tensor:
+        """Returns the loss of each RoI's box ``[N, L]``; a subclass may have another.
+
+        Args:
+            deltas: ``[N, L, 4]``, for the class of the object.
+            regression_targets: ``[N, L, 4]``. Losses of RoIs that are not foreground, where they are zero, are not
+                read, and must be finite.
+            rois: ``[N, L, 4]``, which :func:`grcn.boxes.decode` turns deltas and targets into boxes with.
+        """
+        return F.smooth_l1_loss(deltas, regression_targets, beta=self.beta, reduction="none").sum(-1)
 
     def _hidden(
         self,

@@ -56,7 +56,8 @@ class RoIPool(nn.Module):
             raise ValueError(f"unknown RoI operator {op!r}; choose pool or align")
         if op == "pool" and len(strides) > 1:
             raise ValueError(f"RoIPool reads one map (got {len(strides)}); choose align")
-        self.scales, self.size, self.op = tuple(1.0 / stride for stride in strides), size, op
+        self.strides, self.size, self.op = tuple(strides), size, op
+        self.scales = tuple(1.0 / stride for stride in strides)
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.level, self.finest, self.roi_scale = level, finest, roi_scale
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from support import OneMap, as_torchvision, small_batch, small_detector
 from torch import nn
@@ -18,7 +19,8 @@ from grcn import boxes
 from grcn.build import build_model
 from grcn.config.files import load_config
 from grcn.models.detector import Detector
-from grcn.models.roi_heads import SamplingSettings
+from grcn.models.features import FeatureSpec
+from grcn.models.roi_heads import RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
 from grcn.models.targets import check_labels, check_targets
 from grcn.models.transform import ImageBatch
@@ -305,6 +307,70 @@ def test_somebody_elses_roi_heads_among_our_parts():
     images, targets = small_batch()
     assert model.train()(images, targets)["loss_classifier"] == len(images)
     assert len(model.eval()(images)) == len(images)
+
+
+class Maps(nn.Module):
+    """A backbone of maps of any strides that declares others."""
+
+    def __init__(self, strides, declared, channels=(16, 16)):
+        super().__init__()
+        self.strides = strides
+        pairs = zip(("cls", "loc"), declared, channels, strict=True)
+        self.feature_specs = {task: FeatureSpec(width, (stride,)) for task, stride, width in pairs}
+
+    def forward(self, images):
+        maps = [F.avg_pool2d(images, stride, ceil_mode=True).repeat(1, 6, 1, 1)[:, :16] for stride in self.strides]
+        return {"cls": (maps[0],), "loc": (maps[1],)}
+
+
+def test_strides_are_compared_wherever_they_are_declared():
+    ours = small_detector("conv5", "none", ("cls",))  # strides 16 and 8
+    Detector(Maps((16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform).eval()(small_batch()[0])
+    wrong = {"rpn.anchors has strides": (8, 8), r"pools\['loc'\] has strides \(8,\), but .* declares \(16,\)": (16, 16)}
+    for message, declared in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            Detector(Maps((16, 8), declared), ours.rpn, ours.roi_heads, ours.transform)
+    with pytest.raises(ValueError, match="channels need hidden layers of each task; pass tasks='separate'"):
+        Detector(Maps((16, 8), (16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
+    for strides, task in (((8, 8), "cls"), ((16, 16), "loc"), ((16, 4), "loc")):
+        model = Detector(Maps(strides, (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
+        with pytest.raises(ValueError, match=f"the map of {task} has .* cells for an input of .* its declared stride"):
+            model.eval()(small_batch()[0])
+
+
+def test_a_backbone_returns_tuples():
+    model = small_detector()
+    maps = model.backbone.forward
+    model.backbone.forward = lambda images: {task: found[0] for task, found in maps(images).items()}
+    with pytest.raises(TypeError, match=r"features\['cls'\] must be a tuple of maps \(got Tensor\)"):
+        model.eval()(small_batch()[0])
+    model.backbone.forward = lambda images: {task: found * 2 for task, found in maps(images).items()}
+    with pytest.raises(ValueError, match=r"1 maps are declared for cls \(got 2\)"):
+        model.eval()(small_batch()[0])
+
+
+def test_context_and_its_pools_come_together():
+    heads = small_detector(context=("cls",)).roi_heads
+    with pytest.raises(ValueError, match="context and context_pools must be of the same tasks"):
+        RoIHeads(dict(heads.pools), heads.heads, True, dict(heads.context))
+
+
+def test_losses_may_be_replaced():
+    """Those of zero leave nothing; those that are ours, written again, give the same."""
+    for row in ({}, GRCN):
+        model, batch = small_detector(**row).train(), small_batch()
+        usual = model(*batch)
+        model.roi_heads.classification_loss = lambda logits, labels: (
+            -F.log_softmax(logits, 1).gather(1, labels[:, None]).squeeze(1)
+        )
+        model.roi_heads.box_loss = lambda deltas, targets, rois: (
+            F.smooth_l1_loss(deltas, targets, beta=1 / 9, reduction="none").sum(-1)
+            + 0 * boxes.decode(deltas, rois, (10.0, 10.0, 5.0, 5.0)).sum(-1)
+        )
+        assert_close(model(*batch), usual)
+        model.roi_heads.box_loss = lambda deltas, targets, rois: deltas.sum(-1) * 0
+        losses = model(*batch)
+        assert losses["loss_box_reg"] == 0 and losses["loss_classifier"] > 0
 
 
 def test_heads_of_one_map_refuse_two():
