@@ -24,7 +24,7 @@ import numpy as np
 from grcn.data.annotations import Annotations
 from grcn.errors import EnvironmentFault
 from grcn.evaluation.detections import Detections, Matches, check
-from grcn.evaluation.matching import matches_by_class, overlapping
+from grcn.evaluation.matching import matches_by_class, objects_to_find, overlapping
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
@@ -82,8 +82,7 @@ def evaluate(table: Annotations, detections: Mapping[str, Any], backend: str | N
     for name, (area, most) in _AR_PLACES.items():
         metrics[name] = _mean(recall[:, :, area, most])
     ap_by_iou = {f"{0.5 + place / 20:.2f}": _mean(_at(precision, place, 0, 2)) for place in range(len(precision))}
-    to_find = table.labels[~(table.iscrowd | table.difficult)]
-    counts = np.bincount(to_find, minlength=len(table.classes) + 1)[1:].tolist()
+    counts = objects_to_find(table).sum(1).tolist()
     # The evaluators sort the classes by category id.
     places = np.argsort(np.argsort(table.category_ids))
     per_class: dict[str, dict[str, Any]] = {}

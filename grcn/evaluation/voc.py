@@ -11,7 +11,6 @@ Detections of equal score are ranked by row, then by their place in the packed a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from grcn.data.annotations import Annotations
 from grcn.evaluation.detections import Detections, Matches, check
-from grcn.evaluation.matching import ignored_objects, in_chunks, iou
+from grcn.evaluation.matching import ignored_objects, in_chunks, iou, objects_to_find, slices_of_classes
 
 
 class _Ranked(NamedTuple):
@@ -51,7 +50,7 @@ def evaluate(
         DataError: the table has no object, or a detection cannot be scored; names the image.
     """
     ranked = _rank(table, check(table, detections))
-    counts = _objects_to_find(table)
+    counts = objects_to_find(table).sum(1)
     per_class: dict[str, dict[str, Any]] = {name: {} for name in table.classes}
     metrics = {}
     for threshold in thresholds:
@@ -81,7 +80,7 @@ def curves(
         counts, from the best score to the worst; precision is not interpolated.
     """
     ranked = _rank(table, check(table, detections))
-    counts = _objects_to_find(table)
+    counts = objects_to_find(table).sum(1)
     return [
         {
             name: (np.cumsum(hits) / count, _precision(hits))
@@ -96,17 +95,10 @@ def matches(table: Annotations, detections: Mapping[str, Any], threshold: float)
     """Matches detections to objects at one IoU; returns for each class the input of its precision."""
     ranked = _rank(table, check(table, detections))
     hits, counted = _hits_and_counted(table, ranked, threshold)
-    starts = np.searchsorted(ranked.labels, np.arange(1, len(table.classes) + 2))
-    to_find = ~ignored_objects(table)
-    rows = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    slices = slices_of_classes(ranked.labels, len(table.classes))
     return [
-        Matches(
-            ranked.rows[start:end],
-            hits[None, start:end],
-            counted[None, start:end],
-            np.bincount(rows[to_find & (table.labels == label)], minlength=len(table)),
-        )
-        for label, (start, end) in enumerate(itertools.pairwise(starts), start=1)
+        Matches(ranked.rows[own], hits[None, own], counted[None, own], count)
+        for own, count in zip(slices, objects_to_find(table), strict=True)
     ]
 
 
@@ -120,12 +112,7 @@ def eleven_point_ap(hits: np.ndarray, count: int) -> float:
         hits: bool ``[D]``, whether each detection is a true positive, best score first.
         count: number of objects to find, at least 1.
     """
-    return interpolated_ap(hits, count, np.arange(11) * 0.1)
-
-
-def interpolated_ap(hits: np.ndarray, count: int, levels: np.ndarray) -> float:
-    """Averages interpolated precision at ``levels`` of recall, 0 at those not reached; see :func:`eleven_point_ap`."""
-    reached = np.searchsorted(np.cumsum(hits) / count, levels)
+    reached = np.searchsorted(np.cumsum(hits) / count, np.arange(11) * 0.1)
     return float(np.append(_interpolated(hits), 0.0)[reached].mean())
 
 
@@ -150,17 +137,11 @@ def _interpolated(hits: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(_precision(hits)[::-1])[::-1]
 
 
-def _objects_to_find(table: Annotations) -> np.ndarray:
-    """Counts the objects of each class that are neither difficult nor crowd, int64 ``[C]``."""
-    labels = table.labels[~ignored_objects(table)]
-    return np.bincount(labels, minlength=len(table.classes) + 1)[1:]
-
-
 def _hits(table: Annotations, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
     """Returns bool ``[D]`` per class: is each detection that counts a true positive, best first."""
     hits, counted = _hits_and_counted(table, ranked, threshold)
-    starts = np.searchsorted(ranked.labels[counted], np.arange(1, len(table.classes) + 1))
-    return np.split(hits[counted], starts)[1:]
+    slices = slices_of_classes(ranked.labels[counted], len(table.classes))
+    return [hits[counted][own] for own in slices]
 
 
 def _hits_and_counted(table: Annotations, ranked: _Ranked, threshold: float) -> tuple[np.ndarray, np.ndarray]:
