@@ -68,10 +68,13 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return cls(table, FileImages(table, bits))
 
     @classmethod
-    def yolo(cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None) -> DetectionDataset:
-        """Reads a data set in YOLO's layout; arguments and errors as in :func:`grcn.data.yolo.load`."""
+    def yolo(
+        cls, root: str | Path, splits: Sequence[str], classes: Sequence[str] | None = None, bits: int | None = None
+    ) -> DetectionDataset:
+        """Reads a data set in YOLO's layout; arguments and errors as in :func:`grcn.data.yolo.load`, and bits
+        as in :func:`grcn.data.images.read_image`."""
         table = yolo.load(root, splits, classes)
-        return cls(table, FileImages(table))
+        return cls(table, FileImages(table, bits))
 
     @classmethod
     def shapes(
