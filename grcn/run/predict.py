@@ -71,6 +71,9 @@ class Predictor:
         self.bits = bits
         self._warned_of_dark = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.classes)} classes, step {self.step}, {self.device})"
+
     def predict(self, image: Picture, score_threshold: float | None = None) -> Prediction:
         """Finds objects in one image; see :meth:`predict_all`.
 

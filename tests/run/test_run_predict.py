@@ -51,6 +51,7 @@ def trained(tmp_path_factory):
 def test_the_detections_are_those_of_the_evaluation(trained):
     checkpoint, evaluation, images = trained
     predictor = grcn.load(checkpoint, "cpu")
+    assert repr(predictor) == "Predictor(8 classes, step 20, cpu)"
     evaluated = json.loads((evaluation / "detections.json").read_text())
     assert len(evaluated) > 20
     for row in range(4):
