@@ -107,15 +107,15 @@ def train(
             distributed.on_main(check_tensorboard)
         if not dry_run:
             distributed.on_main(lambda: _claim(folder, resume or resume_from is not None, held))
-        found = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
-        begun = recorded_config(found[1], found[0]) if found is not None and cfg.run.amp == "auto" else None
+        resumed = distributed.on_main(lambda: _find_checkpoint(folder, resume, resume_from))
+        begun = recorded_config(resumed[1], resumed[0]) if resumed is not None and cfg.run.amp == "auto" else None
         cfg = with_precision(cfg, device, begun)
-        if found is None:
+        if resumed is None:
             suggest_bf16(cfg, device)
-        training = distributed.together(lambda: _build(cfg, found, allow_changes))
+        training = distributed.together(lambda: _build(cfg, resumed, allow_changes))
         settings, fingerprint = training.record["config"], training.record["data_fingerprint"]
         distributed.check_same({"settings": settings, "annotations": fingerprint, "device": device.type})
-        state = None if found is None else found[1]
+        state = None if resumed is None else resumed[1]
         if state is None:
             distributed.on_main(lambda: check_training(training))
             load_initial_weights(training.model, cfg.model, init, training.classes, cfg.data.same_as, new_classes)
@@ -136,8 +136,8 @@ def train(
             distributed.on_main(lambda: check_same_evaluation(cfg, folder))
             logger.info("%s: finished; its recorded metrics follow", folder)
         else:
-            if found is not None:
-                warn_of_other_evaluation(cfg, found[1], found[0])
+            if resumed is not None:
+                warn_of_other_evaluation(cfg, resumed[1], resumed[0])
             distributed.on_main(lambda: _write_facts(folder, training, model, device))
             if state is None:
                 distributed.on_main(lambda: _draw_inputs(folder, training))
