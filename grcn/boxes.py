@@ -1,7 +1,8 @@
 """Box operations: overlap, coding, matching, sampling and suppression, as pure functions on tensors of fixed shape.
 
 Boxes are ``(x1, y1, x2, y2)`` in continuous pixels, width ``x2 - x1`` (no ``+1``). Only suppression reads a value back
-to the host: sizes never depend on data, and masks mark the valid rows.
+to the host: sizes never depend on data, and masks mark the valid rows. :func:`sync_is_free` says where code may choose
+shapes that depend on data instead.
 
 Shapes: ``N`` images, ``G`` objects of an image (padded), ``A`` candidate boxes of an image (anchors or proposals).
 """

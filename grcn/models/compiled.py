@@ -58,7 +58,7 @@ def parts(model: Detector) -> Iterator[tuple[nn.Module, str, str]]:
     yield model.rpn, "score_maps", "RPN"
     if model.rpn.auxiliary is not None:
         yield model.rpn.auxiliary, "score_maps", "second RPN"
-    yield model.roi_heads, "losses_of_sample", "RoI heads in training"
+    yield model.roi_heads, "losses_from_tensors", "RoI heads in training"
     yield model.roi_heads, "shortlist", "RoI heads"
 
 

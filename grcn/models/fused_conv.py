@@ -55,6 +55,7 @@ def conv2d(
 
 
 def _is_faster_in_one_call(x: Tensor, plus: Tensor | None, relu: bool) -> bool:
+    # A CPU's operator, which cannot be exported either: an export runs as if on a GPU.
     if _ONE_CALL is None or torch.is_grad_enabled() or not boxes.sync_is_free(x):
         return False
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:

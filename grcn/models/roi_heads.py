@@ -200,9 +200,9 @@ class RoIHeads(nn.Module):
             words += (rng.DROPOUT, 2 * number), (rng.DROPOUT, 2 * number + 1)
         states = rng.image_states(targets, proposals.device, *words)
         sizes = as_tensor(image_sizes, proposals)
-        return self.losses_of_sample(features, proposals, sizes, boxes.pad_objects(targets), states)
+        return self.losses_from_tensors(features, proposals, sizes, boxes.pad_objects(targets), states)
 
-    def losses_of_sample(
+    def losses_from_tensors(
         self, features: Features, proposals: Tensor, sizes: Tensor, objects: boxes.Objects, states: Tensor
     ) -> dict[str, Tensor]:
         """Computes the losses of :meth:`losses` from tensors only, in fixed shapes.
@@ -235,7 +235,7 @@ class RoIHeads(nn.Module):
             return losses
         rois = torch.where(valid[..., None], rois, 0)
         refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, sizes)
-        further = self.following.losses_of_sample(features, refined, sizes, objects, states[3:])
+        further = self.following.losses_from_tensors(features, refined, sizes, objects, states[3:])
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
