@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch import nn
 
 from grcn import rng
 from grcn.catalog import RESNET_UNITS, RESNET_WIDTH, TINY_BLOCKS, VGG16_BLOCKS
@@ -15,7 +18,7 @@ from grcn.models.cascade import box_weights_of
 from grcn.models.context import ContextAttention
 from grcn.models.detector import Detector
 from grcn.models.double_head import ResidualHead
-from grcn.models.features import TASKS, Backbone, FeatureSpec
+from grcn.models.features import TASKS, FeatureSpec
 from grcn.models.init import Undrawn, initialise
 from grcn.models.pyramid import PyramidResNet
 from grcn.models.resnet import SplitResNet, conv5_units
@@ -28,7 +31,7 @@ from grcn.models.vgg import SplitVGG
 from grcn.models.weights import normalisation_of, stride_in_of
 
 
-def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
+def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0, backbone: nn.Module | None = None) -> Detector:
     """Builds a detector with initial values from ``seed``; reads neither disk nor network.
 
     Also works on the meta device, without values.
@@ -37,26 +40,33 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
         cfg: the ``model`` section.
         num_classes: including background; the data decide it, so it is not part of a config.
         seed: of the initial values. Pretrained weights are loaded separately, by ``grcn.models.weights.load_weights``.
+        backbone: to use in place of the config's: it returns maps, and declares ``feature_specs``, as
+            :class:`grcn.models.features.Backbone` does. It keeps its values. Settings of the config's backbone, as
+            ``split`` and strides, have no effect.
 
     Raises:
         TypeError: ``cfg`` is something else, as a whole config or its file.
+        ValueError: ``backbone`` has another number of maps than the anchors of the config.
     """
     if not isinstance(cfg, ModelConfig):
         raise TypeError(f"build_model takes the model section; pass cfg.model (got {type(cfg).__name__})")
-    with nullcontext() if cfg.of_timm else Undrawn():  # timm's values are its own
-        backbone = _backbone(cfg, seed)
-    specs = backbone.feature_specs
+    if backbone is not None:
+        network: Any = backbone
+    else:
+        with nullcontext() if cfg.of_timm else Undrawn():  # timm's values are its own
+            network = _backbone(cfg, seed)
+    specs = network.feature_specs
     with Undrawn():
         if cfg.rpn.reads == "both":
             rpn = _rpn(cfg, "cls", specs["cls"], auxiliary=_rpn(cfg, "loc", specs["loc"]))
         else:
             rpn = _rpn(cfg, cfg.rpn.reads, specs[cfg.rpn.reads])
-        roi_heads = _roi_heads(cfg, backbone, num_classes)
-    multiple = cfg.image.multiple or (32 if cfg.has_pyramid else 1)
-    normalisation = backbone.normalisation if isinstance(backbone, TimmPyramid) else normalisation_of(cfg.weights)
+        roi_heads = _roi_heads(cfg, specs, getattr(network, "shared", False), num_classes)
+    multiple = cfg.image.multiple or (32 if len(specs["cls"].strides) > 1 else 1)
+    normalisation = network.normalisation if isinstance(network, TimmPyramid) else normalisation_of(cfg.weights)
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
-    model = Detector(backbone, rpn, roi_heads, transform)
-    initialise(model, seed, cfg.context.init)
+    model = Detector(network, rpn, roi_heads, transform)
+    initialise(model, seed, cfg.context.init, but=None if backbone is None else "backbone.")
     return model
 
 
@@ -82,9 +92,14 @@ def _rpn(
     )
 
 
-def _roi_heads(cfg: ModelConfig, backbone: Backbone, num_classes: int, stage: int = 0) -> RoIHeads:
-    """Builds the RoI heads of a stage of a cascade and of those that follow; a model without a cascade has one."""
-    specs = backbone.feature_specs
+def _roi_heads(
+    cfg: ModelConfig, specs: Mapping[str, FeatureSpec], shared: bool, num_classes: int, stage: int = 0
+) -> RoIHeads:
+    """Builds the RoI heads of a stage of a cascade and of those that follow; a model without a cascade has one.
+
+    Args:
+        specs, shared: attributes of the backbone.
+    """
     thresholds = (cfg.roi.fg_iou,) if isinstance(cfg.cascade, str) else cfg.cascade
     is_last = stage + 1 == len(thresholds)
 
@@ -104,7 +119,7 @@ def _roi_heads(cfg: ModelConfig, backbone: Backbone, num_classes: int, stage: in
             cfg.head.tasks,
             cfg.head.class_agnostic,
         ),
-        shared_map=backbone.shared and cfg.cls.level == cfg.loc.level and cfg.cls.roi_scale == cfg.loc.roi_scale,
+        shared_map=shared and cfg.cls.level == cfg.loc.level and cfg.cls.roi_scale == cfg.loc.roi_scale,
         context={
             task: ContextAttention(
                 specs[task].channels,
@@ -125,7 +140,7 @@ def _roi_heads(cfg: ModelConfig, backbone: Backbone, num_classes: int, stage: in
         box_weights=box_weights_of(stage, cfg.roi.box_weights),
         beta=cfg.roi.smooth_l1_beta,
         loss_weights=cfg.roi.loss_weights,
-        following=None if is_last else _roi_heads(cfg, backbone, num_classes, stage + 1),
+        following=None if is_last else _roi_heads(cfg, specs, shared, num_classes, stage + 1),
     )
 
 

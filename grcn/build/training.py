@@ -144,15 +144,18 @@ class Training:
         )  # fmt: skip
 
 
-def build_training(cfg: Config) -> Training:
+def build_training(cfg: Config, backbone: nn.Module | None = None) -> Training:
     """Reads the annotations and builds the model.
+
+    Args:
+        backbone: to use in place of the config's, as of :func:`grcn.build.build_model`.
 
     Raises:
         DataError: as the readers do.
     """
     train_split = build_train_split(cfg.data)
     test_split = build_test_split(cfg.data, train_split.table.classes)
-    model = build_model(cfg.model, len(train_split.table.classes) + 1, cfg.run.seed)
+    model = build_model(cfg.model, len(train_split.table.classes) + 1, cfg.run.seed, backbone)
     record = {
         "config": dump_config(cfg),
         "classes": list(train_split.table.classes),

@@ -48,7 +48,7 @@ class Undrawn(TorchFunctionMode):
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
+def initialise(model: nn.Module, seed: int, context: str = "gaussian", but: str | None = None) -> None:
     """Sets every parameter of a detector in place, except those of a timm network and those on the meta device.
 
     Biases are 0, norms the identity, the paper's new layers small and Gaussian, conv(2,2,2) Xavier-uniform, fc6 and
@@ -59,8 +59,11 @@ def initialise(model: nn.Module, seed: int, context: str = "gaussian") -> None:
     Args:
         context: values of the projections of the context attention: ``"gaussian"``, as for all new layers;
             ``"xavier"``, uniform; or ``"zero"``: those of ``W_V`` are 0, and the attention adds nothing at first.
+        but: beginning of the names of parameters that keep their values.
     """
     for name, parameter in ((in_first_stage(name), parameter) for name, parameter in model.named_parameters()):
+        if but is not None and name.startswith(but):
+            continue
         if parameter.is_meta or layer_name(name).startswith(FOREIGN) or parameter.dim() == 0:
             continue  # a gate or a temperature starts as it is built
         if name.endswith("bias"):

@@ -338,6 +338,25 @@ def test_strides_are_compared_wherever_they_are_declared():
             model.eval()(small_batch()[0])
 
 
+def test_a_model_is_built_around_somebody_elses_backbone():
+    overrides = ["model.width=4", "model.context.on=cls", "model.roi.size=4", "model.head.dim=16"]
+    cfg = load_config(ROOT / "configs/shapes/faster_rcnn_tiny.yaml", overrides).model
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), Maps((16, 8), (16, 8)))
+    backbone.feature_specs = backbone[1].feature_specs
+    before = backbone[0].weight.clone()
+    model = build_model(cfg, 5, seed=7, backbone=backbone)
+    usual = build_model(cfg, 5, seed=7)
+    assert model.backbone is backbone and torch.equal(backbone[0].weight, before)
+    assert torch.equal(model.roi_heads.heads.cls_score.weight, usual.roi_heads.heads.cls_score.weight)
+    assert model.roi_heads.pools["loc"].strides == (8,) and not model.roi_heads.shared_map
+    images, targets = small_batch()
+    sum(model.train()(images, targets).values()).backward()
+    assert backbone[0].weight.grad is not None
+    backbone.feature_specs = {task: FeatureSpec(16, (16, 32)) for task in ("cls", "loc")}
+    with pytest.raises(ValueError, match="sizes must be 2 lists"):
+        build_model(cfg, 5, backbone=backbone)
+
+
 def test_a_backbone_returns_tuples():
     model = small_detector()
     maps = model.backbone.forward
