@@ -187,7 +187,7 @@ def torchvision_detector(cfg: ModelConfig, model: Detector) -> FasterRCNN:
         rpn_batch_size_per_image=cfg.rpn.batch,
         rpn_positive_fraction=cfg.rpn.fg_fraction,
         box_roi_pool=MultiScaleRoIAlign(
-            [str(level) for level in range(spec.pooled)],
+            [str(level) for level in range(len(spec.strides[: spec.pooled]))],
             cfg.roi.size,
             cfg.roi.sampling_ratio,
             canonical_scale=224 // 2 ** (2 - spec.finest),

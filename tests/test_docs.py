@@ -95,7 +95,7 @@ def test_an_example_runs(page, heading, code, tmp_path, monkeypatch):
         ),
         "Your backbone under our RPN and RoI heads": lambda: len(names["losses"]) == 4,
         "Your loss or context in a detector from a config": lambda: (
-            names["state"]["step"] == 1 and names["again"].roi_heads.box_loss is names["giou"]
+            names["state"]["step"] == 1 and names["again"].roi_heads.box_loss.func is names["giou"]
         ),
         "Our training and evaluation with torchvision's detector": lambda: names["metrics"]["coco_ap"] is not None,
         "Your data set and your augmentation in our loader": lambda: (

@@ -41,8 +41,9 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0, backbone: nn.
         num_classes: including background; the data decide it, so it is not part of a config.
         seed: of the initial values. Pretrained weights are loaded separately, by ``grcn.models.weights.load_weights``.
         backbone: to use in place of the config's: it returns maps, and declares ``feature_specs``, as
-            :class:`grcn.models.features.Backbone` does. It keeps its values. Settings of the config's backbone, as
-            ``split`` and strides, have no effect.
+            :class:`grcn.models.features.Backbone` does. It keeps its values. Its ``normalisation`` or, without that
+            attribute, ``weights`` of the config tells what the network expects of images; other settings of the
+            config's backbone, as ``split`` and strides, have no effect.
 
     Raises:
         TypeError: ``cfg`` is something else, as a whole config or its file.
@@ -63,7 +64,7 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0, backbone: nn.
             rpn = _rpn(cfg, cfg.rpn.reads, specs[cfg.rpn.reads])
         roi_heads = _roi_heads(cfg, specs, getattr(network, "shared", False), num_classes)
     multiple = cfg.image.multiple or (32 if len(specs["cls"].strides) > 1 else 1)
-    normalisation = network.normalisation if isinstance(network, TimmPyramid) else normalisation_of(cfg.weights)
+    normalisation = getattr(network, "normalisation", normalisation_of(cfg.weights))
     transform = DetectionTransform(cfg.image.short, cfg.image.max, normalisation, multiple)
     model = Detector(network, rpn, roi_heads, transform)
     initialise(model, seed, cfg.context.init, but=None if backbone is None else "backbone.")

@@ -140,8 +140,8 @@ def _interpolated(hits: np.ndarray) -> np.ndarray:
 def _hits(table: Annotations, ranked: _Ranked, threshold: float) -> list[np.ndarray]:
     """Returns bool ``[D]`` per class: is each detection that counts a true positive, best first."""
     hits, counted = _hits_and_counted(table, ranked, threshold)
-    slices = slices_of_classes(ranked.labels[counted], len(table.classes))
-    return [hits[counted][own] for own in slices]
+    hits, labels = hits[counted], ranked.labels[counted]
+    return [hits[own] for own in slices_of_classes(labels, len(table.classes))]
 
 
 def _hits_and_counted(table: Annotations, ranked: _Ranked, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -89,13 +89,14 @@ def _specs(backbone: nn.Module) -> dict[str, FeatureSpec]:
 def _check_declared(specs: Mapping[str, FeatureSpec], rpn: nn.Module, roi_heads: nn.Module) -> None:
     """Makes sure that our RPN and RoI heads fit what the backbone declares of the maps that they read."""
     reads = {}
-    if isinstance(rpn, RegionProposalNetwork) and rpn.reads in specs:
-        reads["rpn.anchors"] = rpn.anchors.strides, specs[rpn.reads].strides
-    if isinstance(roi_heads, RoIHeads):
+    for one in (rpn, getattr(rpn, "auxiliary", None)):
+        if isinstance(one, RegionProposalNetwork) and one.reads in specs:
+            reads[f"rpn.anchors of {one.reads}"] = one.anchors.strides, specs[one.reads].strides
+    for stage in roi_heads.stages() if isinstance(roi_heads, RoIHeads) else ():
         widths = [spec.channels for spec in specs.values()]
-        if len(set(widths)) > 1 and roi_heads.heads.tasks != "separate":
+        if len(set(widths)) > 1 and stage.heads.tasks != "separate":
             raise ValueError(f"maps of {widths} channels need hidden layers of each task; pass tasks='separate'")
-        for name, pools in (("pools", roi_heads.pools), ("context_pools", roi_heads.context_pools)):
+        for name, pools in (("pools", stage.pools), ("context_pools", stage.context_pools)):
             for task, pool in pools.items():
                 if isinstance(pool, RoIPool) and task in specs:
                     reads[f"roi_heads.{name}[{task!r}]"] = pool.strides, specs[task].strides[: len(pool.strides)]

@@ -28,13 +28,13 @@ class FeatureSpec:
         strides: input pixels per cell of each map, finest first; need be neither distinct nor powers of two. An input
             side of ``s`` pixels gives ``ceil(s / stride)`` cells. Declared, never inferred from sizes: strides are
             what the paper is about.
-        pooled: number of leading maps that RoIs are pooled from; region proposals read all.
+        pooled: number of leading maps that RoIs are pooled from, None for all; region proposals read all.
         finest: the pyramid level of the first map in eq. 1 of Lin et al., Feature Pyramid Networks.
     """
 
     channels: int
     strides: tuple[int, ...]
-    pooled: int = 1
+    pooled: int | None = None
     finest: int = 2
 
 
@@ -51,9 +51,10 @@ class Backbone(nn.Module):
 
 
 def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], canvas: tuple[int, int]) -> None:
-    """Makes sure that maps have the strides that their backbone declares.
+    """Makes sure that maps have the channels and strides that their backbone declares.
 
-    A map may have a cell more or less than declared, as a network that rounds down does.
+    A map may have a cell more or less than declared, and a quarter of its cells: networks round down, and some do not
+    pad.
 
     Args:
         features: of each task, maps ``[N, C, H, W]``.
@@ -62,7 +63,7 @@ def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], c
 
     Raises:
         TypeError: a task has something else than a tuple of maps.
-        ValueError: the maps of a task are more or fewer than declared, or of another stride.
+        ValueError: the maps of a task are more or fewer than declared, or of other channels or strides.
     """
     for task, spec in specs.items():
         maps = features[task]
@@ -71,11 +72,13 @@ def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], c
         if len(maps) != len(spec.strides):
             raise ValueError(f"backbone: {len(spec.strides)} maps are declared for {task} (got {len(maps)})")
         for map_, stride in zip(maps, spec.strides, strict=True):
-            cells = [-(-side // stride) for side in canvas]
-            if any(abs(side - expected) > 1 for side, expected in zip(map_.shape[-2:], cells, strict=True)):
+            if map_.shape[1] != spec.channels:
+                raise ValueError(f"backbone: the maps of {task} have {map_.shape[1]} channels; declare that")
+            cells = tuple(-(-side // stride) for side in canvas)
+            if any(abs(side - usual) > 1 + usual / 4 for side, usual in zip(map_.shape[-2:], cells, strict=True)):
                 raise ValueError(
                     f"backbone: the map of {task} has {tuple(map_.shape[-2:])} cells for an input of {canvas} pixels; "
-                    f"its declared stride {stride} gives {tuple(cells)}"
+                    f"declare its stride (stride {stride} gives {cells})"
                 )
 
 

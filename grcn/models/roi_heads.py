@@ -6,8 +6,9 @@ foreground, ``K`` classes including background. Frames: every box is in pixels o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from grcn.models.targets import check_labels
 from grcn.models.transform import as_tensor
 
 Features = dict[str, Maps]
+ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
+BoxLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Maximum number of boxes of an image that enter suppression: without a score threshold, 1,203 classes give 361,000.
 _MOST_CANDIDATES = 10_000
 
@@ -101,6 +104,16 @@ class RoIHeads(nn.Module):
         loss_weights: of the losses of classification and of localization.
         following: the next stage of a cascade (Cai and Vasconcelos, Cascade R-CNN, Sec. 4), which classifies and
             refines the boxes that this stage has refined, with half the weight of its losses; None for the last.
+
+    Attributes:
+        classification_loss: may be replaced; from logits ``[M, K]`` and labels int64 ``[M]``, the loss of each RoI
+            ``[M]``. Those of empty slots, whose label is 0 as of background, are not read.
+        box_loss: may be replaced; from deltas, regression targets and RoIs, each ``[N, L, 4]``, the loss of each RoI
+            ``[N, L]``. :func:`grcn.boxes.decode` makes boxes of deltas or targets, RoIs and ``box_weights``. Those of
+            RoIs that are not foreground, whose targets are zero, are not read, and must be finite.
+
+    Raises:
+        ValueError: ``context`` and ``context_pools`` are of different tasks.
     """
 
     def __init__(
@@ -119,7 +132,8 @@ class RoIHeads(nn.Module):
     ) -> None:
         super().__init__()
         if (context or {}).keys() != (context_pools or {}).keys():
-            raise ValueError(f"context and context_pools must be of the same tasks (got {context}, {context_pools})")
+            tasks = [sorted(one or {}) for one in (context, context_pools)]
+            raise ValueError(f"context and context_pools must be of the same tasks (got {tasks[0]} and {tasks[1]})")
         self.pools: Mapping[str, RoIPool] = nn.ModuleDict(pools)  # type: ignore[assignment]
         self.context: Mapping[str, ContextAttention] = nn.ModuleDict(context or {})  # type: ignore[assignment]
         self.context_pools: Mapping[str, RoIPool] = nn.ModuleDict(context_pools or {})  # type: ignore[assignment]
@@ -127,7 +141,9 @@ class RoIHeads(nn.Module):
         self.shared_map = shared_map
         self.sampling = sampling or SamplingSettings()
         self.detecting = detecting or DetectionSettings()
-        self.box_weights, self.beta, self.loss_weights = box_weights, beta, loss_weights
+        self.box_weights, self.loss_weights = box_weights, loss_weights
+        self.classification_loss: ClassificationLoss = partial(F.cross_entropy, reduction="none")
+        self.box_loss: BoxLoss = partial(smooth_l1, beta=beta)
         self.following = following
         self.last_stats: dict[str, Tensor] = {}
 
@@ -237,26 +253,6 @@ class RoIHeads(nn.Module):
         refined = refine(rois, logits.view(images, count, -1), deltas, self.box_weights, sizes)
         further = self.following.losses_from_tensors(features, refined, sizes, objects, states[3:])
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
-
-    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the loss of each RoI's scores ``[M]``; a subclass may have another.
-
-        Args:
-            logits: ``[M, K]``.
-            labels: int64 ``[M]``, 0 for background. Losses of empty slots, which have it too, are not read.
-        """
-        return F.cross_entropy(logits, labels, reduction="none")
-
-    def box_loss(self, deltas: Tensor, regression_targets: Tensor, rois: Tensor) -> Tensor:
-        """Returns the loss of each RoI's box ``[N, L]``; a subclass may have another.
-
-        Args:
-            deltas: ``[N, L, 4]``, for the class of the object.
-            regression_targets: ``[N, L, 4]``. Losses of RoIs that are not foreground, where they are zero, are not
-                read, and must be finite.
-            rois: ``[N, L, 4]``, which :func:`grcn.boxes.decode` turns deltas and targets into boxes with.
-        """
-        return F.smooth_l1_loss(deltas, regression_targets, beta=self.beta, reduction="none").sum(-1)
 
     def _hidden(
         self,
@@ -385,6 +381,11 @@ class RoIHeads(nn.Module):
             return pooled
         image = self.context_pools[task].whole(features[task], sizes)
         return self.context[task](pooled, image)
+
+
+def smooth_l1(deltas: Tensor, regression_targets: Tensor, rois: Tensor, beta: float) -> Tensor:
+    """Returns the smooth L1 loss of each RoI ``[N, L]``, summed over its four coordinates; ``rois`` are not read."""
+    return F.smooth_l1_loss(deltas, regression_targets, beta=beta, reduction="none").sum(-1)
 
 
 def _row_keys(states: Tensor, slots: int) -> Tensor:

@@ -185,11 +185,9 @@ def _load_initial_weights(
             return logging.WARNING, warning, report.new
         return logging.INFO, str(report), report.new
     if frozen:
-        remedy = (
-            "use --init, or leave model.freeze out"
-            if cfg.is_tiny
-            else ("give weights, or use a tiny backbone, which trains all of its layers")
-        )
+        remedy = "give weights, or use a tiny backbone, which trains all of its layers"
+        if cfg.is_tiny or cfg.of_timm:  # which freeze nothing by default
+            remedy = f"{'use --init' if cfg.is_tiny else 'give weights'}, or leave model.freeze out"
         stay = f"model.weights: null: the first layers of {cfg.backbone} stay as they are, at random values; {remedy}"
         return logging.WARNING, stay, every
     return logging.DEBUG, "initial weights are random", every

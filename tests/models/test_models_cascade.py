@@ -139,7 +139,7 @@ def test_three_stages_train_as_a_plain_loop(kind: str) -> None:
             logits[sample.valid], sample.labels[sample.valid], reduction="sum"
         )
         plain["loss_box_reg"] = plain["loss_box_reg"] + weight / slots * F.smooth_l1_loss(
-            own[fg], sample.regression_targets[fg], beta=stage.beta, reduction="sum"
+            own[fg], sample.regression_targets[fg], **stage.box_loss.keywords, reduction="sum"
         )
         with torch.no_grad():
             inputs = torch.where(sample.valid[..., None], sample.rois, 0), logits, deltas

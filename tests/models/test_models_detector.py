@@ -326,15 +326,26 @@ class Maps(nn.Module):
 def test_strides_are_compared_wherever_they_are_declared():
     ours = small_detector("conv5", "none", ("cls",))  # strides 16 and 8
     Detector(Maps((16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform).eval()(small_batch()[0])
-    wrong = {"rpn.anchors has strides": (8, 8), r"pools\['loc'\] has strides \(8,\), but .* declares \(16,\)": (16, 16)}
+    wrong = {
+        "rpn.anchors of cls has strides": (8, 8),
+        r"pools\['loc'\] has strides \(8,\), but .* declares \(16,\)": (16, 16),
+    }
     for message, declared in wrong.items():
         with pytest.raises(ValueError, match=message):
             Detector(Maps((16, 8), declared), ours.rpn, ours.roi_heads, ours.transform)
     with pytest.raises(ValueError, match="channels need hidden layers of each task; pass tasks='separate'"):
         Detector(Maps((16, 8), (16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
+    narrow = Maps((16, 8), (16, 8))
+    narrow.feature_specs = {task: replace(spec, channels=8) for task, spec in narrow.feature_specs.items()}
+    with pytest.raises(ValueError, match="the maps of cls have 16 channels; declare that"):
+        Detector(narrow, ours.rpn, ours.roi_heads, ours.transform).eval()(small_batch()[0])
+    ours.roi_heads.following = small_detector("conv5", "max", ("cls",)).roi_heads  # a later stage of other strides
+    with pytest.raises(ValueError, match=r"pools\['loc'\] has strides \(16,\)"):
+        Detector(Maps((16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
+    ours.roi_heads.following = None
     for strides, task in (((8, 8), "cls"), ((16, 16), "loc"), ((16, 4), "loc")):
         model = Detector(Maps(strides, (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
-        with pytest.raises(ValueError, match=f"the map of {task} has .* cells for an input of .* its declared stride"):
+        with pytest.raises(ValueError, match=f"the map of {task} has .* cells for an input of .*; declare its stride"):
             model.eval()(small_batch()[0])
 
 
@@ -374,22 +385,39 @@ def test_context_and_its_pools_come_together():
         RoIHeads(dict(heads.pools), heads.heads, True, dict(heads.context))
 
 
-def test_losses_may_be_replaced():
-    """Those of zero leave nothing; those that are ours, written again, give the same."""
-    for row in ({}, GRCN):
-        model, batch = small_detector(**row).train(), small_batch()
-        usual = model(*batch)
-        model.roi_heads.classification_loss = lambda logits, labels: (
-            -F.log_softmax(logits, 1).gather(1, labels[:, None]).squeeze(1)
-        )
-        model.roi_heads.box_loss = lambda deltas, targets, rois: (
-            F.smooth_l1_loss(deltas, targets, beta=1 / 9, reduction="none").sum(-1)
-            + 0 * boxes.decode(deltas, rois, (10.0, 10.0, 5.0, 5.0)).sum(-1)
-        )
-        assert_close(model(*batch), usual)
-        model.roi_heads.box_loss = lambda deltas, targets, rois: deltas.sum(-1) * 0
-        losses = model(*batch)
-        assert losses["loss_box_reg"] == 0 and losses["loss_classifier"] > 0
+class Twice(nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *tensors):
+        return 2 * self.loss(*tensors)
+
+
+@pytest.mark.parametrize("row", [{}, GRCN], ids=["plain", "grcn"])
+@pytest.mark.parametrize("kind", [Twice, lambda loss: lambda *tensors: 2 * loss(*tensors)], ids=["module", "function"])
+def test_losses_may_be_replaced(row, kind):
+    model, batch = small_detector(**row).train(), small_batch()
+    usual, heads = model(*batch), model.roi_heads
+    heads.classification_loss = kind(heads.classification_loss)
+    assert_close(model(*batch), usual | {"loss_classifier": 2 * usual["loss_classifier"]})
+    heads.box_loss = kind(heads.box_loss)
+    assert_close(model(*batch)["loss_box_reg"], 2 * usual["loss_box_reg"])
+
+
+def test_a_box_loss_gets_the_rois_that_its_deltas_are_of():
+    seen = {}
+    model, (images, targets) = small_detector(**GRCN).train(), small_batch()
+
+    def record(deltas, regression_targets, rois):
+        seen.update(targets=boxes.decode(regression_targets, rois, model.roi_heads.box_weights))
+        return deltas.sum(-1)
+
+    model.roi_heads.box_loss = record
+    model(images, targets)
+    objects = model.transform(images, targets)[1][0]["boxes"]
+    nearest = (seen["targets"][0][:, None] - objects).abs().amax(-1).amin(1)
+    assert (nearest < 1e-2).sum() >= 3  # those of foreground RoIs are objects
 
 
 def test_heads_of_one_map_refuse_two():

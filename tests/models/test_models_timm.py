@@ -133,7 +133,13 @@ def test_layers_frozen_at_random_values_are_warned_of(tmp_path: Path, caplog: py
         cfg = ModelConfig.model_validate({**SMALL, "backbone": "timm:resnet18", "freeze": freeze})
         with caplog.at_level("WARNING", "grcn"):
             load_initial_weights(model, cfg, None, ("a", "b"))
-        assert ("at random values" in caplog.text) == (freeze == 3)
+        assert ("at random values; give weights, or leave model.freeze out" in caplog.text) == (freeze == 3)
+
+
+def test_a_network_that_does_not_pad_has_fewer_cells() -> None:
+    model = build("inception_v3", image={"short": 160, "max": 160}).eval()
+    with torch.no_grad():
+        assert len(model([torch.rand(3, 160, 160)])) == 1
 
 
 def test_unknown_choices_are_refused() -> None:
