@@ -43,7 +43,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--draws", type=int, default=1000, help="resamples of the test images (default: 1000, 0: none)")
     parser.add_argument(
-        "--output-dir", type=Path, help="folder of the runs (default: runs/<data>, with --scale -x<scale>)"
+        "--output-dir",
+        type=Path,
+        help="folder of all runs (default: runs/<data or folder of the first config>)",
     )
     parser.add_argument("--results", type=Path, help="folder that keeps results, which are not run again, and reports")
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")

@@ -136,7 +136,7 @@ def restore(
         if names:
             raise CheckpointError(
                 f"{where}: another model: {len(missing)} weights missing, {len(unexpected)} "
-                f"unexpected (first {kind}: {', '.join(names[:3])[:80]}); use its own config"
+                f"unexpected (first {kind}: {', '.join(names[:3])[:80]}); use its own config and parts"
             )
     for name, tensor in ours.items():
         got, need = list(theirs[name].shape), list(tensor.shape)

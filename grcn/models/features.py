@@ -30,12 +30,19 @@ class FeatureSpec:
             what the paper is about.
         pooled: number of leading maps that RoIs are pooled from, None for all; region proposals read all.
         finest: the pyramid level of the first map in eq. 1 of Lin et al., Feature Pyramid Networks.
+
+    Raises:
+        TypeError: ``strides`` is not a tuple.
     """
 
     channels: int
     strides: tuple[int, ...]
     pooled: int | None = None
     finest: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strides, tuple):
+            raise TypeError(f"strides must be a tuple, one for each map, as (16,) (got {self.strides!r})")
 
 
 class Backbone(nn.Module):
@@ -62,9 +69,12 @@ def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], c
         canvas: height and width of the network's input.
 
     Raises:
-        TypeError: a task has something else than a tuple of maps.
+        TypeError: they are not a dict, or a task has something else than a tuple of maps.
         ValueError: the maps of a task are more or fewer than declared, or of other channels or strides.
     """
+    if specs and (not isinstance(features, Mapping) or specs.keys() - features.keys()):
+        got = list(features) if isinstance(features, Mapping) else type(features).__name__
+        raise TypeError(f"backbone: must return a dict of maps for {list(specs)} (got {got})")
     for task, spec in specs.items():
         maps = features[task]
         if not isinstance(maps, tuple | list):
@@ -73,7 +83,8 @@ def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], c
             raise ValueError(f"backbone: {len(spec.strides)} maps are declared for {task} (got {len(maps)})")
         for map_, stride in zip(maps, spec.strides, strict=True):
             if map_.shape[1] != spec.channels:
-                raise ValueError(f"backbone: the maps of {task} have {map_.shape[1]} channels; declare that")
+                width = f"{map_.shape[1]} channels (declared: {spec.channels})"
+                raise ValueError(f"backbone: the maps of {task} have {width}; declare what they have")
             cells = tuple(-(-side // stride) for side in canvas)
             if any(abs(side - usual) > 1 + usual / 4 for side, usual in zip(map_.shape[-2:], cells, strict=True)):
                 raise ValueError(

@@ -107,7 +107,8 @@ class RoIHeads(nn.Module):
 
     Attributes:
         classification_loss: may be replaced; from logits ``[M, K]`` and labels int64 ``[M]``, the loss of each RoI
-            ``[M]``. Those of empty slots, whose label is 0 as of background, are not read.
+            ``[M]``. Those of empty slots, whose label is 0 as of background, are not read. Detection takes the softmax
+            of the logits.
         box_loss: may be replaced; from deltas, regression targets and RoIs, each ``[N, L, 4]``, the loss of each RoI
             ``[N, L]``. :func:`grcn.boxes.decode` makes boxes of deltas or targets, RoIs and ``box_weights``. Those of
             RoIs that are not foreground, whose targets are zero, are not read, and must be finite.
@@ -238,9 +239,12 @@ class RoIHeads(nn.Module):
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
-        classification = self.classification_loss(logits, labels.flatten()).view(images, count)
+        classification = self.classification_loss(logits, labels.flatten())
+        _check_loss("classification_loss", classification, labels.flatten())
+        classification = classification.view(images, count)
         own = boxes.of_class(deltas, labels[:, loc])
         regression = self.box_loss(own, regression_targets[:, loc], rois[:, loc])
+        _check_loss("box_loss", regression, labels[:, loc])
         slots = images * self.sampling.batch
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
         losses = {
@@ -381,6 +385,12 @@ class RoIHeads(nn.Module):
             return pooled
         image = self.context_pools[task].whole(features[task], sizes)
         return self.context[task](pooled, image)
+
+
+def _check_loss(name: str, loss: Tensor, like: Tensor) -> None:
+    if loss.shape != like.shape:
+        got, expected = list(loss.shape), list(like.shape)
+        raise ValueError(f"roi_heads.{name}: expected the loss of each RoI, {expected} (got {got}); do not reduce it")
 
 
 def smooth_l1(deltas: Tensor, regression_targets: Tensor, rois: Tensor, beta: float) -> Tensor:

@@ -337,7 +337,7 @@ def test_strides_are_compared_wherever_they_are_declared():
         Detector(Maps((16, 8), (16, 8), (16, 8)), ours.rpn, ours.roi_heads, ours.transform)
     narrow = Maps((16, 8), (16, 8))
     narrow.feature_specs = {task: replace(spec, channels=8) for task, spec in narrow.feature_specs.items()}
-    with pytest.raises(ValueError, match="the maps of cls have 16 channels; declare that"):
+    with pytest.raises(ValueError, match=r"the maps of cls have 16 channels \(declared: 8\); declare what they have"):
         Detector(narrow, ours.rpn, ours.roi_heads, ours.transform).eval()(small_batch()[0])
     ours.roi_heads.following = small_detector("conv5", "max", ("cls",)).roi_heads  # a later stage of other strides
     with pytest.raises(ValueError, match=r"pools\['loc'\] has strides \(16,\)"):
@@ -374,6 +374,12 @@ def test_a_backbone_returns_tuples():
     model.backbone.forward = lambda images: {task: found[0] for task, found in maps(images).items()}
     with pytest.raises(TypeError, match=r"features\['cls'\] must be a tuple of maps \(got Tensor\)"):
         model.eval()(small_batch()[0])
+    for wrong in (lambda images: maps(images)["cls"], lambda images: {"cls": maps(images)["cls"]}):
+        model.backbone.forward = wrong
+        with pytest.raises(TypeError, match=r"must return a dict of maps for \['cls', 'loc'\] \(got .+\)"):
+            model.eval()(small_batch()[0])
+    with pytest.raises(TypeError, match=r"strides must be a tuple, one for each map, as \(16,\) \(got 8\)"):
+        FeatureSpec(8, strides=8)
     model.backbone.forward = lambda images: {task: found * 2 for task, found in maps(images).items()}
     with pytest.raises(ValueError, match=r"1 maps are declared for cls \(got 2\)"):
         model.eval()(small_batch()[0])
@@ -403,6 +409,15 @@ def test_losses_may_be_replaced(row, kind):
     assert_close(model(*batch), usual | {"loss_classifier": 2 * usual["loss_classifier"]})
     heads.box_loss = kind(heads.box_loss)
     assert_close(model(*batch)["loss_box_reg"], 2 * usual["loss_box_reg"])
+
+
+@pytest.mark.parametrize("name", ["classification_loss", "box_loss"])
+def test_a_loss_that_is_reduced_is_refused(name):
+    model = small_detector().train()
+    usual = getattr(model.roi_heads, name)
+    setattr(model.roi_heads, name, lambda *tensors: usual(*tensors).mean())
+    with pytest.raises(ValueError, match=rf"roi_heads.{name}: expected the loss of each RoI, \[.+\] \(got \[\]\)"):
+        model(*small_batch())
 
 
 def test_a_box_loss_gets_the_rois_that_its_deltas_are_of():

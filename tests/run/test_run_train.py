@@ -65,7 +65,7 @@ def test_a_checkpoint_is_used_with_other_stages_frozen(tmp_path: Path, before: i
     with pytest.raises(ConfigError, match=f"model.freeze: {before} -> {after}"):
         train(other, tmp_path / "run", resume=True)
     longer = config(f"model.freeze={after}", "train.steps=4")
-    with pytest.raises(CheckpointError, match=r"another model: \d+ weights missing.*use its own config"):
+    with pytest.raises(CheckpointError, match=r"another model: \d+ weights missing.*use its own config and parts"):
         train(longer, tmp_path / "run", resume=True, allow_changes=True)
 
     train(config(f"model.freeze={after}", "train.lr=1e-30"), tmp_path / "next", init=path)
