@@ -104,11 +104,16 @@ class RegionProposalNetwork(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, anchors.per_cell * 4, 1)
         self.anchors = anchors
         self.reads = reads
-        self.proposing = {True: train, False: test}
+        self.train_settings, self.test_settings = train, test
         self.batch, self.max_fg = batch, int(batch * fg_fraction)
         self.fg_iou, self.bg_iou, self.straddling, self.beta = fg_iou, bg_iou, straddling, beta
         self.auxiliary = auxiliary
         self.last_stats: dict[str, Tensor] = {}
+
+    @property
+    def settings(self) -> ProposalSettings:
+        """The choice of proposals in the present mode."""
+        return self.train_settings if self.training else self.test_settings
 
     def forward(
         self, images: ImageBatch, features: dict[str, Maps], targets: list[dict] | None = None
@@ -194,7 +199,7 @@ class RegionProposalNetwork(nn.Module):
     def _candidates(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, counts: list[int], sizes: Tensor, scales: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        how = self.proposing[self.training]
+        how = self.settings
         scores, index, level = self._best_of_each_map(logits.nan_to_num(nan=-torch.inf), counts)
         candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
@@ -216,7 +221,7 @@ class RegionProposalNetwork(nn.Module):
         for level, of_map in enumerate(scores.split(counts, dim=1)):
             # Stable, since topk breaks ties by device; cells whose hidden units are all zero tie.
             ordered, index = of_map.sort(dim=1, descending=True, stable=True)
-            most = self.proposing[self.training].pre_nms
+            most = self.settings.pre_nms
             best.append(ordered[:, :most])
             indices.append(index[:, :most] + start)
             levels.append(torch.full_like(indices[-1], level))
@@ -233,7 +238,7 @@ class RegionProposalNetwork(nn.Module):
 
         Boxes of different maps never drop each other (Lin et al., Feature Pyramid Networks, as in their code).
         """
-        how = self.proposing[self.training]
+        how = self.settings
         proposals = candidates.new_zeros(len(candidates), how.post_nms, 4)
         for i in range(len(candidates)):
             one = candidates[i] if len(self.anchors.strides) == 1 else boxes.apart(candidates[i], level[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import programs
@@ -133,7 +134,7 @@ def test_a_closer_look_stays_within_the_picture_where_it_can():
 
 def test_a_picture_without_proposals_is_reported():
     model = small_detector()
-    model.rpn.proposing[False] = model.rpn.proposing[False].__class__(60, 20, 0.7, 1e4)
+    model.rpn.test_settings = replace(model.rpn.test_settings, min_size=1e4)
     with pytest.raises(DataError, match=r"too small for any proposal \(got 96 x 64 pixels\); use a larger one"):
         walk(model, small_batch()[0][0])
 

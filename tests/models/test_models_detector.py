@@ -22,6 +22,7 @@ from grcn.models.detector import Detector
 from grcn.models.features import FeatureSpec
 from grcn.models.roi_heads import RoIHeads, SamplingSettings
 from grcn.models.roi_pool import RoIPool
+from grcn.models.rpn import ProposalSettings
 from grcn.models.targets import check_labels, check_targets
 from grcn.models.transform import ImageBatch
 
@@ -50,7 +51,7 @@ def test_images_without_objects_have_finite_losses_and_no_box_loss(row):
 def test_no_proposals(add_gt):
     model = small_detector(**GRCN, sampling=SamplingSettings(16, add_gt=add_gt))
     images, targets = small_batch()
-    model.rpn.proposing = {mode: type(how)(80, 40, 0.7, 10_000.0) for mode, how in model.rpn.proposing.items()}
+    model.rpn.train_settings = model.rpn.test_settings = ProposalSettings(80, 40, 0.7, 10_000.0)
     losses = model.train()(images, targets)
     backward(losses)
     assert (losses["loss_box_reg"] > 0) == (losses["loss_classifier"] > 0) == add_gt

@@ -1,5 +1,7 @@
 """The whole detector against torchvision's FasterRCNN with the same weights, sampling everything."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import CLASSES, RATIOS, SIZES, as_torchvision, small_batch, small_detector
@@ -10,6 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from grcn import boxes, rng
 from grcn.models.anchors import AnchorGenerator
 from grcn.models.roi_heads import SamplingSettings
+from grcn.models.rpn import ProposalSettings
 
 TAKE_ALL = SamplingSettings(batch=200, fg_fraction=0.5)
 RPN_ALL = 1000
@@ -122,8 +125,7 @@ def test_smallest_proposals_are_measured_in_original_pixels():
     batch, _ = model.transform([image])
     features = model.backbone(batch.tensors)
     everything = model.rpn(batch, features)[0][0]
-    how = model.rpn.proposing[False]
-    model.rpn.proposing[False] = type(how)(how.pre_nms, how.post_nms, how.nms, min_size=9.0)
+    model.rpn.test_settings = replace(model.rpn.test_settings, min_size=9.0)
     kept = model.rpn(batch, features)[0][0]
     sides = (kept[:, 2:] - kept[:, :2])[kept.any(1)]
     assert sides.min() >= 18
@@ -136,8 +138,7 @@ def test_of_equal_scores_the_first_anchor_comes_first():
     model = small_detector().eval()
     for parameter in (*model.rpn.cls_logits.parameters(), *model.rpn.bbox_pred.parameters()):
         parameter.zero_()
-    how = model.rpn.proposing[False]
-    model.rpn.proposing[False] = type(how)(7, 7, 1.0, 0.0)
+    model.rpn.test_settings = ProposalSettings(7, 7, 1.0, 0.0)
     batch, _ = model.transform([torch.rand(3, 64, 96)])
     features = model.backbone(batch.tensors)
     first = model.rpn.anchors(features["cls"], (64, 96))[:7].clamp(min=0)

@@ -73,7 +73,7 @@ class FixedDetector(nn.Module):
         rpn = self.model.rpn
         ones = torch.ones_like(sizes[:, 0])
         candidates, scores, level, _ = rpn.score_maps(features[rpn.reads], self.anchors, sizes, ones)
-        how, levels = rpn.proposing[False], len(rpn.anchors.strides)
+        how, levels = rpn.test_settings, len(rpn.anchors.strides)
         kept = _first_kept(candidates[0], scores[0], level[0], how.nms, how.post_nms, levels)
         return _rows(candidates[0], kept)[None]
 
