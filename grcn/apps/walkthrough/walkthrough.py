@@ -187,7 +187,7 @@ def _context(walked: Walk) -> str:
         share = walked.looked_at(task).flatten().sort(descending=True).values
         half = 1 + int((share.cumsum(0) < 0.5).sum())
         gate = walked.model.roi_heads.context[task].gate
-        scaled = "" if gate is None else f" The context is multiplied by the learned gate, {float(gate):.2g}."
+        scaled = "" if gate is None else f" The context is multiplied by the learned gate, {gate.item():.2g}."
         sentences.append(
             f"Context for {task} (Sec. 3.3, eq. 1): {bins} bins ask {down} x {across} cells of the whole image. Half "
             f"of the attention lies on {half} cells; the most on one is {share[0] * len(share):.2f} times "
