@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = (*LINE_COLORS[1:], LINE_COLORS[0])
+MOST_DRAWN = len(_COLORS)  # detectors that have a color each
 # Panels of bars: title, and the label of each figure.
 _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     (
@@ -55,15 +55,18 @@ def comparison_panels(compared: Mapping[str, Any], path: str | Path) -> None:
 
     Raises:
         EnvironmentFault: matplotlib is not installed.
+        ValueError: there are more than ``MOST_DRAWN`` detectors.
     """
     names = [file["name"] for file in compared["files"]]
+    if len(names) > MOST_DRAWN:
+        raise ValueError(f"at most {MOST_DRAWN} detectors can be drawn (got {len(names)})")
     several = len(names) > 1
     figure = new_figure(max(10.0, 1.8 + 0.13 * len(compared["figures"]) * len(names)), 15.0 if several else 8.0)
     figure.set_layout_engine("constrained")
     from matplotlib.patches import Patch
 
     grid = figure.add_gridspec(len(_PANELS), 2 if several else 1, width_ratios=(1.25, 1) if several else (1,))
-    colors = list(itertools.islice(itertools.cycle(_COLORS), len(names)))
+    colors = _COLORS[: len(names)]
     for row, (title, labels) in enumerate(_PANELS):
         _bars(figure.add_subplot(grid[row, 0]), title, labels, compared["figures"], colors)
     if several:

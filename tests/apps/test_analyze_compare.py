@@ -13,7 +13,7 @@ from coco_made import document, write
 from PIL import Image
 
 from grcn.apps.analyze.compare import compare, unique_names
-from grcn.apps.analyze.compare_report import as_markdown, as_text
+from grcn.apps.analyze.compare_report import as_markdown, as_text, report_files
 from grcn.build import build_test_split
 from grcn.config.files import load_config
 from grcn.data.annotations import Annotations
@@ -21,7 +21,7 @@ from grcn.data.coco import write_detections
 from grcn.evaluation import ap_loss, olrp
 from grcn.evaluation.comparison import FIGURES
 from grcn.fileio import next_free
-from grcn.vis.comparison import comparison_panels
+from grcn.vis.comparison import MOST_DRAWN, comparison_panels
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/shapes/grcn_tiny.yaml"
@@ -139,6 +139,20 @@ def test_a_weak_detector_has_no_diagnosis_and_shifted_labels_have_one(table: Ann
     found = compare(table, {"weak": weak, "shifted": shifted}, draws=0)
     assert found["figures"]["ap"]["values"][0] < 0.05 < found["figures"]["ap50"]["values"][0]
     assert found["files"][0]["diagnosis"] == "" and "with every label -1" in found["files"][1]["diagnosis"]
+
+
+def test_more_detectors_than_colors_have_a_table_and_no_picture(
+    files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    many = [tmp_path / f"{number}.json" for number in range(MOST_DRAWN + 1)]
+    for path in many:
+        path.write_bytes((tmp_path / files[0]).read_bytes())
+    cfg = load_config(CONFIG, [*SMALL, "eval.limit=5"])
+    with caplog.at_level("INFO", "grcn"):
+        report_files(cfg, many[:2], tmp_path / "out", draws=0)
+        assert (tmp_path / "out/compare.png").exists() and "the table and a picture" in caplog.text
+        report_files(cfg, many, tmp_path / "out", draws=0)
+    assert not (tmp_path / "out/compare.png").exists() and f"of {MOST_DRAWN} detectors at most" in caplog.text
 
 
 def test_files_with_nothing_in_them(table: Annotations, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from grcn.engine.signals import StopSignals
 from grcn.errors import ConfigError, DataError, EnvironmentFault, named
 from grcn.fileio import write_durably
 from grcn.run.evaluate import read_detections
-from grcn.vis.comparison import comparison_panels
+from grcn.vis.comparison import MOST_DRAWN, comparison_panels
 
 logger = logging.getLogger("grcn")
 
@@ -131,12 +131,22 @@ def _report(
     with named(folder):
         write_durably(folder / "compare.json", (json.dumps(compared, indent=1) + "\n").encode())
         write_durably(folder / "compare.md", as_markdown(compared).encode())
-        try:
-            comparison_panels(compared, folder / "compare.png")
-        except EnvironmentFault as error:
-            logger.info("no picture drawn: %s", error)
-    logger.info("the table and a picture are in %s", folder)
+        _draw(compared, folder / "compare.png")
     return compared
+
+
+def _draw(compared: Mapping[str, Any], path: Path) -> None:
+    """Draws the comparison, where it can be read; removes a picture of an earlier one."""
+    path.unlink(missing_ok=True)
+    if len(compared["files"]) > MOST_DRAWN:
+        logger.info("the table is in %s; no picture, which is drawn of %d detectors at most", path.parent, MOST_DRAWN)
+        return
+    try:
+        comparison_panels(compared, path)
+    except EnvironmentFault as error:
+        logger.info("the table is in %s; no picture drawn: %s", path.parent, error)
+    else:
+        logger.info("the table and a picture are in %s", path.parent)
 
 
 def as_text(compared: Mapping[str, Any]) -> str:
