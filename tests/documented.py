@@ -177,10 +177,10 @@ def shrink(url: str) -> None:
     build.build_model = build.training.build_model = partial(_build_thin, build.build_model)
 
 
-def _build_thin(real: Callable[..., Detector], cfg: ModelConfig, num_classes: int, seed: int = 0) -> Detector:
+def _build_thin(real: Callable[..., Detector], cfg: ModelConfig, *others: object) -> Detector:
     kind = "tiny" if cfg.network in ("tiny", "vgg16") else "tiny_resnet"
     kind += "_det" * cfg.backbone.endswith("_det") + "_fpn" * cfg.has_pyramid
-    return real(cfg.model_copy(update={"backbone": kind, "width": 4}), num_classes, seed)
+    return real(cfg.model_copy(update={"backbone": kind, "width": 4}), *others)
 
 
 def stand_in_for_slurm(script: str, folder: Path) -> dict[str, str]:

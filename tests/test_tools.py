@@ -462,7 +462,7 @@ def test_torchvisions_detector_is_trained_in_place_of_ours(tmp_path, monkeypatch
     assert not (tmp_path / "none").exists()
     separate = ROOT / "configs/shapes/detect_f_tiny.yaml"
     stderr = call_here(monkeypatch, capfd, "tools/train.py", "--config", separate, "--torchvision", *SMALL, code=2)
-    assert "use a config of Faster R-CNN" in stderr
+    assert "is not torchvision's FasterRCNN; set model.split=none" in stderr
 
 
 def test_a_run_ends_with_a_report_in_one_file(finished, tmp_path):
