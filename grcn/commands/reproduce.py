@@ -45,7 +45,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir",
         type=Path,
-        help="folder of all runs (default: runs/<data or folder of the first config>)",
+        help="folder of all runs (default: runs/<data, or folder of the first config>, with --scale -x<scale>)",
     )
     parser.add_argument("--results", type=Path, help="folder that keeps results, which are not run again, and reports")
     parser.add_argument("--name", help="of the report's files (default: table<n>, tables, or comparison)")
