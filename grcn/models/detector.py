@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from grcn.models.features import Backbone, FeatureSpec, check_maps
+from grcn.models.contracts import check_maps, check_readers
+from grcn.models.features import Backbone
 from grcn.models.roi_heads import RoIHeads
-from grcn.models.roi_pool import RoIPool
 from grcn.models.rpn import RegionProposalNetwork
 from grcn.models.targets import check_targets
 from grcn.models.transform import DetectionTransform
@@ -28,7 +28,7 @@ class Detector(nn.Module):
         self, backbone: Backbone, rpn: RegionProposalNetwork, roi_heads: RoIHeads, transform: DetectionTransform
     ) -> None:
         super().__init__()
-        _check_declared(_specs(backbone), rpn, roi_heads)
+        check_readers(backbone, rpn, roi_heads)
         self.transform = transform
         self.backbone = backbone
         self.rpn = rpn
@@ -58,11 +58,10 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError, TypeError: maps that are not of the declared strides
-                (:func:`grcn.models.features.check_maps`); images that
-                :func:`grcn.models.transform.check_images` refuses, as none at all; no
+            ValueError, TypeError: images that :func:`grcn.models.transform.check_images` refuses, as none at all; no
                 targets in training, or targets that :func:`grcn.models.targets.check_targets` or the RoI heads refuse:
-                for their types and shapes on every device, for their values on a CPU only.
+                for their types and shapes on every device, for their values on a CPU only; maps that
+                :func:`grcn.models.contracts.check_maps` refuses.
         """
         if self.training:
             if targets is None:
@@ -70,7 +69,7 @@ class Detector(nn.Module):
             check_targets(targets, len(images))
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
-        check_maps(features, _specs(self.backbone), (batch.tensors.shape[-2], batch.tensors.shape[-1]))
+        check_maps(features, self.backbone, (batch.tensors.shape[-2], batch.tensors.shape[-1]))
         proposals, losses = self.rpn(batch, features, targets)
         # Third-party heads have torchvision's signature, so they get score_thresh only if the caller sets it.
         own = {} if score_thresh is None else {"score_thresh": score_thresh}
@@ -79,30 +78,6 @@ class Detector(nn.Module):
             return {**losses, **roi_losses}
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         return self.transform.postprocess(detections, batch.image_sizes, original)
-
-
-def _specs(backbone: nn.Module) -> dict[str, FeatureSpec]:
-    """Returns what a backbone declares of its maps; one of another library declares nothing."""
-    return getattr(backbone, "feature_specs", {})
-
-
-def _check_declared(specs: Mapping[str, FeatureSpec], rpn: nn.Module, roi_heads: nn.Module) -> None:
-    """Makes sure that our RPN and RoI heads fit what the backbone declares of the maps that they read."""
-    reads = {}
-    for one in (rpn, getattr(rpn, "auxiliary", None)):
-        if isinstance(one, RegionProposalNetwork) and one.reads in specs:
-            reads[f"rpn.anchors of {one.reads}"] = one.anchors.strides, specs[one.reads].strides
-    for stage in roi_heads.stages() if isinstance(roi_heads, RoIHeads) else ():
-        widths = [spec.channels for spec in specs.values()]
-        if len(set(widths)) > 1 and stage.heads.tasks != "separate":
-            raise ValueError(f"maps of {widths} channels need hidden layers of each task; pass tasks='separate'")
-        for name, pools in (("pools", stage.pools), ("context_pools", stage.context_pools)):
-            for task, pool in pools.items():
-                if isinstance(pool, RoIPool) and task in specs:
-                    reads[f"roi_heads.{name}[{task!r}]"] = pool.strides, specs[task].strides[: len(pool.strides)]
-    for part, (own, declared) in reads.items():
-        if tuple(own) != tuple(declared):
-            raise ValueError(f"{part} has strides {own}, but the backbone declares {declared}; pass the same")
 
 
 def count_parameters(module: nn.Module) -> int:

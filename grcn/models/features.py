@@ -8,7 +8,7 @@ read the same maps (plain Faster R-CNN) the *same tuple* is under both keys and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,42 +55,6 @@ class Backbone(nn.Module):
 
     feature_specs: dict[str, FeatureSpec]
     shared: bool
-
-
-def check_maps(features: Mapping[str, Maps], specs: Mapping[str, FeatureSpec], canvas: tuple[int, int]) -> None:
-    """Makes sure that maps have the channels and strides that their backbone declares.
-
-    A map may have a cell more or less than declared, and a quarter of its cells: networks round down, and some do not
-    pad.
-
-    Args:
-        features: of each task, maps ``[N, C, H, W]``.
-        specs: what the backbone declares.
-        canvas: height and width of the network's input.
-
-    Raises:
-        TypeError: they are not a dict, or a task has something else than a tuple of maps.
-        ValueError: the maps of a task are more or fewer than declared, or of other channels or strides.
-    """
-    if specs and (not isinstance(features, Mapping) or specs.keys() - features.keys()):
-        got = list(features) if isinstance(features, Mapping) else type(features).__name__
-        raise TypeError(f"backbone: must return a dict of maps for {list(specs)} (got {got})")
-    for task, spec in specs.items():
-        maps = features[task]
-        if not isinstance(maps, tuple | list):
-            raise TypeError(f"backbone: features[{task!r}] must be a tuple of maps (got {type(maps).__name__})")
-        if len(maps) != len(spec.strides):
-            raise ValueError(f"backbone: {len(spec.strides)} maps are declared for {task} (got {len(maps)})")
-        for map_, stride in zip(maps, spec.strides, strict=True):
-            if map_.shape[1] != spec.channels:
-                width = f"{map_.shape[1]} channels (declared: {spec.channels})"
-                raise ValueError(f"backbone: the maps of {task} have {width}; declare what they have")
-            cells = tuple(-(-side // stride) for side in canvas)
-            if any(abs(side - usual) > 1 + usual / 4 for side, usual in zip(map_.shape[-2:], cells, strict=True)):
-                raise ValueError(
-                    f"backbone: the map of {task} has {tuple(map_.shape[-2:])} cells for an input of {canvas} pixels; "
-                    f"declare its stride (stride {stride} gives {cells})"
-                )
 
 
 def strides_as_text(strides: Sequence[int]) -> str:

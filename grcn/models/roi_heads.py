@@ -22,7 +22,7 @@ from grcn.models.cascade import FOLLOWING_WEIGHT, refine
 from grcn.models.context import ContextAttention
 from grcn.models.features import Maps
 from grcn.models.roi_pool import RoIPool
-from grcn.models.targets import check_labels
+from grcn.models.targets import check_labels, check_loss
 from grcn.models.transform import as_tensor
 
 Features = dict[str, Maps]
@@ -239,12 +239,13 @@ class RoIHeads(nn.Module):
         logits = self.heads.cls_score(cls_hidden).to(rois.dtype)
         deltas = self.heads.deltas(loc_hidden).to(rois.dtype).unflatten(0, (images, -1))
 
-        classification = self.classification_loss(logits, labels.flatten())
-        _check_loss("classification_loss", classification, labels.flatten())
+        flat = labels.flatten()
+        classification = self.classification_loss(logits, flat)
+        check_loss("classification_loss", classification, flat)
         classification = classification.view(images, count)
         own = boxes.of_class(deltas, labels[:, loc])
         regression = self.box_loss(own, regression_targets[:, loc], rois[:, loc])
-        _check_loss("box_loss", regression, labels[:, loc])
+        check_loss("box_loss", regression, labels[:, loc])
         slots = images * self.sampling.batch
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
         losses = {
@@ -385,12 +386,6 @@ class RoIHeads(nn.Module):
             return pooled
         image = self.context_pools[task].whole(features[task], sizes)
         return self.context[task](pooled, image)
-
-
-def _check_loss(name: str, loss: Tensor, like: Tensor) -> None:
-    if loss.shape != like.shape:
-        got, expected = list(loss.shape), list(like.shape)
-        raise ValueError(f"roi_heads.{name}: expected the loss of each RoI, {expected} (got {got}); do not reduce it")
 
 
 def smooth_l1(deltas: Tensor, regression_targets: Tensor, rois: Tensor, beta: float) -> Tensor:

@@ -57,9 +57,13 @@ class RoIPool(nn.Module):
         if op == "pool" and len(strides) > 1:
             raise ValueError(f"RoIPool reads one map (got {len(strides)}); choose align")
         self.strides, self.size, self.op = tuple(strides), size, op
-        self.scales = tuple(1.0 / stride for stride in strides)
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.level, self.finest, self.roi_scale = level, finest, roi_scale
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Cells per input pixel of each map."""
+        return tuple(1.0 / stride for stride in self.strides)
 
     def level_of(self, rois: Tensor) -> Tensor:
         """Returns which of the maps each box is pooled from: int64 ``[...]``, 0 for the finest.

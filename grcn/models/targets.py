@@ -1,4 +1,4 @@
-"""Checks the targets that training reads."""
+"""Checks the targets that training reads, and the losses that replaced functions make of them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,17 @@ def check_labels(targets: Sequence[Mapping[str, Tensor]], num_classes: int) -> N
             raise ValueError(
                 f"target {index}: labels {labels.tolist()[:9]} must be 1 to {num_classes - 1}; 0 is background"
             )
+
+
+def check_loss(name: str, loss: Tensor, labels: Tensor) -> None:
+    """Makes sure that a loss has a value for each RoI, as ``labels`` has.
+
+    Raises:
+        ValueError: it has another shape, as after a reduction.
+    """
+    if loss.shape != labels.shape:
+        got, expected = list(loss.shape), list(labels.shape)
+        raise ValueError(f"roi_heads.{name}: expected the loss of each RoI, {expected} (got {got}); do not reduce it")
 
 
 def _type(value: object) -> str:
