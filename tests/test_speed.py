@@ -46,7 +46,7 @@ def test_a_cpu_plays_a_gpu_in_one_thread_and_not_for_longer_than_asked():
 
 
 def all_in(layout):
-    formats = dict.fromkeys(("frozen", "train", "train_units", "eval"), layout)
+    formats = dict.fromkeys(memory_format.memory_formats(torch.device("cuda")), layout)
     return mock.patch.object(memory_format, "memory_formats", return_value=formats)
 
 
@@ -132,6 +132,7 @@ def test_the_table_knows_the_instruction_set():
             assert not memory_format.to_memory_format(x, "train").is_contiguous()
     with mock.patch.object(memory_format, "_CPU", "cpu AVX2"):
         assert memory_format.memory_formats(CPU)["train_units"] == torch.contiguous_format
+        assert memory_format.memory_formats(CPU)["train_normed"] == torch.channels_last
         assert memory_format.memory_formats(CPU, bf16=True) == memory_format.memory_formats(CPU)
     assert set(memory_format.memory_formats(torch.device("cuda"))) == set(memory_format.memory_formats(CPU))
     assert memory_format.memory_formats(torch.device("meta")) == {}

@@ -9,26 +9,32 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_PARTS = ("frozen", "train", "train_units", "train_normed", "eval")
+
 # By device, arithmetic and part. Measured in float32: on a CPU, convolutions without weight gradients are faster in
 # channels_last. With them, rows of 3x3 convolutions (train) are slower: 1.7 times with AVX2, up to 1.1 times with
-# AVX512, with which units of 1x1 convolutions, layers that a norm over the channels follows, and convolutions on the
-# small grids of RoIs (train_units) take 0.9 of the time. In bfloat16 all are faster in channels_last: a step of VGG16
-# takes 0.93 of the time with AVX512-BF16, 0.66 with AMX. Tensor cores compute in channels_last.
+# AVX512. Units of 1x1 convolutions, and convolutions on the small grids of RoIs (train_units), take 0.9 of the time
+# with AVX512; with AVX2 a step of ResNet50 takes as long, with a pyramid 1.1 times. Convolutions that a trained norm
+# follows (train_normed) are faster with both: steps of the miniatures take 0.8 to 0.98 of the time with AVX2. In
+# bfloat16 all are faster in channels_last: a step of VGG16 takes 0.93 of the time with AVX512-BF16, 0.66 with AMX.
+# Tensor cores compute in channels_last.
 MEMORY_FORMATS: dict[str, dict[str, torch.memory_format]] = {
     "cpu": {
         "frozen": torch.channels_last,
         "train": torch.contiguous_format,
         "train_units": torch.contiguous_format,
+        "train_normed": torch.channels_last,
         "eval": torch.channels_last,
     },
     "cpu AVX512": {
         "frozen": torch.channels_last,
         "train": torch.contiguous_format,
         "train_units": torch.channels_last,
+        "train_normed": torch.channels_last,
         "eval": torch.channels_last,
     },
-    "cpu AVX512 bf16": dict.fromkeys(("frozen", "train", "train_units", "eval"), torch.channels_last),
-    "cuda": dict.fromkeys(("frozen", "train", "train_units", "eval"), torch.channels_last),
+    "cpu AVX512 bf16": dict.fromkeys(_PARTS, torch.channels_last),
+    "cuda": dict.fromkeys(_PARTS, torch.channels_last),
 }
 
 
@@ -51,7 +57,7 @@ def to_memory_format(x: Tensor, part: str) -> Tensor:
     """Converts ``x`` ``[N, C, H, W]`` to the format that :func:`memory_formats` gives for a part.
 
     Args:
-        part: ``frozen``, ``train``, ``train_units`` or ``eval``.
+        part: ``frozen``, ``train``, ``train_units``, ``train_normed`` or ``eval``.
     """
     if x.device.type not in MEMORY_FORMATS:
         return x

@@ -116,6 +116,7 @@ class PyramidResNet(Backbone):
             raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
         if norm not in ("none", "frozen"):
             raise ValueError(f"unknown norm {norm!r}; choose none or frozen")
+        self._format = "train_normed" if from_scratch else "train_units"
         conv = conv_maker(from_scratch)
         stages = [f"layer{stage}_{number}" for stage, count in enumerate(units, 1) for number in range(count)]
         names = ["stem", *stages]
@@ -157,7 +158,7 @@ class PyramidResNet(Backbone):
         # Without a graph, unless the caller wants the gradient of the images.
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             found = self.frozen({"x": to_memory_format(x, "frozen")}, self.last_strides["cls"])
-        form = "train_units" if self.training else "eval"
+        form = self._format if self.training else "eval"
         last = to_memory_format(found["x"], form)
         maps = {key: last if map_ is found["x"] else to_memory_format(map_, form) for key, map_ in found.items()}
         maps = self.trunk(maps, self.last_strides["cls"])

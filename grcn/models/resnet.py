@@ -186,6 +186,7 @@ class SplitResNet(Backbone):
             raise ValueError(f"strides must be {choices} for each of cls and loc (got {self.strides})")
         if stride_in not in ("conv3x3", "conv1x1"):
             raise ValueError(f"unknown stride_in {stride_in!r}; choose conv3x3 or conv1x1")
+        self._format = "train_normed" if from_scratch else "train_units"
         conv = conv_maker(from_scratch)
         names = ["stem", *(f"layer{i}_{k}" for i, n in enumerate(units[: 4 if det else 3], 1) for k in range(n))]
         part = _first_own_unit(names, split, det)
@@ -221,7 +222,7 @@ class SplitResNet(Backbone):
         # Without a graph, unless the caller wants the gradient of the images.
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             x = self.frozen(to_memory_format(x, "frozen"), self.strides["cls"])
-        x = self.trunk(to_memory_format(x, "train_units" if self.training else "eval"), self.strides["cls"])
+        x = self.trunk(to_memory_format(x, self._format if self.training else "eval"), self.strides["cls"])
         maps = self._at_both_strides(x) if len(self.fork) else dict.fromkeys(self.strides.values(), x)
         cls = (self.cls(maps[self.strides["cls"]], self.strides["cls"]),)
         loc = cls if self.loc is None else (self.loc(maps[self.strides["loc"]], self.strides["loc"]),)

@@ -62,7 +62,7 @@ class SplitVGG(Backbone):
         if split == "none" and last_pool["cls"] != last_pool["loc"]:
             raise ValueError("one map for both tasks (split='none') cannot have two kinds of last pooling")
         self.shared = split == "none"
-        self._format = "train_units" if from_scratch else "train"
+        self._format = "train_normed" if from_scratch else "train"
         if not 0 <= frozen_blocks <= 5:
             raise ValueError(f"cannot freeze {frozen_blocks} of five blocks")
         first = VGG_SPLITS.get(split, max(5, frozen_blocks + 1))
