@@ -15,7 +15,7 @@ import pytest
 import yaml
 from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
-from generate_verdicts import verdict_table
+from generate_verdicts import claims_table, verdict_table
 
 from grcn.config.files import dump_config, load_config
 
@@ -213,6 +213,20 @@ def test_a_hypothesis_without_results_counts_in_the_correction(tmp_path: Path) -
         **one, **{f"unknown {k}": {"difference": "nothing - base"} for k in range(9)}}}}  # fmt: skip
     alone, company = verdict_table(spec, tmp_path).splitlines()[2:4]
     assert alone.endswith("**shown** |") and company.endswith("**undecided** |")
+
+
+def test_a_claim_is_compared_on_each_data_set(tmp_path: Path) -> None:
+    write_rows(tmp_path, {"base_a": [50.0, 51.0], "row_a": [52.0, 53.2], "base_b": [20.0, 30.0], "row_b": [19.0, 31.0]})
+    data = {name: {"results": "study", "ending": name} for name in ("_a", "_b", "_c")}
+    claims = {
+        "row helps": {"difference": "row{} - base{}", "paper": "+1.0", "verdict": "on a"},
+        "twice": {"difference": "(row{} - base{}) - (base{} - row{})", "verdict": "so too"},
+    }
+    lines = claims_table({"metric": "coco_ap", "data": data, "claims": claims}, tmp_path).splitlines()
+    assert lines[0] == "| | the paper | _a | _b | _c | |"
+    # By hand: 2.1 and 12.706 x 0.1414 / sqrt(2); 0 and 12.706 x 1.414 / sqrt(2).
+    assert lines[2] == "| row helps | +1.0 | **+2.1** (+0.8 to +3.4) | +0.0 (-12.7 to +12.7) | not run | on a |"
+    assert lines[3] == "| twice | – | **+4.2** (+1.7 to +6.7) | +0.0 (-25.4 to +25.4) | not run | so too |"
 
 
 def test_errors_of_a_row_are_over_its_seeds(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ A table lies between a comment that specifies it, as YAML, and <!-- end of table
     seeds, "images" for that over test images, of the report named by `report`, "elsewhere" for the difference in the
     folder named by `elsewhere`}
 
-The comment of a table of a study's hypotheses has ``families``: tools/generate_verdicts.py.
+The comment of a table of a study's hypotheses has ``families``, that of a table of claims on several data sets
+``claims``: tools/generate_verdicts.py.
 
 The comment of a table of errors has ``compared``, a compare.json of ``grcn analyze runs`` whose runs are named
 <row>/seed<k>, and as columns {title: a figure in it}; mean ± deviation over seeds, in percent.
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from generate_verdicts import values_of, verdict_table
+from generate_verdicts import claims_table, values_of, verdict_table
 
 from grcn.apps.reproduce.rows import METRICS
 from grcn.apps.reproduce.statistics import compare
@@ -58,6 +59,8 @@ def with_tables(page: str, root: Path) -> str:
 def _table(spec: Mapping[str, Any], root: Path) -> str:
     if "families" in spec:
         return verdict_table(spec, root)
+    if "claims" in spec:
+        return claims_table(spec, root)
     columns = spec["columns"]
     cell = _speed_cell if "speed" in spec else _compared_cell if "compared" in spec else _cell
     lines = [f"| | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]

@@ -1,9 +1,10 @@
-"""Makes the table of a study's hypotheses: paired differences, their intervals over seeds, and a verdict on each.
+"""Makes tables of differences: a study's hypotheses with a verdict on each, and claims on several data sets.
 
-A verdict is by the rule that results/PLAN.md set before the runs. Student's t test of the mean difference over paired
-seeds, with Holm's correction within the family, and at least half a point of AP: *shown*, or *contradicted* where the
-difference has the other sign. *Not shown*: the 95 % interval, uncorrected, lies within one point of zero. Else
-*undecided*. A hypothesis without results takes its place in the correction, as one that is not shown.
+Differences are of paired seeds, with their 95 % interval over seeds. A verdict is by the rule that results/PLAN.md set
+before the runs. Student's t test of the mean difference over paired seeds, with Holm's correction within the family,
+and at least half a point of AP: *shown*, or *contradicted* where the difference has the other sign. *Not shown*: the
+interval, uncorrected, lies within one point of zero. Else *undecided*. A hypothesis without results takes its place in
+the correction, as one that is not shown.
 """
 
 from __future__ import annotations
@@ -47,6 +48,37 @@ def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
                 judged = verdict(gap.mean, gap.seeds, p)
                 lines.append(f"{start} {figures} | {len(gap.values)} | {p:.3f} | **{judged}** |")
     return "\n".join(lines) + "\n"
+
+
+def claims_table(spec: Mapping[str, Any], root: Path) -> str:
+    """Returns a table of claims, with the difference on each data set, as Markdown.
+
+    Bold: the interval excludes zero.
+
+    Args:
+        spec: ``metric``; ``data``, by title the ``results`` of a data set, a folder with <row>/seed<k>.json, and the
+            ``ending`` of its rows; ``claims``, by text the ``difference``, as "a{} - b{}" or "(a{} - b{}) - (c{} -
+            d{})" of rows without that ending, what the ``paper`` has, if anything, and the ``verdict``.
+        root: the folder that each ``results`` is in.
+    """
+    lines = [f"| | the paper | {' | '.join(spec['data'])} | |", "|" + "---|" * (3 + len(spec["data"]))]
+    for text, claim in spec["claims"].items():
+        cells = []
+        for data in spec["data"].values():
+            expression = claim["difference"].replace("{}", data["ending"])
+            cells.append(_claim_cell(_difference(root / data["results"], expression, spec["metric"])))
+        lines.append(f"| {text} | {claim.get('paper', '–')} | {' | '.join(cells)} | {claim['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _claim_cell(gap: Difference | None) -> str:
+    if gap is None:
+        return "not run"
+    if gap.seeds is None:
+        return f"{gap.mean:+.1f} (one seed)"
+    low, high = gap.seeds
+    mark = "**" if low > 0 or high < 0 else ""
+    return f"{mark}{gap.mean:+.1f}{mark} ({low:+.1f} to {high:+.1f})"
 
 
 def verdict(mean: float, seeds: Interval, p: float) -> str:
