@@ -34,7 +34,7 @@ from grcn.vis.charts import difference_dots
 logger = logging.getLogger("grcn")
 
 # The keys of a run's env.json that a report quotes.
-_FACTS = ("device", "threads", "torch", "torchvision", "revision")
+_FACTS = ("device", "instruction_sets", "threads", "torch", "torchvision", "revision")
 _TORCHVISION = (
     "torchvision's FasterRCNN has the same network, head, anchors, initial values, data and loop, and its own losses "
     "(smooth L1 with beta 1/9 for boxes), proposals (no minimum size), anchors (those across the border count) and "
@@ -300,7 +300,7 @@ def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
     for run in runs:
         if run.is_done() or run.is_kept():
             known = read_json(run.kept)["run"] if run.kept and run.is_kept() else read_environment(run.folder)
-            machine = ", ".join(f"{key} {known[key]}" for key in _FACTS if known.get(key) is not None)
+            machine = ", ".join(f"{key} {_text(known[key])}" for key in _FACTS if known.get(key))
             machines.setdefault(machine, []).append(f"{run.name}/seed{run.seed}")
     if len(machines) == 1:
         facts += [f"All runs: {machine}." for machine in machines]
@@ -310,3 +310,7 @@ def facts_of(runs: Sequence[Trial], command: str) -> list[str]:
     if any(run.row.torchvision for run in runs):
         facts += ["", _TORCHVISION]
     return facts
+
+
+def _text(fact: object) -> str:
+    return " ".join(fact) if isinstance(fact, list) else str(fact)

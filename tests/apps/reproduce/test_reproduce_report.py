@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 
 from grcn.apps.reproduce import markdown as page
 from grcn.apps.reproduce import report, rows
+from grcn.apps.reproduce.runs import plan
 from grcn.apps.reproduce.statistics import Difference, compare, student_interval, student_t
 from grcn.errors import ConfigError
 
@@ -167,3 +169,18 @@ def test_a_figure_that_nothing_has_is_left_out_of_a_report(tmp_path):
     report.write(table, measured, tmp_path, ["`x`"], "some")
     text = (tmp_path / "some.md").read_text()
     assert "AP," in text and "AP70" not in text and "AP75" not in text
+
+
+def test_runs_on_other_instructions_are_said_to_differ(tmp_path):
+    table = rows.config_table([CONFIGS / "shapes/grcn_tiny.yaml"])
+    trials = plan(table.rows, [0, 1], tmp_path / "runs", results=tmp_path / "results")
+    for trial, sets in zip(trials, (["AVX2"], ["AVX2", "AVX512"]), strict=True):
+        known = {"device": "a CPU", "instruction_sets": sets, "threads": 1, "revision": None}
+        trial.kept.parent.mkdir(parents=True, exist_ok=True)
+        trial.kept.write_text(json.dumps({"run": known}))
+    assert report.facts_of(trials, "grcn reproduce")[2:] == [
+        "The runs differ in more than their rows:",
+        "",
+        "- device a CPU, instruction_sets AVX2, threads 1: grcn_tiny/seed0",
+        "- device a CPU, instruction_sets AVX2 AVX512, threads 1: grcn_tiny/seed1",
+    ]
