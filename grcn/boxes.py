@@ -83,6 +83,11 @@ def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
     return deltas.gather(2, labels[..., None, None].expand(-1, -1, -1, 4))[:, :, 0]
 
 
+def take(boxes: Tensor, index: Tensor) -> Tensor:
+    """Picks boxes, or deltas, of each image: ``[N, K, 4]`` of ``[N, P, 4]``, at ``index``, int64 ``[N, K]``."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Clips boxes ``[N, A, 4]`` to their image; NaN coordinates become 0, so that no operator ever sees one.
 

@@ -305,11 +305,10 @@ class RoIHeads(nn.Module):
         candidates = torch.arange(proposals.shape[1], device=proposals.device)
         keys = rng.hash_on(states[:, None], candidates)
         indices, valid, foreground = boxes.sample(matched, keys, how.batch, how.max_fg)
-        rois = proposals.gather(1, indices[..., None].expand(-1, -1, 4))
+        rois = boxes.take(proposals, indices)
         matched_gt = matched.gather(1, indices).clamp(min=0)
         labels = torch.where(foreground, gt_labels.gather(1, matched_gt), 0)
-        matched_boxes = gt_boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4))
-        regression_targets = boxes.encode(matched_boxes, rois, self.box_weights)
+        regression_targets = boxes.encode(boxes.take(gt_boxes, matched_gt), rois, self.box_weights)
         regression_targets = torch.where(foreground[..., None], regression_targets, 0)
         return RoISample(rois, labels, regression_targets, valid, foreground, matched_gt)
 
@@ -353,8 +352,7 @@ class RoIHeads(nn.Module):
 
         best, index = candidates_above(scores, score_thresh, max(_MOST_CANDIDATES, self.detecting.detections))
         row, label = index // (classes - 1), index % (classes - 1)
-        rois = rois.gather(1, row[..., None].expand(-1, -1, 4))
-        deltas = deltas.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+        rois, deltas = boxes.take(rois, row), boxes.take(deltas.flatten(1, 2), index)
         found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), sizes)
         counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
         return found, torch.where(counts, best, -torch.inf), label + 1

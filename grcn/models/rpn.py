@@ -201,7 +201,7 @@ class RegionProposalNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         how = self.settings
         scores, index, level = self._best_of_each_map(logits.nan_to_num(nan=-torch.inf), counts)
-        candidates = boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index], BOX_WEIGHTS)
+        candidates = boxes.decode(boxes.take(deltas, index), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
         smallest = (candidates[..., 2:] - candidates[..., :2]).amin(-1)
         counted = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]
@@ -263,15 +263,13 @@ class RegionProposalNetwork(nn.Module):
         keys = rng.hash_on(states[:, None], torch.arange(len(anchors), device=anchors.device))
         indices, valid, foreground = boxes.sample(matched, keys, self.batch, self.max_fg)
         matched_gt = matched.gather(1, indices).clamp(min=0)
-        matched_boxes = gt_boxes.gather(1, matched_gt[..., None].expand(-1, -1, 4))
-        regression_targets = boxes.encode(matched_boxes, anchors[indices], BOX_WEIGHTS)
+        regression_targets = boxes.encode(boxes.take(gt_boxes, matched_gt), anchors[indices], BOX_WEIGHTS)
         regression_targets = torch.where(foreground[..., None], regression_targets, 0)
         return AnchorSample(indices, matched_gt, regression_targets, valid, foreground, matched)
 
     def _losses(self, logits: Tensor, deltas: Tensor, sample: AnchorSample) -> dict[str, Tensor]:
         indices, _, regression_targets, valid, foreground, _ = sample
-        logits = logits.gather(1, indices)
-        deltas = deltas.gather(1, indices[..., None].expand(-1, -1, 4))
+        logits, deltas = logits.gather(1, indices), boxes.take(deltas, indices)
         objectness = F.binary_cross_entropy_with_logits(logits, foreground.to(logits.dtype), reduction="none")
         regression = F.smooth_l1_loss(deltas, regression_targets, beta=self.beta, reduction="none").sum(-1)
         self.last_stats = {"num_fg": foreground.sum(), "num_bg": (valid & ~foreground).sum()}
