@@ -232,7 +232,13 @@ def test_a_claim_is_compared_on_each_data_set(tmp_path: Path) -> None:
 def test_errors_of_a_row_are_over_its_seeds(tmp_path: Path) -> None:
     files = [{"name": "a/seed0"}, {"name": "b/seed0"}, {"name": "a/seed1"}]
     compared = {"files": files, "figures": {"tide_loc": {"values": [0.02, 0.5, 0.04]}}}
+    more = {"files": [{"name": "a/seed2"}], "figures": {"tide_loc": {"values": [0.06]}}}
     (tmp_path / "compare.json").write_text(json.dumps(compared))
-    spec = {"compared": "compare.json", "rows": {"a": "A", "b": "B", "c": "C"}, "columns": {"bad box": "tide_loc"}}
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    spec = {
+        "compared": ["compare.json", "more.json"],
+        "rows": {"a": "A", "b": "B", "c": "C"},
+        "columns": {"bad box": "tide_loc"},
+    }
     page = with_tables(f"<!-- table\n{yaml.safe_dump(spec)}-->\n<!-- end of table -->", tmp_path)
-    assert "| A | 3.0 ± 1.4 |\n| B | 50.0 |\n| C | not run |\n" in page
+    assert "| A | 4.0 ± 2.0 |\n| B | 50.0 |\n| C | not run |\n" in page

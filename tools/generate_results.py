@@ -14,7 +14,7 @@ A table lies between a comment that specifies it, as YAML, and <!-- end of table
 The comment of a table of a study's hypotheses has ``families``, that of a table of claims on several data sets
 ``claims``: tools/generate_verdicts.py.
 
-The comment of a table of errors has ``compared``, a compare.json of ``grcn analyze runs`` whose runs are named
+The comment of a table of errors has ``compared``, a list of compare.json of ``grcn analyze runs`` whose runs are named
 <row>/seed<k>, and as columns {title: a figure in it}; mean ± deviation over seeds, in percent.
 
 The comment of a table of the benchmark's figures has:
@@ -88,13 +88,12 @@ def _speed_cell(spec: Mapping[str, Any], row: str, shown: str, root: Path) -> st
 
 
 def _compared_cell(spec: Mapping[str, Any], row: str, figure: str, root: Path) -> str:
-    path = root / spec["compared"]
-    if not path.exists():
-        return "not run"
-    compared = json.loads(path.read_text(encoding="utf-8"))
-    rows = [one["name"].partition("/")[0] for one in compared["files"]]
-    values = compared["figures"][figure]["values"]
-    own = [100 * value for name, value in zip(rows, values, strict=True) if name == row]
+    own = []
+    for path in spec["compared"]:
+        compared = json.loads((root / path).read_text(encoding="utf-8"))
+        rows = [one["name"].partition("/")[0] for one in compared["files"]]
+        values = compared["figures"][figure]["values"]
+        own += [100 * value for name, value in zip(rows, values, strict=True) if name == row]
     return _spread(own) if own else "not run"
 
 
