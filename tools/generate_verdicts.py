@@ -27,7 +27,8 @@ def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
 
     Args:
         spec: ``results``, the folder with <row>/seed<k>.json; ``metric``; ``families``, by name a mapping of each
-            hypothesis to its ``difference``, as "a - b" or "(a - b) - (c - d)" of rows, and the ``paper``'s, if any.
+            hypothesis to its ``difference``, as "a - b" or "(a - b) - (c - d)" of rows, the ``paper``'s, if any, and
+            the difference that was ``planned``, where it is another one; it gets no verdict.
         root: the folder that ``results`` is in.
     """
     lines = ["| | hypothesis | the paper | difference, AP | seeds | p, Holm | |", "|---|---|---|---|---|---|---|"]
@@ -37,16 +38,11 @@ def verdict_table(spec: Mapping[str, Any], root: Path) -> str:
         corrected = holm([student_p([*gap.values.values()]) if gap and gap.seeds else 1.0 for gap in found])
         for (text, one), gap, p in zip(hypotheses.items(), found, corrected, strict=True):
             number += 1
-            start = f"| {number} | {family}: {text} | {one.get('paper', '–')} |"
-            if gap is None:
-                lines.append(f"{start} not run | | | |")
-            elif gap.seeds is None:
-                lines.append(f"{start} {gap.mean:+.1f} | 1 | | one seed |")
-            else:
-                low, high = gap.seeds
-                figures = f"{gap.mean:+.1f} ({low:+.1f} to {high:+.1f})"
-                judged = verdict(gap.mean, gap.seeds, p)
-                lines.append(f"{start} {figures} | {len(gap.values)} | {p:.3f} | **{judged}** |")
+            judged = [f"{p:.3f}", verdict(gap.mean, gap.seeds, p)] if gap and gap.seeds else ["", ""]
+            lines.append(_row(str(number), f"{family}: {text}", one.get("paper", "–"), *_figures(gap), *judged))
+            if "planned" in one:
+                planned = _difference(root / spec["results"], one["planned"], spec["metric"])
+                lines.append(_row("", "… as planned", "", *_figures(planned), "", ""))
     return "\n".join(lines) + "\n"
 
 
@@ -66,19 +62,24 @@ def claims_table(spec: Mapping[str, Any], root: Path) -> str:
         cells = []
         for data in spec["data"].values():
             expression = claim["difference"].replace("{}", data["ending"])
-            cells.append(_claim_cell(_difference(root / data["results"], expression, spec["metric"])))
-        lines.append(f"| {text} | {claim.get('paper', '–')} | {' | '.join(cells)} | {claim['verdict']} |")
+            cells.append(_figures(_difference(root / data["results"], expression, spec["metric"]))[0])
+        lines.append(_row(text, claim.get("paper", "–"), *cells, claim["verdict"]))
     return "\n".join(lines) + "\n"
 
 
-def _claim_cell(gap: Difference | None) -> str:
+def _figures(gap: Difference | None) -> tuple[str, str]:
+    """Writes a difference with its interval, bold where that excludes zero; and the number of seeds."""
     if gap is None:
-        return "not run"
+        return "not run", ""
     if gap.seeds is None:
-        return f"{gap.mean:+.1f} (one seed)"
+        return f"{gap.mean:+.1f} (one seed)", "1"
     low, high = gap.seeds
     mark = "**" if low > 0 or high < 0 else ""
-    return f"{mark}{gap.mean:+.1f}{mark} ({low:+.1f} to {high:+.1f})"
+    return f"{mark}{gap.mean:+.1f}{mark} ({low:+.1f} to {high:+.1f})", str(len(gap.values))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def verdict(mean: float, seeds: Interval, p: float) -> str:
