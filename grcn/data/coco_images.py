@@ -137,14 +137,13 @@ class Images:
             texts += [path.partition("#")[0], query.rsplit("=", 1)[-1]]
         written = [tuple(text.split("/")) for text in texts]
         for parts in (*written, *(tuple(map(unquote, parts)) for parts in written)):
-            paths = self._by_name.get(parts[-1], [])
-            shared = [_shared_end(parts, path.split("/")) for path in paths]
-            best = [path for path, count in zip(paths, shared, strict=True) if count == max(shared)]
+            ends = ((shared, self._by_end.get(parts[-shared:], [])) for shared in range(len(parts), 0, -1))
+            shared, best = next(((shared, files) for shared, files in ends if files), (0, []))
             if len(best) > 1:
                 what = "names {} images below {} (got {}); write which"
                 raise self._fault(number, what, len(best), self.prefix, name)
             if best:
-                self._ends[number] = _End(name, parts, best[0], max(shared))
+                self._ends[number] = _End(name, parts, best[0], shared)
                 return best[0]
         raise self._fault(number, "not a path below {} (got {}); fix it", self.prefix, name)
 
@@ -185,11 +184,15 @@ class Images:
         return {file: sorted(ends.values(), key=lambda end: -end.shared)[:2] for file, ends in found.items()}
 
     @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def _by_end(self) -> dict[tuple[str, ...], list[str]]:
+        """The files below the folder by each end of their paths, in parts."""
+        found: dict[tuple[str, ...], list[str]] = {}
         for folder, _, names in os.walk(self.folder):
             for name in names:
-                found.setdefault(name, []).append(os.path.relpath(os.path.join(folder, name), self.folder))
+                file = os.path.relpath(os.path.join(folder, name), self.folder)
+                parts = tuple(file.split("/"))
+                for start in range(len(parts)):
+                    found.setdefault(parts[start:], []).append(file)
         return found
 
     def _fault(self, number: int, what: str, *values: object) -> Fault:
@@ -197,12 +200,6 @@ class Images:
 
     def _note(self, kind: str, number: int, got: object) -> None:
         self.notes.add(kind, self.place_of(number) if kind == _NO_SIZE else f"{self.place_of(number)}/file_name", got)
-
-
-def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """Returns how many parts at the end of two paths are the same."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _of(file: str, found: Fault) -> Fault:

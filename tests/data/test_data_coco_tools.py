@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from coco_made import document, each, read, write
 
 from grcn.config.schema import FilesDataConfig
 from grcn.data import coco
+from grcn.data.faults import Notes
 from grcn.data.images import FileImages
 from grcn.errors import DataError
 
@@ -60,6 +62,22 @@ def test_whole_paths_are_distinguished_by_their_folders(tmp_path):
     images = [record | {"file_name": f"/up/{pet}/1.jpg"} for record, pet in pairs]
     write(tmp_path, document(images=images), "train/cat/1.jpg", "train/dog/1.jpg")
     assert [file.decode() for file in read(tmp_path)[0].files] == ["train/dog/1.jpg", "train/cat/1.jpg"]
+
+
+def test_the_work_for_whole_paths_grows_with_their_number(tmp_path):
+    calls = {}
+    for count in (20, 80):
+        root = tmp_path / str(count)
+        names = [f"s{n}/image.jpg" for n in range(count)]
+        images = [document()["images"][0] | {"id": n + 5, "file_name": f"/me/{name}"} for n, name in enumerate(names)]
+        write(root, document(images=images), *(f"train/{name}" for name in names))
+        sys.setprofile(lambda *_, count=count: calls.update({count: calls.get(count, 0) + 1}))
+        try:
+            table = coco.load(root, ["train"], notes=Notes())
+        finally:
+            sys.setprofile(None)
+        assert len(table) == count
+    assert calls[80] < 5 * calls[20]
 
 
 @pytest.mark.parametrize(
