@@ -24,7 +24,7 @@ from grcn.data.cache import cached
 from grcn.data.coco_images import Images
 from grcn.data.coco_json import FORMAT, HEADINGS, columns, parse
 from grcn.data.coco_records import Records
-from grcn.data.coco_result_ids import class_labels, image_rows
+from grcn.data.coco_result_ids import MADE_UP, class_labels, image_rows
 from grcn.data.coco_values import Readings, tell_readings
 from grcn.data.faults import Fault, Notes, Report, fault, read_bytes, split_remedy, tell
 from grcn.data.validate import PART, pack, pack_detections
@@ -110,7 +110,7 @@ def read_detections(file: str | Path, table: Annotations, strict: bool = False) 
 def write_detections(file: str | Path, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
     """Writes packed detections as COCO's result file; images of VOC are identified by their names.
 
-    Numbers are written in full, so that reading them back gives the same boxes and scores.
+    Numbers are written in full, so that reading them back gives the same scores, and the same boxes to float32.
     """
     encode = json.JSONEncoder(allow_nan=False).encode
     with open(file, "w", encoding="utf-8") as out:
@@ -233,7 +233,7 @@ def _joined(tables: list[Annotations], report: Report | None, notes: Notes) -> A
     used = set(ids[listed].tolist())
     for label in np.flatnonzero(~listed.all(axis=0)).tolist():
         known = ids[listed[:, label], label]
-        number = known[0] if len(known) else next(free for free in count(label + 1) if free not in used)
+        number = known[0] if len(known) else next(free for free in count(MADE_UP + label) if free not in used)
         used.add(int(number))
         ids[~listed[:, label], label] = number
     shared = [number for number, times in Counter(ids[0].tolist()).items() if times > 1]

@@ -18,6 +18,10 @@ from grcn.data.faults import fault
 
 LONGEST_NUMBER = 19  # digits that fit an int64
 
+# Where the ids begin that classes get which no split lists: another file of the data set may list them, and must not
+# have one of these ids for another class.
+MADE_UP = 2**30
+
 BY_NAME = "of another image than file_name, which counts"
 BY_FILE = "that are no ids, read by file_name"
 BY_NUMBER = "that are numbers in names of files"
@@ -84,7 +88,7 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
     """Returns the label of each detection, int64 ``[K]``; 0 for a category that the table lacks.
 
     Where the categories are not the data's they may be their places among them, from 0 or from 1. They are read so if
-    there is a 0, or if the data count from 0 without gaps.
+    there is a 0, or if the data count from 0 without gaps; not if the data list only some of the classes.
 
     Args:
         foreign: the name under which detections of other categories are counted.
@@ -96,8 +100,9 @@ def class_labels(records: Records, table: Annotations, foreign: str) -> np.ndarr
     meant = [_integer(record.get("category_id")) for record in records.records]
     found = {value for value in meant if value is not None}
     starts = [start for start in (0, 1) if found <= set(range(start, start + len(ids)))]
-    if not found <= set(ids) and starts and None not in meant:
-        if starts != [0] and ids != list(range(len(ids))):
+    is_sure = starts == [0] or ids == list(range(len(ids)))
+    if not found <= set(ids) and starts and None not in meant and (is_sure or ids[-1] < MADE_UP):
+        if not is_sure:
             what = "neither the data's ids ({}) nor surely their places (got {}); write the data's ids"
             raise fault(f"{records.place}/*/category_id", what, ids, sorted(found))
         for place, value in enumerate(value for value in meant if value is not None):

@@ -67,7 +67,7 @@ def read_detections(folder: str | Path, table: Annotations) -> dict[str, np.ndar
 def write_detections(folder: str | Path, split: str, table: Annotations, detections: Mapping[str, np.ndarray]) -> None:
     """Writes packed detections as the devkit's result files, one per class, empty ones too.
 
-    Numbers are written in full, so that reading them back gives the same boxes and scores.
+    Numbers are written in full, so that reading them back gives the same scores, and the same boxes to float32.
 
     Args:
         folder: created if missing.

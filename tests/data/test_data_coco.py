@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from grcn.catalog import COCO_CLASSES
 from grcn.data import coco
+from grcn.data.coco_result_ids import MADE_UP
 from grcn.data.faults import Notes
 from grcn.errors import DataError
 
@@ -161,7 +162,7 @@ def test_given_classes_set_the_labels(tmp_path):
     assert str(path) in str(error.value)
     notes = Notes()
     table = coco.load(tmp_path, ["train"], ["cow", "cat", "dog"], notes=notes)
-    assert table.labels.tolist() == [2, 3, 3] and table.category_ids.tolist() == [1, 7, 3]
+    assert table.labels.tolist() == [2, 3, 3] and table.category_ids.tolist() == [MADE_UP, 7, 3]
     assert list(notes.counts.values()) == [1] and "does not list" in next(iter(notes.counts))
     unused = document()
     unused["categories"].append({"id": 1, "name": "everything"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,10 @@ def test_a_split_need_not_list_all_classes(tmp_path):
     table, counts = read(tmp_path, "val", classes=["bird", "cup", "nut"])
     assert table.labels.tolist() == [2] and len(set(table.category_ids.tolist())) == 3
     assert counts == {"classes that the split does not list": 2}
+    # Nut is 2 in the training file, which other tools number by: it must not be taken for a bird.
+    results = [{"image_id": 5, "category_id": number, "bbox": [1, 1, 5, 5], "score": 0.5} for number in (1, 2)]
+    (tmp_path / "d.json").write_text(json.dumps(results))
+    assert coco.read_detections(tmp_path / "d.json", table)["labels"].tolist() == [2]
     content["images"] = each(content["images"], id=lambda n: n + 10)
     content["annotations"] = each(content["annotations"], image_id=lambda n: n + 10)
     write(tmp_path, content, name="annotations/instances_val.json")
