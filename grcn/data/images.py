@@ -38,6 +38,8 @@ OnDark = Callable[[int], None]
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 _ORIENTATION = 0x0112  # EXIF's tag
+# Names under which Pillow keeps it, or a text that it reads it from.
+_WITH_ORIENTATION = frozenset(("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"))
 
 # Errors of Pillow's readers on a broken file, and on a closed one (AssertionError); UnidentifiedImageError is an
 # OSError.
@@ -229,8 +231,10 @@ def read_header(file: str | io.BytesIO) -> Header | None:
     """Reads the header of an image; None where :func:`read_image` would refuse it, with the reason."""
     try:
         with _open(file) as image:
+            if _has_32_bits(image):
+                return None
             # In other formats than these, Pillow must decode an image to find tags that it has not yet read.
-            known = image.format in ("JPEG", "MPO", "WEBP", "TIFF") or "exif" in image.info
+            known = image.format in ("JPEG", "MPO", "WEBP", "TIFF") or not _WITH_ORIENTATION.isdisjoint(image.info)
             turn = image.getexif().get(_ORIENTATION, 1) if known else 1
             size = image.height, image.width
             if isinstance(image, TiffImageFile):  # its size already has the orientation applied
@@ -259,9 +263,15 @@ def _rgb(image: Image.Image, bits: int | None, on_dark: OnDark | None) -> np.nda
     if image.mode.startswith("I;16"):
         grey = _eight_bits(np.asarray(image), bits, on_dark)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
+    if _has_32_bits(image):
         raise ValueError(f"32 bits per channel, mode {image.mode}")
+    if image.mode == "I":  # a 16-bit PGM, whose values Pillow has scaled to all 16 bits
+        return np.repeat(_eight_bits(np.asarray(image), None, None)[:, :, None], 3, axis=2)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _has_32_bits(image: Image.Image) -> bool:
+    return image.mode == "F" or (image.mode == "I" and image.format != "PPM")
 
 
 def _eight_bits(values: np.ndarray, bits: int | None, on_dark: OnDark | None) -> np.ndarray:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from PIL.Image import Transpose
+from PIL.PngImagePlugin import PngInfo
+from torch.testing import assert_close
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
@@ -253,6 +255,28 @@ def test_thirty_two_bits_are_refused(tmp_path, mode):
     picture("L").convert(mode).save(tmp_path / "image.tif")
     with pytest.raises(DataError, match=r"image\.tif: image cannot be decoded .*32 bits"):
         read_image(tmp_path / "image.tif")
+    assert read_header(str(tmp_path / "image.tif")) is None
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+@pytest.mark.parametrize("bits", [None, 12])
+def test_a_pgm_says_itself_how_many_of_16_bits_it_uses(tmp_path, largest, bits):
+    values = np.linspace(0, largest, 12).astype(">u2").reshape(3, 4)
+    (tmp_path / "image.pgm").write_bytes(b"P5\n4 3\n%d\n" % largest + values.tobytes())
+    image = read_image(tmp_path / "image.pgm", bits)
+    assert image.shape == (3, 3, 4) and torch.equal(image[0], image[2])
+    assert_close(image[0], torch.from_numpy(values.astype(np.float64) * 255.99 / largest).byte(), atol=1, rtol=0)
+    assert read_header(str(tmp_path / "image.pgm")).displayed_size == (3, 4)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_the_orientation_of_a_png_may_be_in_xmp(tmp_path, orientation):
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    picture().save(tmp_path / "image.png", pnginfo=text)
+    image, header = read_image(tmp_path / "image.png"), read_header(str(tmp_path / "image.png"))
+    assert image.shape[1:] == ((48, 32) if orientation > 4 else (32, 48))
+    assert header is not None and header.displayed_size == image.shape[1:]
 
 
 def test_the_content_decides_the_format(tmp_path):
