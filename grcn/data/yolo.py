@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from grcn.data import voc_folders
 from grcn.data.annotations import Annotations, concatenate
 from grcn.data.faults import USUAL_REMEDY, Fault, Notes, Report, fault, is_contained, read_bytes, split_remedy, tell
 from grcn.data.images import read_header, read_image
@@ -28,10 +29,7 @@ from grcn.progress import progress_bar
 logger = logging.getLogger("grcn")
 
 # Formats that are read, and others, so that such an image is a clear error and is not left out silently.
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".mpo")
-    + (".heic", ".heif", ".avif", ".jp2", ".dng", ".pfm")
-)
+IMAGE_SUFFIXES = frozenset((*voc_folders.IMAGE_SUFFIXES, ".mpo", ".heic", ".heif", ".avif", ".jp2", ".dng"))
 _ROUNDING = 1e-3  # shares of an image are rounded: a box may stick out by this much, and is clipped
 _LARGEST = 2.0  # a larger share must be in pixels
 _UNLABELLED = "images without a label file, which have no objects"
@@ -155,7 +153,8 @@ def _count_unlabelled(root: Path, name: str, files: list[str], notes: Notes) -> 
 def _images_of(root: Path, name: str, data: Description, report: Report | None, notes: Notes) -> list[str]:
     """Returns the images of a split, as paths below ``root``, in the order of lists and sorted in folders."""
     found: dict[str, str] = {}
-    for path, place in _parts(root, name, data, notes):
+    parts = _parts(root, name, data, notes)
+    for path, _ in parts:
         is_list = path.endswith(".txt") and (root / path).is_file()
         images = _listed(root, path, data.base, report, notes) if is_list else _images_below(root, path, notes)
         for image, where in images:
@@ -166,8 +165,9 @@ def _images_of(root: Path, name: str, data: Description, report: Report | None, 
                 tell(report, fault(where, what, image, found[image], kind="list"))
             else:
                 found[image] = where
-        if not found:
-            raise fault(place, "no image in it (got {}); add images or use another split", path)
+    if not found:
+        path, place = parts[0]
+        raise fault(place, "no image in it (got {}); add images or use another split", path)
     return list(found)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grcn.data import yolo
+from grcn.data import voc_folders, yolo
 from grcn.data.dataset import DetectionDataset
 from grcn.data.faults import Fault, Notes
 from grcn.errors import LONGEST_LINE, PREFIX, DataError
@@ -291,6 +291,21 @@ def test_broken_descriptions(root: Path, text: str, expected: str) -> None:
         assert message(root).startswith(expected.replace("\\", ""))
     else:
         assert message(root).startswith(expected)
+
+
+@pytest.mark.parametrize("parts", [("images/none", "images/train"), ("images/train", "images/none")])
+def test_a_part_of_a_split_may_be_empty(root: Path, parts: tuple[str, str]) -> None:
+    (root / "images/none").mkdir()
+    describe(root, f"names: [cup, nut]\ntrain: [{parts[0]}, {parts[1]}]\n")
+    assert len(yolo.load(root, ["train"])) == 2
+
+
+def test_every_suffix_of_a_format_that_is_read_is_an_image(root: Path) -> None:
+    for number, suffix in enumerate(voc_folders.IMAGE_SUFFIXES):
+        path = root / f"images/more/{number}{suffix}"
+        write_image(path.with_suffix(".bmp"), root / f"labels/more/{number}.txt")
+        path.with_suffix(".bmp").rename(path)
+    assert len(yolo.load(root, ["more"])) == len(voc_folders.IMAGE_SUFFIXES) > 15
 
 
 def test_several_descriptions_and_others(root: Path) -> None:
