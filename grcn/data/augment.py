@@ -113,12 +113,18 @@ class ColorJitter:
     Args:
         brightness, contrast, saturation: a factor is drawn from ``1 - value`` to ``1 + value``; 0 leaves it out.
         hue: a shift is drawn from ``-value`` to ``value``, in turns of the colour circle, at most 0.5.
+
+    Raises:
+        ValueError: a value is below 0, a factor's above 1, or the hue's above 0.5.
     """
 
     def __init__(
         self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
     ) -> None:
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be 0 to {most:g} (got {getattr(self, name)})")
 
     def size(self, size: Size, key: int) -> Size:
         """Returns ``size``."""

@@ -105,7 +105,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             image, target = dataset[index]
             fields = _checked(f"{name}[{index}]", image, target)
             sizes.append((image.shape[1], image.shape[2]))
-            ids.append(int(target.get("image_id", index)))
+            ids.append(_integer(f"{name}[{index}]: image_id", target.get("image_id", index)))
             rows += [index] * len(fields["boxes"])
             for key, values in objects.items():
                 values.append(fields[key])
@@ -164,6 +164,13 @@ class _ImagesOf:
     def __call__(self, row: int) -> Tensor:
         image: Tensor = self.dataset[row][0]
         return image
+
+
+def _integer(what: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{what} must be an integer (got {value!r}); number the images, or leave it out") from None
 
 
 def _checked(where: str, image: object, target: object) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ devkit's IoU, which adds 1 to widths and heights.
 from __future__ import annotations
 
 import difflib
+import functools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -157,9 +158,10 @@ def _difficult(element: ElementTree.Element, place: str, notes: Notes) -> bool:
 def _pack_split(split: _Split, root: str, classes: Sequence[str], report: Report | None) -> Annotations:
     label_of = {name: label for label, name in enumerate(classes, start=1)}
     boxes = to_continuous(np.array(split.boxes, np.float64).reshape(-1, 4))
+    nearest = functools.cache(lambda name: difflib.get_close_matches(name, classes, 1, 0.6))
     for m, name in enumerate(split.names):
         if name not in label_of:
-            near = difflib.get_close_matches(name, classes, 1, 0.6)
+            near = nearest(name)
             listed = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             what = f"unknown class (got {{}}, {'near' if near else 'known:'} {{}}); rename it or add it to data.classes"
             found = fault(split.places[m], what, name, near[0] if near else listed, kind="class-unknown")

@@ -1,7 +1,7 @@
 """Computes the figures that detectors are compared by, on the images as they are and on resampled ones.
 
-Matches, kinds of errors and oracle corrections are decided image by image before any image is drawn. So a resample is
-exact: it gives what would be measured on the drawn images.
+Matches, kinds of errors and oracle corrections are decided image by image before any image is drawn. So a resample
+gives what would be measured on the drawn images, exactly where no two scores of a class are equal.
 """
 
 from __future__ import annotations

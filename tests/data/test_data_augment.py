@@ -77,6 +77,13 @@ def test_colours_are_torchvisions() -> None:
     assert found is given and torch.equal(ColorJitter()(image, given, key)[0], image)
 
 
+@pytest.mark.parametrize("setting", [{"brightness": 1.5}, {"contrast": -0.1}, {"saturation": 2}, {"hue": 0.6}])
+def test_colours_out_of_range_are_refused_before_training(setting) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"{name} must be 0 to .* .got {setting[name]}"):
+        ColorJitter(**setting)
+
+
 def test_every_per_object_tensor_is_filtered_alike() -> None:
     masks = torch.arange(3 * 4).reshape(3, 2, 2)
     given = target([[0, 0, 9, 9], [1, 1, 8, 8], [2, 2, 7, 7]], masks=masks, note="as it was")

@@ -114,6 +114,10 @@ def test_another_data_set_goes_into_our_loader() -> None:
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[1, 1, 4, 4.0]], "labels": [0.5]}), "must be integers"),
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[1, 1, 4, 4.0]], "labels": [3]}), "unknown label"),
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[4, 1, 1, 4.0]], "labels": [1]}), "mine"),
+        (
+            (torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": np.zeros((0, 4)), "labels": [], "image_id": "a"}),
+            r"image_id must be an integer \(got 'a'\)",
+        ),
     ],
 )
 def test_an_item_that_breaks_the_contract_is_named(item: Any, message: str) -> None:
