@@ -1,13 +1,16 @@
-"""Optimizers built from configs."""
+"""Optimizers and data built from configs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import voc_files
 from support import small_detector
 
-from grcn.build import amp_dtype, build_optimizer
-from grcn.config.schema import RunConfig, TrainConfig
+from grcn.build import amp_dtype, build_optimizer, build_test_split, build_train_split, class_names
+from grcn.catalog import VOC_CLASSES
+from grcn.config.schema import FilesDataConfig, RunConfig, TrainConfig
 from grcn.errors import ConfigError
 
 
@@ -41,3 +44,19 @@ def test_autocast_computes_in_the_type_of_the_config():
     assert amp_dtype(RunConfig(amp="bf16")) is torch.bfloat16 and amp_dtype(RunConfig()) is None
     with pytest.raises(ConfigError, match="run.amp: auto depends on the device"):
         amp_dtype(RunConfig(amp="auto"))
+
+
+def test_the_classes_of_own_data_are_the_training_splits(tmp_path: Path) -> None:
+    """Also where the test split has only names that VOC has too, and so could be VOC's."""
+    for stem, names in {"a": ("robot", "cat"), "b": ("cat", "dog"), "c": ("dog",)}.items():
+        voc_files.pair(tmp_path / "mine", stem)
+        objects = "".join(voc_files.OBJECT.replace("cup", name) for name in names)
+        voc_files.text(tmp_path / f"mine/Annotations/{stem}.xml", voc_files.annotation(objects))
+    for split, stems in {"train": "a\nb\n", "test": "c\n"}.items():
+        voc_files.text(tmp_path / f"mine/ImageSets/Main/{split}.txt", stems)
+    settings = {"format": "voc", "root": str(tmp_path), "train": ["mine/train"], "test": ["mine/test"]}
+    own = FilesDataConfig.model_validate(settings)
+    assert class_names(own) == ("cat", "dog", "robot") == build_train_split(own).classes
+    (tmp_path / "mine/ImageSets/Main/train.txt").unlink()
+    assert class_names(own) is None and build_test_split(own, None).classes == VOC_CLASSES
+    assert class_names(own.model_copy(update={"classes": ("dog",)})) == ("dog",)

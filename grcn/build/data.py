@@ -29,12 +29,19 @@ def build_train_split(cfg: DataConfig) -> DetectionDataset:
 
 
 def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
-    """Returns the classes of a model trained on this data; None where the test split itself names them all."""
+    """Returns the classes of a model trained on this data; None where the test split itself names them all.
+
+    In VOC's layout without ``data.classes`` they are those of the training split. Only where that cannot be read, and
+    the test split has VOC's classes, are they VOC's.
+    """
     if isinstance(cfg, ShapesDataConfig) or cfg.classes is not None or cfg.format != "voc":
         return cfg.classes if isinstance(cfg, FilesDataConfig) else None
-    if read_annotations(cfg, "test", None).classes == VOC_CLASSES:
+    try:
+        return read_annotations(cfg, "train", None).classes
+    except DataError:
+        if read_annotations(cfg, "test", None).classes != VOC_CLASSES:
+            raise
         return None
-    return read_annotations(cfg, "train", None).classes
 
 
 def usual_classes(cfg: DataConfig) -> tuple[str, ...]:
