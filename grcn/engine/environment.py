@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,28 @@ from grcn.errors import DataError
 from grcn.fileio import write_durably
 
 
-def write_environment(path: Path, device: torch.device, facts: Mapping[str, object]) -> None:
-    """Writes ``env.json``: versions, device, threads, revision, command line, and ``facts``."""
+def write_environment(
+    folder: Path,
+    device: torch.device,
+    facts: Mapping[str, object] | None = None,
+    flags: Sequence[str] = (),
+    continued: bool = False,
+) -> None:
+    """Writes a run's ``env.json``: versions, device, threads, revision, command lines, and ``facts``.
+
+    Args:
+        flags: of the command line, those after which a run does not follow from its config alone.
+        continued: the run goes on, so its earlier command lines and flags are kept.
+
+    Raises:
+        DataError: the file of a run that goes on is damaged.
+    """
     on_gpu = device.type == "cuda"
+    before = read_environment(folder) if continued else {}
+    commands = [*commands_of(before), sys.argv]
     environment = {
-        "command": sys.argv,
+        "commands": [command for place, command in enumerate(commands) if command not in commands[:place]],
+        "flags": sorted({*flags_of(before), *flags}),
         "revision": _revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -36,9 +53,9 @@ def write_environment(path: Path, device: torch.device, facts: Mapping[str, obje
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "platform": platform.platform(),
-        **facts,
+        **(facts or {}),
     }
-    write_durably(path, (json.dumps(environment, indent=2) + "\n").encode())
+    write_durably(folder / "env.json", (json.dumps(environment, indent=2) + "\n").encode())
 
 
 def device_name(device: torch.device) -> str:
@@ -77,6 +94,18 @@ def read_environment(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (ValueError, TypeError):
         raise DataError(f"{path}: damaged; restore it, or remove the run's folder") from None
+
+
+def commands_of(environment: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the command lines that started and continued a run, of the contents of its ``env.json``."""
+    older = [environment["command"]] if "command" in environment else []
+    return list(environment.get("commands", older))
+
+
+def flags_of(environment: Mapping[str, Any]) -> list[str]:
+    """Returns the flags of all of a run's starts after which it does not follow from its config alone."""
+    older = {"--init", "--resume-from", "--allow-changes", "--torchvision"}.intersection(environment.get("command", []))
+    return list(environment.get("flags", sorted(older)))
 
 
 def _version(name: str) -> str | None:

@@ -16,8 +16,9 @@ from grcn.data.annotations import Annotations
 from grcn.engine import checkpoint
 from grcn.engine.average import WeightAverage
 from grcn.engine.checkpoint import restore
-from grcn.engine.evaluate import detect, move_images, move_targets
+from grcn.engine.evaluate import are_finite, detect, move_images, move_targets
 from grcn.engine.step import peak_mb, training_step
+from grcn.errors import NonFiniteError
 from grcn.models.detector import Detector
 
 logger = logging.getLogger("grcn")
@@ -59,6 +60,8 @@ def dry_run(
 
     images, targets = _largest(model, train_table, training.cfg.train.batch, len(first[0]))
     step(images, targets)
+    if not are_finite(model.parameters()):
+        raise NonFiniteError("weights are not finite after two steps; lower train.lr")
     batch = model.transform(images, targets)[0]
     logger.info(
         "largest batch of a process: %d x %d x %d pixels, %d objects in each image; peak memory %.0f MB",

@@ -13,13 +13,14 @@ from torch import nn
 
 from grcn import fileio
 from grcn.build import Training, build_training, limit_images
+from grcn.config.files import load_config
 from grcn.config.schema import Config
 from grcn.engine import checkpoint, distributed
 from grcn.engine.environment import write_environment
-from grcn.engine.log import check_tensorboard, is_evaluated
+from grcn.engine.log import check_tensorboard, is_evaluated, last_entry
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
-from grcn.errors import ConfigError
+from grcn.errors import CheckpointError, ConfigError
 from grcn.evaluation.detections import check_objects
 from grcn.fileio import run_lock
 from grcn.models.compiled import compile_parts
@@ -138,7 +139,14 @@ def train(
         else:
             if resumed is not None:
                 warn_of_other_evaluation(cfg, resumed[1], resumed[0])
-            distributed.on_main(lambda: _write_facts(folder, training, model, device))
+            given = {
+                "--init": init is not None and state is None,
+                "--resume-from": resume_from is not None,
+                "--allow-changes": allow_changes,
+                "--torchvision": torchvision,
+            }
+            flags = [flag for flag, is_given in given.items() if is_given]
+            distributed.on_main(lambda: _write_facts(folder, training, model, device, flags, state is not None))
             if state is None:
                 distributed.on_main(lambda: _draw_inputs(folder, training))
 
@@ -198,6 +206,7 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
     if resume_from is None:
         found = checkpoint.newest(folder / "checkpoints") if resume else None
         if resume and found is None:
+            _check_never_saved(folder)
             logger.info("%s: no checkpoint yet; starting at step 0", folder)
         return found
     state = checkpoint.load(resume_from)
@@ -206,6 +215,21 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
             f"{folder}: holds later checkpoints than {resume_from}; choose another --output-dir or remove them"
         )
     return resume_from, state
+
+
+def _check_never_saved(folder: Path) -> None:
+    """Refuses a run without checkpoints that must have had some: starting anew would remove its log and results."""
+    before, log = folder / "config.yaml", folder / "metrics.jsonl"
+    if not before.exists() or not log.exists():
+        return
+    train, step = load_config(before).train, int(last_entry(log).get("step", 0))
+    # The second checkpoint waits for the first one, which is written while training continues.
+    if step > 2 * train.checkpoint_every or is_evaluated(log, train.steps):
+        best = next(folder.glob("best-step_*.pt"), None)
+        remedy = f"continue from {best} in another --output-dir" if best else "choose another --output-dir"
+        raise CheckpointError(
+            f"{folder}: no checkpoint left of a run that is at step {step}; restore them, or {remedy}"
+        )
 
 
 def _build(cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes: bool) -> Training:
@@ -219,12 +243,14 @@ def _build(cfg: Config, found: tuple[Path, dict[str, Any]] | None, allow_changes
     return training
 
 
-def _write_facts(folder: Path, training: Training, model: nn.Module, device: torch.device) -> None:
+def _write_facts(
+    folder: Path, training: Training, model: nn.Module, device: torch.device, flags: list[str], continued: bool
+) -> None:
     fileio.write_durably(folder / "config.yaml", training.record["config"].encode())
     bf16 = training.cfg.run.amp == "bf16"
     formats = {part: str(form) for part, form in memory_formats(device, bf16).items()}
     parameters = count_parameters(model)
-    write_environment(folder / "env.json", device, {"memory_formats": formats, "parameters": parameters})
+    write_environment(folder, device, {"memory_formats": formats, "parameters": parameters}, flags, continued)
     specs = training.model.backbone.feature_specs
     strides = ", ".join(f"{task} {strides_as_text(specs[task].strides)}" for task in TASKS)
     logger.info("%s: %.1f M parameters; strides: %s; %s", folder, parameters / 1e6, strides, training)

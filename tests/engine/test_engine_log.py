@@ -96,10 +96,10 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path: Path, caplog: pyte
 
 
 def test_environment(tmp_path: Path) -> None:
-    write_environment(tmp_path / "env.json", torch.device("cpu"), {"memory_format": {"backbone": "channels_last"}})
+    write_environment(tmp_path, torch.device("cpu"), {"memory_format": {"backbone": "channels_last"}})
     environment = json.loads((tmp_path / "env.json").read_text())
     assert environment["torch"] == torch.__version__
-    assert environment["command"] == sys.argv
+    assert environment["commands"] == [sys.argv] and environment["flags"] == []
     assert environment["memory_format"] == {"backbone": "channels_last"}
     assert environment["threads"] == torch.get_num_threads()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from grcn.config.files import load_config
 from grcn.config.schema import Config
 from grcn.engine import checkpoint
-from grcn.errors import CheckpointError, ConfigError
+from grcn.engine.environment import commands_of, flags_of, read_environment, write_environment
+from grcn.errors import CheckpointError, ConfigError, NonFiniteError
 from grcn.run.evaluate import evaluate
 from grcn.run.load_detector import load_detector
 from grcn.run.train import train
@@ -211,3 +214,51 @@ def test_replayed_kernels_are_refused_with_several_micro_batches(tmp_path: Path)
     with pytest.raises(ConfigError, match="reduce-overhead needs train.accumulate: 1; set run.compile=default"):
         train(config("run.compile=reduce-overhead", "train.accumulate=2"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_how_it_was_started_when_it_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config(), tmp_path / "first")
+    starts = [["grcn train", "--init=first"], ["grcn train", "--resume"], ["grcn train", "--resume"]]
+    for steps, command in enumerate(starts, start=1):
+        monkeypatch.setattr(sys, "argv", command)
+        init = tmp_path / "first" if steps == 1 else None
+        train(config(f"train.steps={steps}"), tmp_path / "run", init=init, resume=steps > 1, allow_changes=steps > 1)
+    known = read_environment(tmp_path / "run")
+    assert commands_of(known) == starts[:2] and flags_of(known) == ["--allow-changes", "--init"]
+
+
+def test_what_a_run_was_started_with_counts_only_if_it_goes_on(tmp_path: Path) -> None:
+    write_environment(tmp_path, torch.device("cpu"), flags=["--init"])
+    train(config(), tmp_path, resume=True)
+    assert flags_of(read_environment(tmp_path)) == []
+
+
+def test_flags_of_an_earlier_version_are_read() -> None:
+    older = {"command": ["tools/train.py", "--init", "x.pt", "--resume"]}
+    assert flags_of(older) == ["--init"] and commands_of(older) == [older["command"]]
+
+
+@pytest.mark.parametrize("steps", [2, 100])
+def test_a_run_whose_checkpoints_were_removed_is_not_started_anew(tmp_path: Path, steps: int) -> None:
+    train(config("train.checkpoint_every=1", "train.eval_every=1"), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match="no checkpoint left of a run that is at step 2; .* from .*best-step_"
+    ) as e:
+        train(config(f"train.steps={steps}"), tmp_path, resume=True, allow_changes=True)
+    assert "\n" not in str(e.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    train(config("train.eval_every=1"), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    log = tmp_path / "metrics.jsonl"  # as after an evaluation in the middle
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+    assert train(config("train.eval_every=1"), tmp_path, resume=True) is not None and newest(tmp_path)[1]["step"] == 2
+
+
+def test_a_rate_that_diverges_at_once_is_the_advice_of_a_dry_run(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="after two steps; lower train.lr"):
+        train(config("train.lr=1e30", "train.clip_grad_norm=null"), tmp_path, dry_run=True)

@@ -17,7 +17,7 @@ from grcn.config.schema import Config
 from grcn.data.dataset import DetectionDataset
 from grcn.engine import checkpoint, distributed
 from grcn.engine.checkpoint import restore
-from grcn.engine.environment import read_environment
+from grcn.engine.environment import flags_of, read_environment
 from grcn.engine.signals import StopSignals
 from grcn.errors import CheckpointError, ConfigError, EnvironmentFault, named
 from grcn.models.detector import Detector
@@ -84,7 +84,7 @@ def gradients_over_training(
 
         compared = {0: compare(0)}
         _check_shared(compared[0])
-        if "--init" in read_environment(folder).get("command", []):
+        if "--init" in flags_of(read_environment(folder)):
             logger.info("step 0 is left out: the run began with --init")
             del compared[0]
         if points is not None:

@@ -13,7 +13,7 @@ from grcn.apps.export.card import model_card
 from grcn.apps.export.graph import as_onnx, as_program
 from grcn.config.schema import Config
 from grcn.engine import checkpoint
-from grcn.engine.environment import read_environment
+from grcn.engine.environment import commands_of, read_environment
 from grcn.errors import ConfigError, DataError, named
 from grcn.fileio import write_durably
 from grcn.run import onnx_detector
@@ -77,7 +77,7 @@ def _folder(folder: Path, weights: Path, state: dict[str, Any], cfg: Config, pre
     contents = {WEIGHTS: save(tensors, {"format": "pt"}), CONFIG: state["config"].encode()}
     run = weights if weights.is_dir() else checkpoint.folder_of(weights)
     results = _results(run, state["step"])
-    command = read_environment(run).get("command")
+    command = next(iter(commands_of(read_environment(run))), None)
     if results is not None:
         contents[RESULTS] = results
     card = model_card(folder.resolve().name, cfg, state, json.loads(results or "{}"), command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grcn.config.files import difference, leaves, load_config, parse_config, roles
 from grcn.config.types import HOW, Role
-from grcn.engine.environment import read_environment
+from grcn.engine.environment import flags_of, read_environment
 from grcn.errors import ConfigError, DataError
 from grcn.torchvision_baseline import check_is_baseline, check_torchvision
 
@@ -81,10 +81,11 @@ def _check_folder(run: Trial) -> None:
             "key=value or in the YAML file, to continue it"
         )
         raise ConfigError("\n".join([message, *changes]))
-    words = read_environment(run.folder).get("command", [])
-    if foreign := [flag for flag in _FOREIGN if flag in words]:
+    known = read_environment(run.folder)
+    flags = flags_of(known)
+    if foreign := [flag for flag in _FOREIGN if flag in flags]:
         raise ConfigError(f"{run.folder}: not trained by its config alone (got {foreign[0]}); {remedy}")
-    if words and run.row.torchvision != ("--torchvision" in words):
+    if known and run.row.torchvision != ("--torchvision" in flags):
         whose = ("torchvision's detector", "ours") if run.row.torchvision else ("ours", "torchvision's detector")
         raise ConfigError(f"{run.folder}: holds the other detector (need {whose[0]}, got {whose[1]}); {remedy}")
     if run.is_done() and not run.results.exists():
