@@ -156,6 +156,9 @@ def read_value(text: str, key: str, place: Place, problems: list[Problem]) -> No
         ConfigError: the text is not YAML.
     """
     root = _compose(text, place)
+    ends = [token.end_mark.index for token in yaml.scan(text, _Loader) if not isinstance(token, _UNWRITTEN)]
+    if comment := text[max(ends, default=0) :].strip():
+        raise ConfigError(f"{place}: {comment!r} would be a comment; put quotes around the value too: '{key}=\"…\"'")
     if root is None:
         return Node(None, place, place)
     return _Converter(place, problems).node(root, key, place)
@@ -195,6 +198,10 @@ _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     _TAG + "float": (re.compile(rf"({_FLOAT})\Z"), _float),
     _TAG + "str": (re.compile(r"(?s:.*)\Z"), str),
 }
+
+
+# Tokens that end where the text does, whatever precedes it.
+_UNWRITTEN = (yaml.StreamStartToken, yaml.StreamEndToken, yaml.BlockEndToken, yaml.DocumentEndToken)
 
 
 class _Loader(yaml.SafeLoader):

@@ -328,6 +328,25 @@ def test_a_problem_is_placed_in_the_file_that_has_it(write: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.root=/data/set #1", None),
+        ("data.root=#1", None),
+        ("data.root='/data/set #1'", "/data/set #1"),
+        ("data.root=/data/set#1", "/data/set#1"),
+        ("data.root=/data/my set  ", "/data/my set"),
+    ],
+)
+def test_an_override_has_no_comment(write: Any, override: str, expected: str | None) -> None:
+    path = write("data: {format: voc, root: there, train: [a], test: [b]}\ntrain: {steps: 10}")
+    if expected is None:
+        (problem,) = problems(path, override)
+        assert problem.endswith("' would be a comment; put quotes around the value too: 'data.root=\"…\"'")
+    else:
+        assert load_config(path, [override]).data.root == expected
+
+
 def test_a_missing_key_is_placed_in_the_file_not_the_override(write: Any) -> None:
     assert problems(write("\ntrain: {lr: 1}\ndata: {format: shapes}"), "train.lr=2") == [
         "c.yaml:2:1: missing 'train.steps'; add it"
