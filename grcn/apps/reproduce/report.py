@@ -58,12 +58,14 @@ def measure(runs: Sequence[Trial], metrics: Sequence[str], draws: int) -> dict[s
     kept = [(run, read_json(run.kept)) for run in runs if run.kept and run.is_kept() and not run.is_done()]
     drawn_images = cache(partial(_draw_images, count=draws))  # runs of one data section share them
     total = len(finished) * draws
+    resampled = {}
     with progress_bar(desc="bootstrap", total=total, unit="draw", disable=not total) as bar:
-        resampled = {
-            run.folder: _resample(run, [name for name in metrics if METRICS[name] in of["metrics"]], drawn_images, bar)
-            for run, of in finished
-            if draws
-        }
+        for run, of in finished if draws else ():
+            if not run.detections.exists():
+                logger.warning("%s: missing; no interval over images of this run", run.detections)
+                continue
+            own_metrics = [name for name in metrics if METRICS[name] in of["metrics"]]
+            resampled[run.folder] = _resample(run, own_metrics, drawn_images, bar)
     found = {}
     for trained in dict.fromkeys(run.name for run in runs):
         own = [(run, results) for run, results in (*finished, *kept) if run.name == trained]
@@ -99,7 +101,7 @@ def _resample(
 ) -> dict[str, np.ndarray]:
     """Returns the figures of a run, in percent, on resamples of its test images."""
     table, times = drawn_images(run.settings.data, run.settings.eval)
-    found = coco_files.read_detections(run.results.with_name("detections.json"), table)
+    found = coco_files.read_detections(run.detections, table)
     drawn = {}
     if overlaps := [name for name in metrics if name in _COCO_OVERLAPS]:
         values = bootstrap.resampled(coco.matches(table, found), times, advance=bar.update)

@@ -52,6 +52,11 @@ class Trial:
         """The file of the last evaluation."""
         return self.folder / "eval" / f"step_{self.settings.train.steps}" / "results.json"
 
+    @property
+    def detections(self) -> Path:
+        """The file of what that evaluation scored."""
+        return self.results.with_name("detections.json")
+
     def steps_done(self) -> int:
         """Returns the last step in its log; 0 for a run that has not begun."""
         return min(int(last_entry(self.folder / "metrics.jsonl").get("step", 0)), self.settings.train.steps)
@@ -168,7 +173,7 @@ def _start(run: Trial, command: Sequence[str], slot: int, jobs: int) -> subproce
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **_share(slot, jobs)},
+            env={**os.environ, **_share(slot, jobs, run.settings.run.device)},
             start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
             preexec_fn=prepare,
         )
@@ -184,10 +189,16 @@ def arguments(run: Trial) -> list[str]:
     return ["--config", str(run.row.config), "--output-dir", str(run.folder), "--resume", *flags, *run.overrides]
 
 
-def _share(slot: int, jobs: int) -> dict[str, str]:
-    """Returns the variables that give a process its part of the cores and, where there are several, a GPU."""
-    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
-    gpus = _gpus()
+def _share(slot: int, jobs: int, device: str) -> dict[str, str]:
+    """Returns the variables that give a process its part of the cores and, where there are several, a GPU.
+
+    Args:
+        device: ``run.device``; one with a number, as ``cuda:1``, is that GPU for all.
+    """
+    # Where the process may run on some of the machine's cores only, they are those it has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+    gpus = [] if ":" in device else _gpus()
     return share | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else share
 
 

@@ -85,9 +85,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     run.results.parent.mkdir(parents=True)
     run.results.write_text("{}")
     for flag in ("--init", "--allow-changes"):
-        environment.write_text(json.dumps({"command": ["tools/train.py", flag, "x.pt"]}))
+        environment.write_text(json.dumps({"flags": [flag]}))
         refused(ConfigError, f"not trained by its config alone .got {flag}")
-    environment.write_text(json.dumps({"command": ["tools/train.py", "--torchvision"]}))
+    environment.write_text(json.dumps({"flags": ["--torchvision"]}))
     refused(ConfigError, "holds the other detector")
     environment.write_text("{")
     refused(DataError, "env.json: damaged")
@@ -176,13 +176,15 @@ def test_no_run_continues_after_its_study_was_killed(tmp_path):
 
 def test_processes_share_the_cores_and_the_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [runs._share(slot, 3) for slot in range(3)] == [
+    assert [runs._share(slot, 3, "auto") for slot in range(3)] == [
         {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": name} for name in ("2", "5", "2")
     ]
+    assert runs._share(1, 3, "cuda:1") == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert runs._share(0, 1) == {"OMP_NUM_THREADS": "8"}
+    assert runs._share(0, 1, "auto") == {"OMP_NUM_THREADS": "8"}
 
 
 def test_runs_are_submitted_as_jobs(tmp_path):

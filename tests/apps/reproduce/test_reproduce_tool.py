@@ -59,6 +59,11 @@ def test_a_study_killed_in_the_middle_continues_and_its_figures_are_those_of_the
 
     again = reproduce(tmp_path, *what)  # nothing is left to do
     assert "2 runs, 0 to do" in again.stderr and again.stdout == result.stdout
+    detections = folders[1] / "eval/step_30/detections.json"  # the largest file, which may have been removed
+    aside = detections.rename(tmp_path / "aside.json")
+    without = reproduce(tmp_path, *what, "--report-only")
+    assert without.code == 0 and "detections.json: missing; no interval over images" in without.stderr
+    aside.rename(detections)
     other = reproduce(tmp_path, *[word for word in what if word != "data.test_images=4"])
     programs.assert_contract(other, 2, "seed0: holds a run under other settings")
     more = ["--report-only", "--seeds", 0, 7, "--name", "more", "--results", "kept"]
