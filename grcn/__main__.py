@@ -41,6 +41,8 @@ def main() -> NoReturn:
 
 
 def _run() -> int | None:
+    if sys.platform == "win32":
+        raise errors.EnvironmentFault("Windows has not all that grcn needs; use it in WSL")
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {command:<14}{what}" for command, what in COMMANDS.items())), end="")

@@ -12,6 +12,14 @@ import programs
 from PIL import Image
 
 
+def test_the_demo_shows_what_was_measured(tmp_path: Path) -> None:
+    settings = [*documented.settings("tools/demo.py"), "eval.protocols=[coco]"]
+    done = programs.call("tools/demo.py", *settings, folder=tmp_path)
+    assert done.code == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1].removeprefix("demo: "))
+    assert list(figures["grcn"]) == ["coco_ap"] and "voc_area_ap50" not in done.stdout
+
+
 def test_the_demo_shows_percent_and_names_what_it_left_and_the_next_step(tmp_path: Path) -> None:
     arguments = ["--output-dir", "runs/my demo", *documented.settings("tools/demo.py")]
     done = programs.call("tools/demo.py", *arguments, "model.roi.score_thresh=0.0", folder=tmp_path)

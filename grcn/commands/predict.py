@@ -47,7 +47,10 @@ def main() -> None:
         parser.error(f"argument --batch: at least 1 (got {args.batch})")
     if not math.isfinite(args.score_threshold):
         parser.error(f"argument --score-threshold: a number (got {args.score_threshold})")
-    found = list(dict.fromkeys(find(args.images, args.output_dir)))
+    names: dict[Path, Path] = {}
+    for file, name in find(args.images, args.output_dir):
+        names.setdefault(file, name)
+    found = list(names.items())
     with StopSignals() as stop:
         predict(args, found, stop)
 

@@ -138,6 +138,9 @@ def load_initial_weights(
     """
     if unknown := [name for name in same_as or {} if name not in classes]:
         logger.warning("data.same_as: no class of the data: %s", few(unknown))
+    if same_as and (cfg.weights is None if init is None else new_classes != "by-name"):
+        reason = "model.weights is null" if init is None else "--init is without --new-classes, or with fresh ones"
+        logger.warning("data.same_as: without effect here (%s)", reason)
     arguments = (model, cfg, init, classes, same_as, new_classes)
     level, message, new = distributed.on_main(lambda: _load_initial_weights(*arguments))
     if not distributed.is_main():

@@ -191,7 +191,8 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
     (tmp_path / "some/notes.txt").write_text("no image")
     (tmp_path / "some/broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     what = ["--checkpoint", checkpoint, "--device", "cpu", "--score-threshold", 0.02, "--batch", 2]
-    good = programs.call("tools/predict.py", *what, images / "0.png", "some/*/1*", images / "0.png", folder=tmp_path)
+    named = [images / "0.png", "some/*/1*", images / "0.png", "some/deep/1.png"]
+    good = programs.call("tools/predict.py", *what, *named, folder=tmp_path)
     assert good.code == 0, good.stderr
     document = json.loads((tmp_path / "predictions/predictions.json").read_text())
     assert [one["picture"] for one in document["images"]] == ["0.jpg", "1.jpg"]
@@ -202,7 +203,8 @@ def test_files_folders_and_patterns_become_pictures_and_json(trained, tmp_path):
         assert one["detections"] and all(found["score"] >= 0.02 for found in one["detections"])
     assert good.stdout.splitlines()[0].startswith(f"{images / '0.png'}: ")
 
-    whole = programs.call("tools/predict.py", *what, "some", images, "--output-dir", "all", folder=tmp_path)
+    named = ["some", images, "some/deep/3.png"]  # the last one has another name in the output folder
+    whole = programs.call("tools/predict.py", *what, *named, "--output-dir", "all", folder=tmp_path)
     assert whole.code == 3 and "1 of 9 images left out" in whole.stderr and whole.stderr.count("broken.jpg") == 1
     pictures = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*.jpg")}
     assert pictures == {*(f"{row}.jpg" for row in range(4)), *(f"deep/{row}.jpg" for row in range(4))}

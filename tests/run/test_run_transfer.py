@@ -108,7 +108,12 @@ def test_a_run_starts_from_other_classes_only_when_it_is_asked_to(trained, tmp_p
     (saved,) = tmp_path.glob("run/checkpoints/*.pt")
     assert metrics["coco_ap"] is not None and checkpoint.load(saved)["classes"] == list(OURS)
     train(of(OURS, "data.same_as={oval: sun}"), tmp_path / "typo", init=trained, new_classes="by-name")
-    assert "data.same_as: no class of the data: oval" in caplog.text
+    assert "data.same_as: no class of the data: oval" in caplog.text and "without effect" not in caplog.text
+    named = of(OURS, f"data.same_as={{{OURS[0]}: sun}}")
+    for number, how in enumerate(({}, {"init": trained, "new_classes": "fresh"})):
+        caplog.clear()
+        train(named, tmp_path / f"{number}", dry_run=True, **how)
+        assert "data.same_as: without effect here" in caplog.text
     wider = of(OURS, "model.head.dim=32")
     with pytest.raises(CheckpointError, match="fc6.weight has another shape") as caught:
         train(wider, tmp_path / "wider", init=trained, new_classes="by-name")
