@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from grcn.engine.distributed import world_size
 from grcn.errors import DataError
 from grcn.fileio import write_durably
 
+logger = logging.getLogger("grcn")
+
 
 def write_environment(
     folder: Path,
@@ -29,13 +32,15 @@ def write_environment(
 
     Args:
         flags: of the command line, those after which a run does not follow from its config alone.
-        continued: the run goes on, so its earlier command lines and flags are kept.
-
-    Raises:
-        DataError: the file of a run that goes on is damaged.
+        continued: the run goes on, so its earlier command lines and flags are kept, if the file is not damaged.
     """
     on_gpu = device.type == "cuda"
-    before = read_environment(folder) if continued else {}
+    before: dict[str, Any] = {}
+    if continued:
+        try:
+            before = read_environment(folder)
+        except DataError:  # no reason to stop a training
+            logger.warning("%s: damaged; the command lines in it are lost", folder / "env.json")
     commands = [*commands_of(before), sys.argv]
     environment = {
         "commands": [command for place, command in enumerate(commands) if command not in commands[:place]],

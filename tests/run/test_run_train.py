@@ -233,6 +233,14 @@ def test_what_a_run_was_started_with_counts_only_if_it_goes_on(tmp_path: Path) -
     assert flags_of(read_environment(tmp_path)) == []
 
 
+def test_a_damaged_record_does_not_stop_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(config(), tmp_path)
+    (tmp_path / "env.json").write_text("{")
+    train(config("train.steps=3"), tmp_path, resume=True, allow_changes=True)
+    assert "env.json: damaged; the command lines in it are lost" in caplog.text
+    assert flags_of(read_environment(tmp_path)) == ["--allow-changes"]
+
+
 def test_flags_of_an_earlier_version_are_read() -> None:
     older = {"command": ["tools/train.py", "--init", "x.pt", "--resume"]}
     assert flags_of(older) == ["--init"] and commands_of(older) == [older["command"]]
