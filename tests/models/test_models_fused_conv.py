@@ -76,14 +76,15 @@ def test_bfloat16_without_a_graph_is_one_call_and_rounds_once(kernel, stride, wi
         plain = one_after_the_other(*args, plus, relu)
         with Called() as called:
             ours = conv2d(*args, plus=plus, relu=relu)
-        assert called.in_one_call == (_ONE_CALL is not None and (with_plus or relu))
+        in_one_call = called.in_one_call
+        assert in_one_call == (_ONE_CALL is not None and (with_plus or relu))
         with boxes.as_if_on_gpu(), Called() as called:
             assert torch.equal(conv2d(*args, plus=plus, relu=relu), plain) and not called.in_one_call
     assert ours.dtype == torch.bfloat16
-    if not with_plus:
+    if not (in_one_call and with_plus):  # a CPU that does not multiply bfloat16 rounds the sum too
         assert torch.equal(ours, plain)
-    # Half a unit in the last of bfloat16's 8 bits, and a little for the order of the sum.
-    assert_close(ours.double(), exact, rtol=2**-8, atol=1e-2)
+    else:  # half a unit in the last of bfloat16's 8 bits, and a little for the order of the sum
+        assert_close(ours.double(), exact, rtol=2**-8, atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [(13, 20), (1, 1), (1, 7)])
