@@ -260,13 +260,13 @@ def _check_pixels(image: Image.Image) -> None:
 
 def _rgb(image: Image.Image, bits: int | None, on_dark: OnDark | None) -> np.ndarray:
     """Decodes an opened image as uint8 [H, W, 3]."""
-    if image.mode.startswith("I;16"):
-        grey = _eight_bits(np.asarray(image), bits, on_dark)
-        return np.repeat(grey[:, :, None], 3, axis=2)
     if _has_32_bits(image):
         raise ValueError(f"32 bits per channel, mode {image.mode}")
     if image.mode == "I":  # a 16-bit PGM, whose values Pillow has scaled to all 16 bits
-        return np.repeat(_eight_bits(np.asarray(image), None, None)[:, :, None], 3, axis=2)
+        bits = on_dark = None
+    if image.mode.startswith("I"):
+        grey = _eight_bits(np.asarray(image), bits, on_dark)
+        return np.repeat(grey[:, :, None], 3, axis=2)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
