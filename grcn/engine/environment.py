@@ -20,6 +20,9 @@ from grcn.fileio import write_durably
 
 logger = logging.getLogger("grcn")
 
+# Flags of grcn train after which a run does not follow from its config alone.
+FLAGS = ("--init", "--resume-from", "--allow-changes", "--torchvision")
+
 
 def write_environment(
     folder: Path,
@@ -31,7 +34,7 @@ def write_environment(
     """Writes a run's ``env.json``: versions, device, threads, revision, command lines, and ``facts``.
 
     Args:
-        flags: of the command line, those after which a run does not follow from its config alone.
+        flags: those of :data:`FLAGS` that this start has.
         continued: the run goes on, so its earlier command lines and flags are kept, if the file is not damaged.
     """
     on_gpu = device.type == "cuda"
@@ -108,9 +111,9 @@ def commands_of(environment: Mapping[str, Any]) -> list[list[str]]:
 
 
 def flags_of(environment: Mapping[str, Any]) -> list[str]:
-    """Returns the flags of all of a run's starts after which it does not follow from its config alone."""
-    older = {"--init", "--resume-from", "--allow-changes", "--torchvision"}.intersection(environment.get("command", []))
-    return list(environment.get("flags", sorted(older)))
+    """Returns those of :data:`FLAGS` that any start of a run had, of the contents of its ``env.json``."""
+    older = environment.get("command", [])
+    return sorted(set(FLAGS).intersection(environment.get("flags", older)))
 
 
 def _version(name: str) -> str | None:

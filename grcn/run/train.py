@@ -16,7 +16,7 @@ from grcn.build import Training, build_training, limit_images
 from grcn.config.files import load_config
 from grcn.config.schema import Config
 from grcn.engine import checkpoint, distributed
-from grcn.engine.environment import write_environment
+from grcn.engine.environment import FLAGS, write_environment
 from grcn.engine.log import check_tensorboard, is_evaluated, last_entry
 from grcn.engine.recorder import Metrics
 from grcn.engine.signals import StopSignals
@@ -139,13 +139,8 @@ def train(
         else:
             if resumed is not None:
                 warn_of_other_evaluation(cfg, resumed[1], resumed[0])
-            given = {
-                "--init": init is not None and state is None,
-                "--resume-from": resume_from is not None,
-                "--allow-changes": allow_changes,
-                "--torchvision": torchvision,
-            }
-            flags = [flag for flag, is_given in given.items() if is_given]
+            given = (init and state is None, resume_from, allow_changes, torchvision)
+            flags = [flag for flag, is_given in zip(FLAGS, given, strict=True) if is_given]
             distributed.on_main(lambda: _write_facts(folder, training, model, device, flags, state is not None))
             if state is None:
                 distributed.on_main(lambda: _draw_inputs(folder, training))

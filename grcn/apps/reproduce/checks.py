@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grcn.config.files import difference, leaves, load_config, parse_config, roles
 from grcn.config.types import HOW, Role
-from grcn.engine.environment import flags_of, read_environment
+from grcn.engine.environment import FLAGS, flags_of, read_environment
 from grcn.errors import ConfigError, DataError
 from grcn.torchvision_baseline import check_is_baseline, check_torchvision
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from grcn.apps.reproduce.runs import Trial
     from grcn.config.schema import Config
-
-# Flags of grcn train after which a run does not follow from its config alone.
-_FOREIGN = ("--init", "--resume-from", "--allow-changes")
 
 
 def check_runs(runs: Sequence[Trial]) -> None:
@@ -83,7 +80,7 @@ def _check_folder(run: Trial) -> None:
         raise ConfigError("\n".join([message, *changes]))
     known = read_environment(run.folder)
     flags = flags_of(known)
-    if foreign := [flag for flag in _FOREIGN if flag in flags]:
+    if foreign := [flag for flag in FLAGS if flag in flags and flag != "--torchvision"]:
         raise ConfigError(f"{run.folder}: not trained by its config alone (got {foreign[0]}); {remedy}")
     if known and run.row.torchvision != ("--torchvision" in flags):
         whose = ("torchvision's detector", "ours") if run.row.torchvision else ("ours", "torchvision's detector")
