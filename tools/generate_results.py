@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from generate_verdicts import claims_table, values_of, verdict_table
+from generate_verdicts import claims_table, values_of, verdict_table, with_interval
 
 from grcn.apps.reproduce.rows import METRICS
 from grcn.apps.reproduce.statistics import compare
@@ -121,11 +121,10 @@ def _cell(spec: Mapping[str, Any], config: str, shown: str, root: Path) -> str:
     if kind == "images":
         low, high = _over_images(folder / "reports" / f"{spec['report']}.json", config, metric)
         return f"{gap.mean:+.1f} ({low:+.1f} to {high:+.1f})"
-    mark = "**" if gap.seeds and (gap.seeds[0] > 0 or gap.seeds[1] < 0) else ""
     if kind == "beside":
+        mark = "**" if gap.seeds and (gap.seeds[0] > 0 or gap.seeds[1] < 0) else ""
         return f"{plain} ({mark}{_spread(list(gap.values.values()), '+')}{mark})"
-    ends = f" ({gap.seeds[0]:+.1f} to {gap.seeds[1]:+.1f})" if gap.seeds else ""
-    return f"{mark}{gap.mean:+.1f}{mark}{ends}"
+    return with_interval(gap)
 
 
 def _spread(values: list[float], sign: str = "") -> str:

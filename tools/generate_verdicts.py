@@ -67,15 +67,20 @@ def claims_table(spec: Mapping[str, Any], root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figures(gap: Difference | None) -> tuple[str, str]:
-    """Writes a difference with its interval, bold where that excludes zero; and the number of seeds."""
-    if gap is None:
-        return "not run", ""
+def with_interval(gap: Difference) -> str:
+    """Writes a difference with its interval over seeds, if it has one, in bold where that excludes zero."""
     if gap.seeds is None:
-        return f"{gap.mean:+.1f} (one seed)", "1"
+        return f"{gap.mean:+.1f}"
     low, high = gap.seeds
     mark = "**" if low > 0 or high < 0 else ""
-    return f"{mark}{gap.mean:+.1f}{mark} ({low:+.1f} to {high:+.1f})", str(len(gap.values))
+    return f"{mark}{gap.mean:+.1f}{mark} ({low:+.1f} to {high:+.1f})"
+
+
+def _figures(gap: Difference | None) -> tuple[str, str]:
+    """Writes a difference with its interval, and the number of its seeds."""
+    if gap is None:
+        return "not run", ""
+    return with_interval(gap) + " (one seed)" * (gap.seeds is None), str(len(gap.values))
 
 
 def _row(*cells: str) -> str:
