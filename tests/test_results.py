@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ from generate_hours import with_hours
 from generate_results import commands, regenerate, with_tables
 from generate_verdicts import claims_table, verdict_table
 
+from grcn.apps.reproduce.statistics import compare
 from grcn.config.files import dump_config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +78,51 @@ def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     assert with_tables(page, ROOT) == page, "run: make generated"
     spoilt = re.sub(r"\| 30\.6 ± 0\.4 \|", "| 30.7 ± 0.4 |", page, count=1)
     assert spoilt != page and with_tables(spoilt, ROOT) == page
+
+
+def differences_of_kept_results() -> set[tuple[str, str, str]]:
+    """Every difference of two rows of one folder, in any metric, with its interval over seeds, as pages write it."""
+    written = set()
+    for folder in {path.parents[1] for path in (ROOT / "results").rglob("seed*.json")}:
+        metrics = {path: json.loads(path.read_text()).get("metrics", {}) for path in folder.glob("*/seed*.json")}
+        rows: dict[str, dict[str, dict[str, float]]] = {}
+        for path, found in metrics.items():
+            for name, value in found.items():
+                if value is not None:
+                    rows.setdefault(name, {}).setdefault(path.parent.name, {})[path.stem] = 100 * value
+        for values in rows.values():
+            for one, other in itertools.permutations(values.values(), 2):
+                gap = compare(one, other)
+                if gap is not None and gap.seeds is not None:
+                    mean, low, high = (f"{figure:+.1f}" for figure in (gap.mean, *gap.seeds))
+                    written.add((mean, low, high))
+    return written
+
+
+def test_the_intervals_in_the_text_are_those_of_kept_results() -> None:
+    """Of prose, which nothing generates: a figure that is out of date is not among them."""
+    prose = re.sub(r"<!-- table\n.*?<!-- end of table -->", "", (ROOT / "RESULTS.md").read_text(), flags=re.DOTALL)
+    quoted = re.findall(r"([+-]\d+\.\d)\**\s+\(([+-]\d+\.\d)\s+to\s+([+-]\d+\.\d)", prose)
+    assert len(quoted) > 25
+    assert not set(quoted) - differences_of_kept_results()
+
+
+def test_the_table_of_the_readme_is_that_of_the_claims() -> None:
+    (spec,) = re.findall(r"<!-- table\n(metric: coco_ap\ndata:.*?)-->", (ROOT / "RESULTS.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    for beginning, row in {
+        "detect-F": "detect_f",
+        "-pool/loc": "nopool_loc",
+        "stride 8 for both": "stride8",
+        "context/cls": "context_cls",
+        "G-RCN": "grcn",
+    }.items():
+        claims = {"": {"difference": f"{row}{{}} - faster_rcnn{{}}", "verdict": ""}}
+        line = claims_table(yaml.safe_load(spec) | {"claims": claims}, ROOT).splitlines()[-1]
+        cells = [re.sub(r" \([^)]*\)", "", cell) for cell in line.split(" | ")[2:-1]]
+        (shown,) = (line for line in readme.splitlines() if line.startswith(f"| {beginning}"))
+        found = [re.sub(r" \([^)]*\)", "", cell) for cell in shown.strip("| ").split(" | ")[2:]]
+        assert found == cells, shown
 
 
 def test_the_hours_of_each_table_are_those_of_its_configs() -> None:
