@@ -95,9 +95,9 @@ def read_image(
 ) -> Tensor:
     """Reads an image file as uint8 RGB [3, H, W], with its EXIF orientation applied.
 
-    The content decides the format, not the name. The pixels lie in memory as Pillow decodes them,
-    channels last. Grey becomes three equal channels, alpha is
-    dropped, of 16 bits the high 8 are kept, of an animation the first frame.
+    The content decides the format, not the name. The pixels lie in memory as Pillow decodes them, channels last.
+    Grey becomes three equal channels, alpha is dropped, of 16 bits the high 8 are kept, of an animation the first
+    frame.
 
     Args:
         path: path of the file.

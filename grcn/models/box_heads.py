@@ -1,5 +1,4 @@
-"""The heads behind RoI pooling: hidden layers ``R``, classifier ``S`` and box regressor ``B`` (paper, Sec. 3.2, Fig.
-1).
+"""The heads behind RoI pooling: hidden layers ``R``, classifier ``S`` and box regressor ``B`` (paper, Sec. 3.2).
 
 Shapes: ``R`` RoIs of the batch as rows, ``L`` rows of the localization pass, ``K`` classes including background.
 """
@@ -38,8 +37,7 @@ class TwoMLPHead(Hidden):
         self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw the dropout masks in
-        training."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; ``keys`` int64 ``[R]`` draw training's dropout masks."""
         masks: Sequence[Tensor | None] = (None, None)
         if self.training and self.dropout > 0:
             if keys is None:
@@ -103,8 +101,7 @@ class Conv5Head(Hidden):
         self.out_features = out_features
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``; nothing in it is random: ``keys`` are not
-        read."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``; ``keys`` are not read: nothing is random."""
         return self.units(to_memory_format(x, "train_units" if self.training else "eval")).mean((2, 3))
 
 

@@ -1,8 +1,7 @@
 """``torch.compile`` on the parts of a detector that have fixed shapes: backbone, scoring of anchors, second stage.
 
 Suppression and the preparation of its input stay outside, so on a GPU no part synchronizes with the host, and each is
-one graph.
-Compilation changes speed, and in float32 losses by a relative 1e-5 at most. The parts know nothing of it.
+one graph. Compilation changes speed, and in float32 losses by a relative 1e-5 at most. The parts know nothing of it.
 """
 
 from __future__ import annotations

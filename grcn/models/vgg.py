@@ -31,12 +31,10 @@ class SplitVGG(Backbone):
 
     Args:
         blocks: channels of the convolutions of each of the five blocks.
-        split: the block from which the tasks have their own weights (``"conv3"``, ``"conv4"``, ``"conv5"``) or
-            ``"none"``:
-            one map for both.
+        split: the block from which the tasks have their own weights (``"conv3"``, ``"conv4"`` or ``"conv5"``), or
+            ``"none"``: one map for both.
         last_pool: for each task, the layer between blocks 4 and 5: ``"max"`` (2x2, stride 2), ``"none"``,
-            ``"conv2x2_s2"`` or
-            ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
+            ``"conv2x2_s2"`` or ``"max2x2_s1"`` (Table 3). With ``split="none"`` both are the same.
         frozen_blocks: how many leading blocks are not trained; they run without a graph. All five only where both
             tasks read one map.
         from_scratch: the kind of norm to put after each convolution, to train without pretrained weights
@@ -79,8 +77,10 @@ class SplitVGG(Backbone):
         }
 
     def forward(self, x: Tensor) -> dict[str, Maps]:
-        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each one map ``[N, channels, ceil(H / stride), ceil(W /
-        stride)]``."""
+        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each a tuple of one map.
+
+        A map is ``[N, channels, ceil(H / stride), ceil(W / stride)]``.
+        """
         # Without a graph, unless the caller wants the gradient of the images.
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             x = self.frozen(to_memory_format(x, "frozen"))
@@ -148,6 +148,5 @@ class DensePool(nn.Module):
     """pool(2,2,1): 2x2 max pooling at stride 1, padded right and below so that the map keeps its size (Table 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[N, C, H, W]`` to the same shape; cell ``(i, j)`` is the maximum over ``i, i + 1`` and ``j, j +
-        1``."""
+        """Maps ``[N, C, H, W]`` to the same shape, by the maximum over 2x2 cells from each cell on."""
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)
