@@ -88,22 +88,10 @@ def train(
         UserError: whatever is wrong with config, data, checkpoint or machine.
         Stopped: a signal came; the checkpoint is saved.
     """
-    if torchvision:
-        check_is_baseline(cfg.model)
-    if torchvision and cfg.run.compile != "none":
-        raise ConfigError(
-            f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"
-        )
-    if cfg.run.compile == "reduce-overhead" and cfg.train.accumulate > 1:
-        # The gradients of a micro-batch lie in memory that the next one overwrites.
-        raise ConfigError("run.compile: reduce-overhead needs train.accumulate: 1; set run.compile=default")
     with ExitStack() as held:
         device = held.enter_context(distributed.process_group(cfg.run.device, cfg.run.timeout))
         prepare(cfg, device)
-        if cfg.model.timm.norm == "trained" and (processes := distributed.world_size()) > 1:
-            raise ConfigError(
-                f"model.timm.norm: trained norms would differ between {processes} processes; set frozen, or use one"
-            )
+        _check_settings(cfg, torchvision)
         if cfg.run.tensorboard:
             distributed.on_main(check_tensorboard)
         if not dry_run:
@@ -158,6 +146,23 @@ def train(
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, training))
         return metrics
+
+
+def _check_settings(cfg: Config, torchvision: bool) -> None:
+    """Refuses settings that a training cannot have together, or in several processes."""
+    if torchvision:
+        check_is_baseline(cfg.model)
+        if cfg.run.compile != "none":
+            raise ConfigError(
+                f"--torchvision: its FasterRCNN is not compiled (got {cfg.run.compile}); set run.compile=none"
+            )
+    if cfg.run.compile == "reduce-overhead" and cfg.train.accumulate > 1:
+        # The gradients of a micro-batch lie in memory that the next one overwrites.
+        raise ConfigError("run.compile: reduce-overhead needs train.accumulate: 1; set run.compile=default")
+    if cfg.model.timm.norm == "trained" and (processes := distributed.world_size()) > 1:
+        raise ConfigError(
+            f"model.timm.norm: trained norms would differ between {processes} processes; set frozen, or use one"
+        )
 
 
 def _draw_inputs(folder: Path, training: Training) -> None:
