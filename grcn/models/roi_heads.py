@@ -199,11 +199,7 @@ class RoIHeads(nn.Module):
         return detections, {}
 
     def losses(
-        self,
-        features: Features,
-        proposals: Tensor,
-        image_sizes: list[tuple[int, int]],
-        targets: list[dict],
+        self, features: Features, proposals: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict]
     ) -> dict[str, Tensor]:
         """Samples RoIs and computes the losses of this stage and of those that follow.
 
@@ -260,13 +256,7 @@ class RoIHeads(nn.Module):
         return {name: loss + FOLLOWING_WEIGHT * further[name] for name, loss in losses.items()}
 
     def _hidden(
-        self,
-        features: Features,
-        rois: Tensor,
-        loc: slice,
-        sizes: Tensor,
-        cls_states: Tensor,
-        loc_states: Tensor,
+        self, features: Features, rois: Tensor, loc: slice, sizes: Tensor, cls_states: Tensor, loc_states: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Runs both passes in training: hidden units ``[N * R, ...]`` and, of the RoIs in ``loc``, ``[N * L, ...]``.
 
