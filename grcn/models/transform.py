@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from grcn import rng
 
-# The integer types that hold 0-255; for others the value of white is unknown.
-_BYTES = (torch.uint8, torch.int16, torch.int32, torch.int64)
-
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -182,7 +179,7 @@ def check_images(images: Sequence[Tensor]) -> None:
 
     Raises:
         ValueError: there are none; one has another shape, or no pixel.
-        TypeError: one is no tensor, or holds neither floats nor 0-255.
+        TypeError: one is no tensor, or neither of floats nor uint8.
     """
     if isinstance(images, Mapping) or not len(images):
         raise ValueError(f"expected a list of images, one at least (got {type(images).__name__} of {len(images)})")
@@ -192,8 +189,9 @@ def check_images(images: Sequence[Tensor]) -> None:
             raise TypeError(f"image {index}: must be one of tensors [3, H, W] (got {kind.__module__}.{kind.__name__})")
         if image.dim() != 3 or image.shape[0] != 3 or not image.numel():
             raise ValueError(f"image {index}: expected images [3, h, w] (got {list(image.shape)}); make grey ones RGB")
-        if not image.is_floating_point() and image.dtype not in _BYTES:
-            raise TypeError(f"image {index}: must be float in 0-1 or uint8 (got {image.dtype})")
+        if not image.is_floating_point() and image.dtype != torch.uint8:
+            # Of other integers the value of white is unknown.
+            raise TypeError(f"image {index}: must be float in 0-1 or uint8 (got {image.dtype}); convert it")
 
 
 def _rescale(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

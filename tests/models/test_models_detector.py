@@ -133,13 +133,13 @@ def test_mistakes_are_named():
         ({"labels": torch.ones(1).int()}, TypeError, r"labels must be a tensor, int64 \[N\] \(got int32\)"),
         ({"labels": [1]}, TypeError, r"labels must be a tensor, int64 \[N\] \(got list\)"),
         ({"labels": np.ones(1, int)}, TypeError, r"labels must be a tensor, int64 \[N\] \(got numpy.ndarray\)"),
-        ({"labels": torch.tensor([1, 1])}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[2\]\)"),
+        ({"labels": torch.tensor([1, 1])}, ValueError, r"labels must be int64 \[N\], N = 1 like boxes \(got \[2\]\)"),
         (
             {"labels": torch.tensor([[1]])},
             ValueError,
-            r"labels must be int64 \[N\], N = 1 as of boxes \(got \[1, 1\]\)",
+            r"labels must be int64 \[N\], N = 1 like boxes \(got \[1, 1\]\)",
         ),
-        ({"labels": torch.tensor(1)}, ValueError, r"labels must be int64 \[N\], N = 1 as of boxes \(got \[\]\)"),
+        ({"labels": torch.tensor(1)}, ValueError, r"labels must be int64 \[N\], N = 1 like boxes \(got \[\]\)"),
     ],
 )
 def test_types_and_shapes_of_targets_are_checked_on_every_device(change, error, message, device):
@@ -171,6 +171,13 @@ def test_values_of_boxes_of_any_numbers_are_checked(dtype):
     targets[1] |= {"boxes": torch.tensor([[9, 9, 9, 20]]).to(dtype), "labels": torch.tensor([1])}
     with pytest.raises(ValueError, match="^target 1: box 0 .* has no extent"):
         small_detector().train()(small_batch()[0], targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint16, torch.int64, torch.bool])
+def test_images_of_integers_of_unknown_white_are_refused(dtype):
+    images = [image.to(dtype) for image in small_batch()[0]]
+    with pytest.raises(TypeError, match=r"^image 0: must be float in 0-1 or uint8 \(got torch\.\w+\); convert it$"):
+        small_detector().eval()(images)
 
 
 @pytest.mark.parametrize("how", [dict, iter, lambda targets: {"boxes": 1, "labels": 2}])
