@@ -227,7 +227,7 @@ def tiny_coco(url: str = "http://127.0.0.1:9/") -> Published:
 
 
 def describe(archives: dict[str, bytes], makes: dict[str, str], url: str, inside: str) -> tuple[Archive, ...]:
-    """Describes archives as published at ``url``; ``makes`` and ``inside`` as of :class:`Archive`."""
+    """Describes archives as published at ``url``; ``makes`` and ``inside`` as in :class:`Archive`."""
     return tuple(
         Archive(name, len(body), hashlib.md5(body).hexdigest(), (url,), len(body) * 2, makes[name], inside)
         for name, body in archives.items()

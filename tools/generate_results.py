@@ -21,7 +21,7 @@ The comment of a table of the benchmark's figures has:
 
   speed: folder with <row>.json, of tools/benchmark.py --json
   rows: {row: label}
-  columns: {title: path of a figure in the file, as "cpu_ratios ratio_to_floor"; of several, as of rounds, the
+  columns: {title: path of a figure in the file, as "cpu_ratios ratio_to_floor"; of several, such as rounds, the
     median is shown with the minimum and the maximum, and milliseconds are shown as seconds}
 """
 

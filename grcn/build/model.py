@@ -41,12 +41,12 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int = 0, backbone: nn.
         num_classes: including background; the data decide it, so it is not part of a config.
         seed: of the initial values. Pretrained weights are loaded separately, by ``grcn.models.weights.load_weights``.
         backbone: to use in place of the config's: it returns maps, and declares ``feature_specs``, as
-            :class:`grcn.models.features.Backbone` does. It keeps its values. Its ``normalisation`` or, without that
-            attribute, ``weights`` of the config tells what the network expects of images; other settings of the
-            config's backbone, as ``split`` and strides, have no effect.
+            :class:`grcn.models.features.Backbone` does. It keeps its values. Images are normalised by its
+            ``normalisation`` or, if it has none, as ``weights`` of the config need them; other settings of the
+            config's backbone, such as ``split`` and strides, have no effect.
 
     Raises:
-        TypeError: ``cfg`` is something else, as a whole config or its file.
+        TypeError: ``cfg`` is something else, such as a whole config or its file.
         ValueError: ``backbone`` has another number of maps than the anchors of the config.
     """
     if not isinstance(cfg, ModelConfig):

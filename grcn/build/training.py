@@ -135,7 +135,7 @@ class Training:
         ema: WeightAverage | None = None,
         stop: StopSignals | None = None,
     ) -> Metrics:
-        """Trains ``model`` by the schedule; arguments and result as of :func:`grcn.engine.train.train`."""
+        """Trains ``model`` by the schedule; arguments and result as in :func:`grcn.engine.train.train`."""
         cfg = self.cfg.train
         return train(
             model, batches, optimizer, recorder, steps=cfg.steps, lr_at=self.lr_at, seed=self.cfg.run.seed,
@@ -148,7 +148,7 @@ def build_training(cfg: Config, backbone: nn.Module | None = None) -> Training:
     """Reads the annotations and builds the model.
 
     Args:
-        backbone: to use in place of the config's, as of :func:`grcn.build.build_model`.
+        backbone: to use in place of the config's, as in :func:`grcn.build.build_model`.
 
     Raises:
         DataError: as the readers do.

@@ -1,8 +1,8 @@
 """Reads, prints and compares config files: strict YAML in, :class:`grcn.config.schema.Config` out.
 
 A file may name one parent, ``base: FILE`` relative to itself or the name of one that comes with grcn, which may name
-one more. Mappings merge key by key, anything else replaces. Overrides, ``key=value`` with a dotted key and a YAML
-value, are merged last. All problems are reported at once, each with its place.
+one too: at most three in a row. Mappings merge key by key, anything else replaces. Overrides, ``key=value`` with a
+dotted key and a YAML value, are merged last. All problems are reported at once, each with its place.
 
 ``make generated`` writes :func:`schema` to ``configs/schema.json``, with which editors complete and
 check configs.

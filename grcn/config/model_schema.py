@@ -130,7 +130,7 @@ class ContextConfig(Section):
     size: Size = 14
     """Side of the grid to which the whole image is pooled for keys and values. [S]"""
     init: Annotated[Literal["gaussian", "xavier", "zero"], TRAINING] = "gaussian"
-    """Initial values of the projections: N(0, 0.01), as of all new layers, with which attention starts even where the
+    """Initial values of the projections: N(0, 0.01), as for all new layers, with which attention starts even where the
     features are small, as after norms, and sharp where they are large; Xavier's, which grow with fewer channels; or
     zero, those of W_V zero and the others N(0, 0.01), with which the model starts as the one without context (needs
     value: true). The paper does not say. [O; R for new layers]"""

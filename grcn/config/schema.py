@@ -58,7 +58,7 @@ class CropConfig(Section):
     prob: Share = 0.0
     """Probability that an image is cropped. [O]"""
     scale: Annotated[tuple[Share, Share], Strict(False)] = (0.5, 1.0)
-    """Bounds of the crop's height as a share of the image's, and of its width, drawn apart. [O]"""
+    """Bounds of the crop's height as a share of the image's, and of its width, drawn independently. [O]"""
     min_kept: Share = 0.3
     """Share of an object's box that must lie in the crop; else the object is dropped. [O]"""
 
@@ -102,8 +102,8 @@ class CommonDataConfig(Section):
     drop_empty: Annotated[bool, TRAINING] = True
     """Whether training skips images without boxes; evaluation never does. [C]"""
     same_as: Annotated[NamesByName, TRAINING] = {}
-    """Classes that other names stand for in the weights that training starts from, as {aeroplane: airplane} for COCO's
-    of VOC's data: a class starts from the rows of its name there. [O]"""
+    """Names that the starting weights have for classes of the data, where they differ: {aeroplane: airplane} for VOC
+    data and COCO weights. Such a class starts from the rows of its name there. [O]"""
 
 
 class ShapesDataConfig(CommonDataConfig):
@@ -154,11 +154,11 @@ class FilesDataConfig(CommonDataConfig):
     """Names of the classes in the order of their labels, every one that occurs; null takes them from the data. yolo
     without a data.yaml needs them. [O]"""
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    """How many of their 16 bits grey images use, as 12 of many cameras and of X-rays; what is larger becomes white.
+    """How many of their 16 bits grey images use; many cameras and X-ray devices use 12. Larger values become white.
     null is all 16. Other images do not change. [O]"""
     strict: Annotated[bool, HOW] = False
-    """Whether what has one sensible meaning, but is not written as the layout says, is refused; else it is read as it
-    was meant, and counted. [O]"""
+    """Whether annotations that deviate from the layout are refused. Else those that have one sensible meaning are read
+    that way and counted. [O]"""
 
     @property
     def folder(self) -> str:
@@ -215,7 +215,7 @@ class TrainConfig(Section):
     betas: Annotated[tuple[Decay, Decay], Strict(False)] = (0.9, 0.999)
     """Optimizer adamw only: decay per step of the means of the gradient and of its square. [C]"""
     weight_decay: PositiveOrZero = 0.0005
-    """Weight decay: added to the gradient by sgd, apart from it by adamw. [R: of SGD]"""
+    """Weight decay: added to the gradient by sgd, decoupled from it by adamw. [R: of SGD]"""
     bias_lr_factor: Positive = 2.0
     """Learning rate of biases, as a multiple of lr. [C: VGG16]"""
     bias_decay: bool = False
@@ -234,7 +234,7 @@ class TrainConfig(Section):
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient; null does not clip. [C]"""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay per step of a moving average of the weights, which is evaluated and detected with in place of the last
+    """Decay per step of a moving average of the weights, which evaluation and prediction use in place of the last
     weights; null keeps none. [O]"""
     checkpoint_every: Annotated[Count, HOW] = 2000
     """Steps between checkpoints; one is always written at the end. [O]"""

@@ -190,7 +190,7 @@ def _checked(where: str, image: object, target: object) -> dict[str, np.ndarray]
     fields |= {key: np.asarray(target.get(key, np.full(count, value))) for key, value in missing.items()}
     for key, values in fields.items():
         if key != "boxes" and values.shape != (count,):
-            raise DataError(f"{where}: {key} must be [n], n = {count} as of boxes (got {list(values.shape)}); fix it")
+            raise DataError(f"{where}: {key} must be [n], n = {count} like boxes (got {list(values.shape)}); fix it")
     if labels.dtype.kind not in "iu" and count:
         raise DataError(f"{where}: labels must be integers (got {labels.dtype}); convert them")
     return fields

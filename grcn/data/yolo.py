@@ -321,7 +321,7 @@ def _object(text: str, place: str, notes: Notes) -> tuple[int, list[float]]:
     """Returns the class number and the four shares of a line."""
     columns = text.split()
     if len(columns) == 6:
-        raise fault(place, "a sixth number, as of a confidence: predictions are no labels (got {}); remove it", text)
+        raise fault(place, "a sixth number, such as a confidence: predictions are no labels (got {}); remove it", text)
     if len(columns) > 5:
         what = "{} numbers: outlines, turned boxes and key points are not read; convert them to boxes: " + _WRITE
         raise fault(place, what, len(columns))

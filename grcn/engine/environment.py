@@ -35,7 +35,7 @@ def write_environment(
 
     Args:
         flags: those of :data:`FLAGS` that this start has.
-        continued: the run goes on, so its earlier command lines and flags are kept, if the file is not damaged.
+        continued: the run is resumed, so its earlier command lines and flags are kept, if the file is not damaged.
     """
     on_gpu = device.type == "cuda"
     before: dict[str, Any] = {}

@@ -96,7 +96,7 @@ class Curves:
     """Precision over recall of all classes at T overlaps, on images that are counted as often as they were drawn.
 
     Args:
-        classes: as of :func:`resampled`.
+        classes: as in :func:`resampled`.
         recalls: likewise.
     """
 

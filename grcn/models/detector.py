@@ -58,10 +58,9 @@ class Detector(nn.Module):
             ``[m]``, ``scores`` ``[m]``, best first.
 
         Raises:
-            ValueError, TypeError: images that :func:`grcn.models.transform.check_images` refuses, as none at all; no
-                targets in training, or targets that :func:`grcn.models.targets.check_targets` or the RoI heads refuse:
-                for their types and shapes on every device, for their values on a CPU only; maps that
-                :func:`grcn.models.contracts.check_maps` refuses.
+            ValueError, TypeError: the images, the targets of a training or the maps are not as they must be; see
+                :func:`grcn.models.transform.check_images`, :func:`grcn.models.targets.check_targets` and
+                :func:`grcn.models.contracts.check_maps`. Values of targets are checked on a CPU only.
         """
         if self.training:
             if targets is None:

@@ -42,7 +42,7 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.strides, tuple):
-            raise TypeError(f"strides must be a tuple, one for each map, as (16,) (got {self.strides!r})")
+            raise TypeError(f"strides must be a tuple, one for each map, such as (16,) (got {self.strides!r})")
 
 
 class Backbone(nn.Module):
@@ -51,6 +51,9 @@ class Backbone(nn.Module):
     Attributes:
         feature_specs: declared properties of the maps, by task.
         shared: whether both tasks read the same maps.
+
+    A backbone may also have a ``normalisation``, which ``build_model`` reads: what it expects of images. A ResNet has
+    ``units`` and ``stride_in``, by which ``load_weights`` knows it.
     """
 
     feature_specs: dict[str, FeatureSpec]

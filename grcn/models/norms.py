@@ -13,11 +13,11 @@ _MOST_GROUPS, _LEAST_CHANNELS = 32, 4
 def trained_norm(kind: str, channels: int) -> nn.Module:
     """Makes the norm that follows a convolution.
 
-    ``"layer"`` is over the channels of each position, so no position sees another, but none can have more contrast than
-    another either: flat regions come out as loud as edges. ``"group"`` is over all positions and some channels (Wu and
-    He, Group Normalization): 32 groups, or fewer where one would have fewer than 4 channels. It keeps the contrast
-    within an image, as a batch norm does, and shows every position a summary of the image. It includes the padding of
-    an image that is smaller than its batch, so its features differ from those of the image alone.
+    ``"layer"`` is over the channels of each position, so no position sees another, but differences in contrast are
+    lost: flat regions get activations as large as those of edges. ``"group"`` is over all positions and some channels
+    (Wu and He, Group Normalization): 32 groups, or fewer where one would have fewer than 4 channels. It keeps the
+    contrast within an image, as a batch norm does, and shows every position a summary of the image. It includes the
+    padding of an image that is smaller than its batch, so its features differ from those of the image alone.
 
     Args:
         kind: ``"layer"`` or ``"group"``.

@@ -107,7 +107,7 @@ class RoIHeads(nn.Module):
 
     Attributes:
         classification_loss: may be replaced; from logits ``[M, K]`` and labels int64 ``[M]``, the loss of each RoI
-            ``[M]``. Those of empty slots, whose label is 0 as of background, are not read. Detection takes the softmax
+            ``[M]``. Those of empty slots, which have label 0 like background, are ignored. Detection takes the softmax
             of the logits.
         box_loss: may be replaced; from deltas, regression targets and RoIs, each ``[N, L, 4]``, the loss of each RoI
             ``[N, L]``. :func:`grcn.boxes.decode` makes boxes of deltas or targets, RoIs and ``box_weights``. Those of
@@ -204,7 +204,7 @@ class RoIHeads(nn.Module):
         """Samples RoIs and computes the losses of this stage and of those that follow.
 
         Args:
-            features, proposals, image_sizes, targets: as of :meth:`forward`.
+            features, proposals, image_sizes, targets: as in :meth:`forward`.
         """
         words: list[tuple[int, ...]] = []
         for number in range(len(self.stages())):
@@ -221,7 +221,7 @@ class RoIHeads(nn.Module):
         """Computes the losses of :meth:`losses` from tensors only, in fixed shapes.
 
         Args:
-            features, proposals: as of :meth:`forward`.
+            features, proposals: as in :meth:`forward`.
             sizes: ``[N, 2]``, heights and widths of the images.
             objects: of the images.
             states: ``[3 * stages, N]`` of :func:`grcn.rng.image_states`: for the sampling of each stage, and for the
@@ -313,7 +313,7 @@ class RoIHeads(nn.Module):
         """Runs detection up to suppression.
 
         Args:
-            features: as of :meth:`forward`.
+            features: as in :meth:`forward`.
             rois: ``[N, P, 4]`` of the images of a group of :func:`grcn.models.candidates.image_groups`.
             sizes: ``[N, 2]``, heights and widths of these images.
             score_thresh: scores must be above this.

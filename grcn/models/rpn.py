@@ -178,7 +178,7 @@ class RegionProposalNetwork(nn.Module):
             anchors: ``[A, 4]`` of all maps.
             sizes: ``[N, 2]``, heights and widths of the images within the batch.
             scales: ``[N]``, by which they were resized.
-            objects, states: as of :meth:`sample`, in training.
+            objects, states: as in :meth:`sample`, in training.
 
         Returns:
             The best boxes ``[N, K, 4]`` and their scores ``[N, K]``, descending except for boxes below the minimum

@@ -48,7 +48,7 @@ def check_targets(targets: Sequence[Mapping[str, Any]], images: int) -> None:
             raise TypeError(f"{where} labels must be a tensor, int64 [N] (got {_type(labels)})")
         if labels.shape != found.shape[:1]:
             raise ValueError(
-                f"{where} labels must be int64 [N], N = {len(found)} as of boxes (got {list(labels.shape)})"
+                f"{where} labels must be int64 [N], N = {len(found)} like boxes (got {list(labels.shape)})"
             )
         if sync_is_free(found):
             _check_boxes(where, found)

@@ -69,7 +69,7 @@ class TimmPyramid(Backbone):
 
     Args:
         name: as in ``timm.list_models()``, with a tag of weights if any.
-        split: ``"none"``, ``"output"``, ``"fpn"``, ``"conv5"`` or ``"conv4"``, as of
+        split: ``"none"``, ``"output"``, ``"fpn"``, ``"conv5"`` or ``"conv4"``, as in
             :class:`grcn.models.pyramid.PyramidResNet`; conv5 makes the map of stride 32, conv4 that of stride 16. The
             last two need a network whose stages run one after the other.
         channels: of the pyramid's maps.

@@ -221,7 +221,7 @@ def _load_timm(model: Detector | Backbone, backbone: TimmPyramid, entry: str) ->
 
 
 def _layer(name: str) -> str:
-    """Returns the layer of a layer's weight, or of one of the four tensors of the norm that follows it."""
+    """Returns the name of the layer that a tensor belongs to: a weight, a bias or a tensor of a norm."""
     return name.rpartition(".")[0]
 
 

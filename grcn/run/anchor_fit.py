@@ -184,7 +184,7 @@ def listed(values: Sequence[Any], comma: str = ", ") -> str:
 
 
 def objects_alone(table: Annotations, short: int, longest: int, anchors: AnchorSet) -> list[Finding]:
-    """Reports whether many of a sample of objects have no anchor to be trained on; arguments as of `objects_of`."""
+    """Reports whether many of a sample of objects have no anchor to be trained on; arguments as in `objects_of`."""
     if anchors.straddling:  # anchors cover the whole image
         return []
     objects = _sample(objects_of(table, short, longest))

@@ -54,9 +54,9 @@ def check_before_training(
     Reads 400 headers and decodes 8 images of 16 bits, in about 0.1 seconds. Generated data need no check.
 
     Args:
-        train, test, short, longest, drop_empty: as of :func:`grcn.data.findings.check_tables`.
+        train, test, short, longest, drop_empty: as in :func:`grcn.data.findings.check_tables`.
         limit: how many images of ``test`` will be read, None for all; the classes are those of all images.
-        bits: as of :func:`grcn.data.images.read_image`.
+        bits: as in :func:`grcn.data.images.read_image`.
         anchors: those of the network; None checks none.
 
     Raises:

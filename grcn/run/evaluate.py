@@ -73,7 +73,7 @@ def found_detections(
     stop: StopSignals | None,
     initial: bool = False,
 ) -> Iterator[tuple[Annotations, DetectionDataset, dict[str, np.ndarray]]]:
-    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as of :func:`evaluate`.
+    """Detects in the test images with a checkpoint, or reads a file of detections; arguments as in :func:`evaluate`.
 
     Yields the annotations of the images to score (``eval.limit``), the test split, and the packed detections. The
     processes of torchrun stay together until the context is left.

@@ -87,7 +87,7 @@ def assemble(
         state: its contents.
         cfg: its settings.
         path: of it, for messages.
-        device: as of :func:`load_detector`.
+        device: as in :func:`load_detector`.
         model_cfg: build the detector by this section instead.
 
     Raises:

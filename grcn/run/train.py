@@ -127,8 +127,13 @@ def train(
         else:
             if resumed is not None:
                 warn_of_other_evaluation(cfg, resumed[1], resumed[0])
-            given = (init and state is None, resume_from, allow_changes, torchvision)
-            flags = [flag for flag, is_given in zip(FLAGS, given, strict=True) if is_given]
+            given = {
+                "--init": init is not None and state is None,
+                "--resume-from": resume_from is not None,
+                "--allow-changes": allow_changes,
+                "--torchvision": torchvision,
+            }
+            flags = [flag for flag in FLAGS if given[flag]]
             distributed.on_main(lambda: _write_facts(folder, training, model, device, flags, state is not None))
             if state is None:
                 distributed.on_main(lambda: _draw_inputs(folder, training))
@@ -179,7 +184,7 @@ def _report(folder: Path, training: Training) -> None:
 
 @contextmanager
 def _dispensable(folder: Path, name: str) -> Iterator[None]:
-    """Turns an OSError, as of a full disk, into a warning: the file is not worth losing the run."""
+    """Turns an OSError, such as a full disk, into a warning: the file is not worth losing the run."""
     try:
         yield
     except OSError as error:

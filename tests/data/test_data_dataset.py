@@ -109,7 +109,7 @@ def test_another_data_set_goes_into_our_loader() -> None:
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": torch.zeros(0), "labels": []}), r"use \[0, 4\]"),
         (
             (torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[1, 1, 4, 4.0]], "labels": [1, 1]}),
-            r"labels must be \[n\], n = 1 as of boxes \(got \[2\]\)",
+            r"labels must be \[n\], n = 1 like boxes \(got \[2\]\)",
         ),
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[1, 1, 4, 4.0]], "labels": [0.5]}), "must be integers"),
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), {"boxes": [[1, 1, 4, 4.0]], "labels": [3]}), "unknown label"),

@@ -208,7 +208,7 @@ def test_boxes_that_rounding_puts_outside_are_cut_off(root: Path, caplog: pytest
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1 0.5 0.5 0.5 0.75 0.9\n", ":1: a sixth number, as of a confidence: predictions are no labels"),
+        ("1 0.5 0.5 0.5 0.75 0.9\n", ":1: a sixth number, such as a confidence: predictions are no labels"),
         ("0 0.1 0.1 0.2 0.1 0.2 0.2\n", ":1: 7 numbers: outlines, turned boxes and key points are not read; convert"),
         ("\n1 0.5 0.5 0.5\n", ":2: not five numbers (got '1 0.5 0.5 0.5'); write class x y width height"),
         ("1,0.5,0.5,0.5,0.5\n", ":1: not five numbers"),
