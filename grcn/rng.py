@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Purposes: the second word of a hash, so that draws for different ends are independent.
-ORDER, AUGMENT, ANCHORS, ROIS, DROPOUT, INIT, SHAPES, SAMPLE, SCALE = range(1, 10)
+# Purposes: the second word of a hash, so that draws for different ends are independent. The first is the seed, or the
+# key of an image, which is itself a hash for SAMPLE.
+ORDER, AUGMENT, ANCHORS, ROIS, DROPOUT, INIT, SHAPES, SAMPLE, SCALE, STEP = range(1, 11)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9

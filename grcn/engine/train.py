@@ -104,7 +104,7 @@ def train(
             evaluation(start)  # an interrupted run may have got this far
         for step in range(start + 1, steps + 1):
             lr = _set_lr(optimizer, lr_at(step - 1))
-            _seed(device, rng.hash_int(seed, step, distributed.rank()))
+            _seed(device, rng.hash_int(seed, rng.STEP, step, distributed.rank()))
             names, values, image_ids = _backward(replica, batches, accumulate, device, amp)
             norm = get_total_norm(_gradients(weights, model))
             if clip_grad_norm is not None:
