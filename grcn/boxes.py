@@ -75,6 +75,7 @@ def _weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
     """Multiplies deltas ``[..., 4]`` by four factors; factors of 1 cost nothing."""
     if set(weights) == {1.0}:
         return deltas
+    # A tensor of the weights would be copied to the device at every call.
     return torch.stack([deltas[..., i] * weight for i, weight in enumerate(weights)], -1)
 
 

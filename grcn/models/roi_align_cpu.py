@@ -49,11 +49,11 @@ def roi_align_cpu(
     position = origin.view(-1, 1, 1, 1, 1) + y[:, :, None, :, None] * width.view(-1, 1, 1, 1, 1)
     position = position + x[:, None, :, None, :]
     weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-    counts = weight != 0
-    in_bag = counts.flatten(3).sum(-1).flatten()
+    used = weight != 0
+    in_bag = used.flatten(3).sum(-1).flatten()
     rows = joined([map_.permute(0, 2, 3, 1).reshape(-1, channels) for map_ in maps], 0)
     summed = F.embedding_bag(
-        position[counts], rows, in_bag.cumsum(0) - in_bag, mode="sum", per_sample_weights=weight[counts]
+        position[used], rows, in_bag.cumsum(0) - in_bag, mode="sum", per_sample_weights=weight[used]
     )
     return summed.view(len(rois), size, size, channels).permute(0, 3, 1, 2)
 

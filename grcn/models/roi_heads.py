@@ -30,6 +30,7 @@ ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
 BoxLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Maximum number of boxes of an image that enter suppression: without a score threshold, 1,203 classes give 361,000.
 _MOST_CANDIDATES = 10_000
+_MIN_SIDE = 1e-2  # of a detection, in pixels of the resized image, as in torchvision
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SamplingSettings:
 
     Attributes:
         batch: RoIs of an image; also the divisor of the losses, so that a batch may be spread over processes.
-        fg_fraction: maximum share of foreground among them.
+        fg_fraction: maximum share of foreground among them, of which there may always be one.
         fg_iou: overlap with an object from which a RoI is foreground; below it is background.
         bg_iou_low: overlap that background must reach with some object (Fast R-CNN's 0.1).
         add_gt: whether objects are added to the proposals.
@@ -344,8 +345,8 @@ class RoIHeads(nn.Module):
         row, label = index // (classes - 1), index % (classes - 1)
         rois, deltas = boxes.take(rois, row), boxes.take(deltas.flatten(1, 2), index)
         found = boxes.clip(boxes.decode(deltas, rois, self.box_weights), sizes)
-        counts = ((found[..., 2:] - found[..., :2]) >= 1e-2).all(-1)
-        return found, torch.where(counts, best, -torch.inf), label + 1
+        large_enough = ((found[..., 2:] - found[..., :2]) >= _MIN_SIDE).all(-1)
+        return found, torch.where(large_enough, best, -torch.inf), label + 1
 
     def _deltas(self, features: Features, rois: Tensor, sizes: Tensor, raw: Tensor, hidden: Tensor) -> Tensor:
         """Localizes RoIs ``[N, R, 4]``: deltas ``[N, R, K, 4]``.

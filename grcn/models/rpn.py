@@ -204,8 +204,8 @@ class RegionProposalNetwork(nn.Module):
         candidates = boxes.decode(boxes.take(deltas, index), anchors[index], BOX_WEIGHTS)
         candidates = boxes.clip(candidates, sizes)
         smallest = (candidates[..., 2:] - candidates[..., :2]).amin(-1)
-        counted = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]
-        return candidates, torch.where(counted, scores, -torch.inf), level
+        large_enough = smallest >= (how.min_size * scales).clamp(min=1e-3)[:, None]  # torchvision's minimum
+        return candidates, torch.where(large_enough, scores, -torch.inf), level
 
     def _best_of_each_map(self, scores: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Picks the ``pre_nms`` best anchors of each map, and sorts those of all maps by score.
