@@ -21,7 +21,9 @@ def main() -> None:
     source.add_argument("--checkpoint", type=Path, help="checkpoint, run folder or exported folder")
     source.add_argument("--detections", type=Path, help="COCO result JSON, or folder of comp4_det_<split>_<class>.txt")
     source.add_argument(
-        "--initial", action="store_true", help="the detector that model.weights are of, as COCO_V1, without training"
+        "--initial",
+        action="store_true",
+        help="the detector that model.weights are of, such as COCO_V1, without training",
     )
     parser.add_argument(
         "--output-dir",

@@ -76,7 +76,7 @@ def parameter(parser: argparse.ArgumentParser, word: str) -> tuple[str, object]:
     """Reads ``name:value`` of --slurm; a value is a number where it looks like one."""
     name, colon, value = word.partition(":")
     if not (name and colon and value):
-        parser.error(f"argument --slurm: expected name:value, as timeout_min:720 (got {word!r})")
+        parser.error(f"argument --slurm: expected name:value, such as timeout_min:720 (got {word!r})")
     return name, int(value) if value.isdecimal() else value
 
 

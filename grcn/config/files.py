@@ -46,7 +46,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
     Args:
         path: the YAML file, or the name of one that comes with grcn (:mod:`grcn.config.shipped`).
-        overrides: ``key=value`` each, as ``train.lr=3e-4`` or ``data.train=[a, b]``; the last wins.
+        overrides: ``key=value`` each, such as ``train.lr=3e-4`` or ``data.train=[a, b]``; the last wins.
 
     Raises:
         ConfigError: a file cannot be read or something in it is wrong; one line for each problem.

@@ -41,7 +41,7 @@ _EXPECTED = {
 }
 
 _SPLITS = ("data.train", "data.test")
-_NO_SPLIT = "name one, as [val]; grcn prepare-data split makes a test split of data without one"
+_NO_SPLIT = "name one, such as [val]; grcn prepare-data split makes a test split of data without one"
 
 
 def explain(error: ValidationError, tree: Node) -> Iterator[Problem]:

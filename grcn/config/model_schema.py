@@ -73,8 +73,8 @@ class ImageConfig(Section):
     role = MODEL
 
     short: Sizes = 600
-    """Length in pixels to which the shorter side is resized. Of a list, as [480, 600, 720], training draws one for each
-    image, and evaluation takes the largest. [S: one]"""
+    """Length in pixels to which the shorter side is resized. Of a list, such as [480, 600, 720], training draws one for
+    each image, and evaluation takes the largest. [S: one]"""
     max: Size = 1000
     """Limit of the longer side; an image that would exceed it is resized to it instead. [R]"""
     multiple: Size | None = None
@@ -160,7 +160,7 @@ class AnchorsConfig(Section):
 
     sizes: AnchorSizes = (128, 256, 512)
     """Square roots of the anchors' areas, in pixels of the resized image; on a pyramid a list for each map, finest
-    first, as [[32], [64], [128], [256], [512]]. [S: three for VOC, five for COCO; R: the values]"""
+    first, such as [[32], [64], [128], [256], [512]]. [S: three for VOC, five for COCO; R: the values]"""
     ratios: Positives = (0.5, 1, 2)
     """Height divided by width. [S: three; R: the values]"""
     layout: Literal["centred", "torchvision"] = "centred"

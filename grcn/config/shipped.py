@@ -24,7 +24,7 @@ def find(path: str | os.PathLike[str]) -> str:
     """Returns the path of a config: a file, or else the shipped config of that name.
 
     Args:
-        path: a file, or a name, as ``shapes/grcn_tiny``.
+        path: a file, or a name, such as ``shapes/grcn_tiny``.
     """
     given = os.fspath(path)
     name = given.removesuffix(".yaml")
@@ -49,7 +49,7 @@ def _place(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Lists the configs, as ``shapes/grcn_tiny``, without those in ``_base``."""
+    """Lists the configs, such as ``shapes/grcn_tiny``, without those in ``_base``."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in folder().glob("[!_]*/*.yaml"))
 
 

@@ -41,7 +41,7 @@ def columns(path: Path, folder: str, data: bytes, report: Report | None = None) 
 
     Args:
         path: the file, for messages.
-        folder: of the images, as ``train2014/``, for messages.
+        folder: of the images, such as ``train2014/``, for messages.
         data: the contents of the file.
         report: called with the fault of every wrong record; without it, the first one is an error. Wrong records are
             left out, with the annotations of wrong images and categories.

@@ -66,7 +66,7 @@ def tell_readings(packed: np.ndarray, path: Path, notes: Notes, report: Report |
 
 
 def number(value: Any) -> Meant | None:
-    """Reads an integer that is written as text or decimals, as ``"160"`` or ``160.0``."""
+    """Reads an integer that is written as text or decimals, such as ``"160"`` or ``160.0``."""
     if type(value) is float and value.is_integer() and abs(value) < _EXACT:
         return int(value), AS_TEXT
     found = _NUMBER.fullmatch(value) if type(value) is str else None

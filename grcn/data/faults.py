@@ -50,7 +50,7 @@ def fault(place: object, what: str, *values: object, kind: str = "annotation") -
 
     Args:
         place: the file, and where in it.
-        what: the problem and the fix, as ``not a list (got {}); use COCO's format``; the braces take the values.
+        what: the problem and the fix, such as ``not a list (got {}); use COCO's format``; the braces take the values.
         kind: see :class:`Fault`.
     """
     where = one_line(str(place))
@@ -75,7 +75,7 @@ class Notes:
         strict: make the first of them an error instead.
 
     Attributes:
-        counts: by kind, a few words in the plural that can follow a number, as ``values of <difficult>``.
+        counts: by kind, a few words in the plural that can follow a number, such as ``values of <difficult>``.
         places: by kind, the first places, each with the value found there.
     """
 

@@ -60,7 +60,7 @@ def load(
     """Reads splits such as ``VOC2007/trainval`` below ``root`` into one table.
 
     Objects marked ``difficult`` are kept and flagged. Images need not exist yet. Their ids are the names in the lists;
-    if two folders share a name, all ids start with the folder, as ``VOC2007/000001``.
+    if two folders share a name, all ids start with the folder, as in ``VOC2007/000001``.
 
     Args:
         classes: the class names, in the order of their labels. Left out, they are the 20 of VOC if

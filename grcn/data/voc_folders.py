@@ -19,7 +19,7 @@ _MOST_FOLDERS = 500  # searched for annotations, if the split names none
 
 
 class Files:
-    """The files in and below a folder by their names, as ``sub/a`` for ``sub/a.jpg``.
+    """The files in and below a folder by their names: ``sub/a`` for ``sub/a.jpg``.
 
     Every folder is listed once, when it is first needed; files whose names begin with a dot are left out.
 

@@ -95,7 +95,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or not a checkpoint of ours; its weights are
             not finite.
     """
-    contents = read_file(path, f"pass an existing checkpoint, as {_near(path)}")
+    contents = read_file(path, f"pass an existing checkpoint, such as {_near(path)}")
     _verify(path, contents)
     try:
         state = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)

@@ -59,7 +59,7 @@ def torchvision_names(network: str) -> dict[str, str]:
     """Maps torchvision's keys of ``vgg16``, ``resnet50`` or ``resnet101`` to layer names (:func:`layer_name`).
 
     ``features.0.weight`` is ``conv1_1.weight``, and ``layer3.5.conv2.weight`` is ``layer3_5.conv2.weight``; the four
-    tensors of a batch norm go to the convolution that precedes it, as ``layer3_5.conv2.norm_running_var``.
+    tensors of a batch norm go to the convolution that precedes it, such as ``layer3_5.conv2.norm_running_var``.
     """
     return _vgg16_names() if network == "vgg16" else _resnet_names(RESNET_UNITS[network])
 

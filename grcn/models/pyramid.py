@@ -41,8 +41,8 @@ def run_layers(layers: Mapping[str, nn.Module], maps: Mapping[str, Tensor], last
     """Runs layers of a network with a pyramid; their names determine what they read and produce.
 
     Args:
-        layers: ``stem``; units, as ``layer3_0``, which make ``"C4"`` of ``"x"``; laterals, as ``lateral4``, which make
-            ``"M4"`` of ``"C4"`` and ``"M5"``; outputs, as ``output4``, which make ``"P4"`` of ``"M4"``.
+        layers: ``stem``; units, such as ``layer3_0``, which make ``"C4"`` of ``"x"``; laterals, such as ``lateral4``,
+            which make ``"M4"`` of ``"C4"`` and ``"M5"``; outputs, such as ``output4``, which make ``"P4"`` of ``"M4"``.
         maps: ``"x"``, the last map of the stages; by level, ``"C2"`` to ``"C5"``, the stages' maps, ``"M2"`` to
             ``"M5"``, the sums of the top-down path, and ``"P2"`` to ``"P5"``, the pyramid's: as many as exist so far.
         last_stride: of conv5, 2 or 1.

@@ -149,7 +149,7 @@ def load_weights(
         entry: as ``model.weights``: ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``IMAGENET1K_FEATURES``, ``COCO_V1``,
             ``COCO_V2``, ``torchvision:FILE``, ``caffe:FILE`` or ``timm:FILE``.
         classes: names of the model's labels 1..C. None: rows are loaded as they are, where there are as many.
-        same_as: for some of these, their name among the file's classes, as COCO's ``airplane`` for ``aeroplane``.
+        same_as: for some of these, their name among the file's classes, such as COCO's ``airplane`` for ``aeroplane``.
 
     Raises:
         CheckpointError: the file is missing or unreadable; a key is unexpected or has another shape; a weight inside

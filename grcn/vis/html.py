@@ -35,7 +35,7 @@ def render(template: str, **values: object) -> bytes:
     """Fills a template in.
 
     Args:
-        template: path below the package, as ``run/report.html``; it extends ``vis/page.html``.
+        template: path below the package, such as ``run/report.html``; it extends ``vis/page.html``.
         values: those of its variables.
 
     Returns:

@@ -250,7 +250,7 @@ def test_a_word_for_a_list_is_shown_as_one(write: Any) -> None:
 def test_no_split_is_not_advised_as_one(write: Any, text: str) -> None:
     data = "data: {format: coco, root: r, train: [a], test: [b]}\ntrain: {steps: 1}"
     assert problems(write(data), f"data.test={text}", f"model.anchors.sizes={text}") == [
-        f"command line: data.test={text}: data.test: expected a list (got null); name one, as [val]; "
+        f"command line: data.test={text}: data.test: expected a list (got null); name one, such as [val]; "
         "grcn prepare-data split makes a test split of data without one",
         f"command line: model.anchors.sizes={text}: model.anchors.sizes: expected a list (got null); write [a, b]",
     ]

@@ -381,10 +381,10 @@ def test_a_path_that_is_no_checkpoint_names_one_that_is(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "checkpoints", state_of(1), keep=2)
     saved = checkpoint.save(tmp_path / "checkpoints", state_of(2), keep=2)
     for wrong in (tmp_path, saved.parent, saved.parent / "step_00000002-….pt"):
-        with pytest.raises(CheckpointError, match=f"; pass an existing checkpoint, as {saved}$"):
+        with pytest.raises(CheckpointError, match=f"; pass an existing checkpoint, such as {saved}$"):
             checkpoint.load(wrong)
     checkpoint.keep_best(saved.parent, [1, 2])
     with pytest.raises(
-        CheckpointError, match=r"a folder; pass an existing checkpoint, as .*/best-step_00000001-[0-9a-f]{16}\.pt$"
+        CheckpointError, match=r"a folder; pass an existing checkpoint, such as .*/best-step_00000001-[0-9a-f]{16}\.pt$"
     ):
         checkpoint.load(tmp_path)

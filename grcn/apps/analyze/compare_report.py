@@ -72,7 +72,7 @@ def report_runs(
 
     Args:
         runs: folders of grcn train.
-        overrides: settings that replace those of every run, as ``eval.limit=100``.
+        overrides: settings that replace those of every run, such as ``eval.limit=100``.
     """
     tables: list[Annotations] = []
     found = []

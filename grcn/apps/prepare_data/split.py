@@ -37,7 +37,7 @@ class Written:
 
     Attributes:
         files: each with a description of its contents.
-        settings: to train with, as ``key=value``.
+        settings: to train with, each ``key=value``.
         remarks: notes for the user.
     """
 
@@ -56,7 +56,7 @@ def split(root: Path, shares: dict[str, float], seed: int = 0, form: str | None 
     Args:
         root: a folder with VOC's ``Annotations`` and ``JPEGImages``, or their files side by side, one with YOLO's
             ``images`` and ``labels``, a COCO JSON file, or a folder with one such file.
-        shares: of the splits beside ``train``, as ``{"test": 0.2}``; the rest is ``train``.
+        shares: of the splits beside ``train``, such as ``{"test": 0.2}``; the rest is ``train``.
         seed: another one makes another split.
         form: one of :data:`FORMATS`; None detects it.
 

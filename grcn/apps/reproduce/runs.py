@@ -116,7 +116,7 @@ def execute(runs: Sequence[Trial], command: Sequence[str], jobs: int, stop: Stop
     fail too.
 
     Args:
-        command: starts a training, as ``[python, -m, grcn, train]``.
+        command: starts a training, such as ``[python, -m, grcn, train]``.
         jobs: processes at a time. They share the cores and, where there are several, the GPUs.
         stop: signals on which the processes save their step and end.
 
@@ -193,7 +193,7 @@ def _share(slot: int, jobs: int, device: str) -> dict[str, str]:
     """Returns the variables that give a process its part of the cores and, where there are several, a GPU.
 
     Args:
-        device: ``run.device``; one with a number, as ``cuda:1``, is that GPU for all.
+        device: ``run.device``; one with a number, such as ``cuda:1``, is that GPU for all.
     """
     # Where the process may run on some of the machine's cores only, they are those it has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -52,10 +52,10 @@ def submit(
     """Submits each run as a job with one task.
 
     Args:
-        command: starts a training, as ``[python, -m, grcn, train]``.
+        command: starts a training, such as ``[python, -m, grcn, train]``.
         folder: where submitit keeps its scripts and logs.
         cluster: ``slurm``, or ``local`` to try it out on this machine.
-        parameters: of submitit's ``update_parameters``, as ``{"timeout_min": 720, "slurm_partition": "gpu"}``.
+        parameters: of submitit's ``update_parameters``, such as ``{"timeout_min": 720, "slurm_partition": "gpu"}``.
 
     Returns:
         submitit's jobs.
