@@ -31,8 +31,11 @@ def hash_int(*words: int) -> int:
 def hash_tensor(*words: int | Tensor) -> Tensor:
     """Hashes integers and int64 tensors, which broadcast, to an int64 tensor in [0, 2**63).
 
-    ``hash_tensor(a, b)[i] == hash_int(int(a[i]), int(b[i]))``. Leading plain integers cost nothing on the device. At
-    least one word is a tensor; nothing is read back to the host.
+    ``hash_tensor(a, b)[i] == hash_int(int(a[i]), int(b[i]))``. Leading plain integers cost nothing on the device, and
+    nothing is read back to the host.
+
+    Raises:
+        ValueError: no word is a tensor.
     """
     state: int | Tensor = 0
     for word in words:

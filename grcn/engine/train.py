@@ -73,6 +73,8 @@ def train(
     Raises:
         EnvironmentFault: a checkpoint could not be written; raised by the call that waits for it.
         RuntimeError: torchrun started several processes, and this one has not joined the others.
+        ValueError: the optimizer is not fused; the batches end before the steps; a trained weight has no gradient.
+        CheckpointError: the checkpoint to continue from is past ``steps``, or does not fit the model or optimizer.
         NonFiniteError: a loss or gradient was not finite. The weights, and their average, are those
             before that step, in all processes.
         Stopped: a signal came to one of the processes; the checkpoint is saved.

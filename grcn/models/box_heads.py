@@ -20,7 +20,7 @@ from grcn.models.resnet import FrozenNormConv, Units
 class Hidden(nn.Module):
     """Hidden layers of a task: maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``.
 
-    They are also called with the random keys of the rows, int64 ``[R]``, which only dropout reads.
+    They are also called with the random keys of the rows, int64 ``[R]``, which those without dropout do not read.
     """
 
     out_features: int
@@ -69,7 +69,7 @@ class ConvHead(Hidden):
         self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; nothing in it is random, so ``keys`` are not read."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``."""
         x = to_memory_format(x, "train_units" if self.training else "eval")
         return self.conv2(self.conv1(x)).mean((2, 3))
 
@@ -85,7 +85,7 @@ class ConvFCHead(Hidden):
         self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, size, size]`` to ``[R, dim]``; nothing in it is random: ``keys`` are not read."""
+        """Maps RoI features ``[R, C, size, size]`` to ``[R, dim]``."""
         x = to_memory_format(x, "train_units" if self.training else "eval")
         for conv in self.convs:
             x = conv(x, relu=True)
@@ -101,7 +101,7 @@ class Conv5Head(Hidden):
         self.out_features = out_features
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``; ``keys`` are not read: nothing is random."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, out_features]``."""
         return self.units(to_memory_format(x, "train_units" if self.training else "eval")).mean((2, 3))
 
 

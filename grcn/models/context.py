@@ -1,7 +1,6 @@
 """Context attention: each RoI's features look at the whole image (paper, Sec. 3.3, eq. 1).
 
-Shapes: ``N`` images, ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` cells of the pooled
-    image.
+Shapes: ``N`` images, ``R`` RoIs of an image, ``C`` channels, ``s x s`` cells of a RoI, ``t x t`` of the pooled image.
 """
 
 from __future__ import annotations
@@ -35,6 +34,9 @@ class ContextAttention(nn.Module):
         gate: ``"none"``: eq. 1; ``"zero"``: the added term has a learned factor that starts at zero, so that the
             model starts as the one without context.
         cells: ``t * t``.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim`` and ``channels``; an unknown ``norm`` or ``gate``.
     """
 
     def __init__(

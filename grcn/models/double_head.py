@@ -47,7 +47,7 @@ class ResidualHead(Hidden):
         self.out_features = dim
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``; nothing in it is random: ``keys`` are not read."""
+        """Maps RoI features ``[R, C, s, s]`` to ``[R, dim]``."""
         x = self.widen(to_memory_format(x, "train_units" if self.training else "eval"))
         for unit in self.residual:
             x = unit(x, 1)

@@ -217,10 +217,7 @@ class SplitResNet(Backbone):
         self.feature_specs = {task: FeatureSpec(channels, (self.strides[task],)) for task in TASKS}
 
     def forward(self, x: Tensor) -> dict[str, Maps]:
-        """Maps images ``[N, 3, H, W]`` to ``{"cls", "loc"}``, each a tuple of one map.
-
-        A map is ``[N, channels, ceil(H / stride), ceil(W / stride)]``.
-        """
+        """Maps images ``[N, 3, H, W]`` to a map of each task, ``[N, channels, ceil(H / stride), ceil(W / stride)]``."""
         # Without a graph, unless the caller wants the gradient of the images.
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             x = self.frozen(to_memory_format(x, "frozen"), self.strides["cls"])
