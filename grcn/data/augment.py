@@ -57,7 +57,7 @@ class HorizontalFlip:
         if rng.unit(key) >= self.prob:
             return image, target
         image, boxes = horizontal_flip(image, target["boxes"])
-        return image, {**target, "boxes": boxes, "augmented": (*target["augmented"], "flipped")}
+        return image, {**target, "boxes": boxes, "augmented": (*target.get("augmented", ()), "flipped")}
 
 
 class RandomCrop:
@@ -103,7 +103,7 @@ class RandomCrop:
         share = _area(clipped) / _area(boxes)
         kept = (share >= self.min_kept) & (_sides(clipped) >= THINNEST).all(1)
         target = {**target, "boxes": clipped, "area": target["area"] * share.to(target["area"].dtype)}
-        target["augmented"] = (*target["augmented"], f"cropped to {width} x {height}")
+        target["augmented"] = (*target.get("augmented", ()), f"cropped to {width} x {height}")
         return F.crop(image, top, left, height, width), keep_objects(target, kept)
 
 

@@ -58,6 +58,15 @@ def test_a_crop_is_torchvisions_and_keeps_what_is_left_enough(key: int) -> None:
     assert int(found["image_id"]) == 3
 
 
+@pytest.mark.parametrize("augment", [HorizontalFlip(1.0), RandomCrop(1.0), ColorJitter(0.4)])
+def test_targets_need_not_say_what_was_done_to_them(augment: Any) -> None:
+    given = target([[5, 6, 30, 40]])
+    image = torch.zeros(3, 50, 70, dtype=torch.uint8)
+    done = augment(image, given, 5)[1]["augmented"]
+    del given["augmented"]
+    assert augment(image, given, 5)[1].get("augmented", ()) == done
+
+
 def test_a_crop_may_leave_one_pixel_and_no_objects() -> None:
     crop = RandomCrop(1.0, (0.0, 0.0), 0.5)
     image, found = crop(torch.zeros(3, 40, 50, dtype=torch.uint8), target([[1, 1, 30, 30]]), 5)
