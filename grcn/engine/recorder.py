@@ -52,10 +52,15 @@ class Recorder:
             state: the checkpoint to continue from, as :func:`grcn.engine.checkpoint.load` returns it.
             record: further contents of each checkpoint: plain types.
             log_every: steps between lines of the log; only these and saving synchronize host and device.
-            keep: how many checkpoints to keep.
+            keep: how many checkpoints to keep, one at least.
             best: metric whose highest value marks the checkpoint to keep in addition, as ``best-….pt``.
             tensorboard: write TensorBoard's events too, into ``folder/tensorboard``.
+
+        Raises:
+            ValueError: ``keep`` is below 1: no checkpoint would be left to continue from.
         """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 (got {keep}); else no checkpoint is left to continue from")
         self.step: int = 0 if state is None else state["step"]
         self.losses = RecentLosses([] if state is None else state["losses"])
         self._folder, self._checkpoints = folder, folder / "checkpoints"

@@ -205,3 +205,9 @@ def test_the_copy_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for thread in set(threading.enumerate()) - before:
             thread.join()
         assert copies[0]() is None
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_a_recorder_keeps_at_least_one_checkpoint(tmp_path: Path, keep: int) -> None:
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        Recorder(tmp_path, keep=keep)
