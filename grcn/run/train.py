@@ -215,7 +215,11 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
             logger.info("%s: no checkpoint yet; starting at step 0", folder)
         return found
     state = checkpoint.load(resume_from)
-    if checkpoint.latest_step(folder / "checkpoints") > state["step"]:
+    there = checkpoint.latest_step(folder / "checkpoints")
+    if there >= 0 and folder.resolve() not in resume_from.resolve().parents:
+        # Its log, evaluations and best checkpoint would be taken for those of the run that is continued.
+        raise ConfigError(f"{folder}: holds another run than that of {resume_from}; choose another --output-dir")
+    if there > state["step"]:
         raise ConfigError(
             f"{folder}: holds later checkpoints than {resume_from}; choose another --output-dir or remove them"
         )

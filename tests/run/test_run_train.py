@@ -172,6 +172,19 @@ def test_a_checkpoint_from_before_these_settings_is_continued(tmp_path: Path) ->
         torch.testing.assert_close(continued[key], straight[key], rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_another_run_is_not_continued_in_a_folder_with_a_run(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        train(config("train.steps=2"), tmp_path / name)
+    path, state = newest(tmp_path / "other")
+    for step in (state["step"], state["step"] + 2):
+        before = (tmp_path / "one/metrics.jsonl").read_bytes()
+        with pytest.raises(ConfigError, match="one: holds another run than that of .*; choose another --output-dir"):
+            train(config(f"train.steps={step}"), tmp_path / "one", resume_from=path)
+        assert (tmp_path / "one/metrics.jsonl").read_bytes() == before
+    path, _ = newest(tmp_path / "one")
+    train(config("train.steps=2"), tmp_path / "one", resume_from=path)
+
+
 @pytest.mark.parametrize(("device_does", "picked"), [(True, "bf16"), (False, "none")])
 def test_auto_precision_is_the_device_s_at_first_and_then_the_run_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device_does: bool, picked: str
