@@ -386,7 +386,7 @@ def test_a_backbone_returns_tuples():
         model.backbone.forward = wrong
         with pytest.raises(TypeError, match=r"must return a dict of maps for \['cls', 'loc'\] \(got .+\)"):
             model.eval()(small_batch()[0])
-    with pytest.raises(TypeError, match=r"strides must be a tuple, one for each map, as \(16,\) \(got 8\)"):
+    with pytest.raises(TypeError, match=r"strides must be a tuple, one for each map, such as \(16,\) \(got 8\)"):
         FeatureSpec(8, strides=8)
     model.backbone.forward = lambda images: {task: found * 2 for task, found in maps(images).items()}
     with pytest.raises(ValueError, match=r"1 maps are declared for cls \(got 2\)"):
