@@ -119,6 +119,8 @@ def train(
         if dry_run:
             return try_steps(training, optimizer, ema, state, device)
 
+        recorder = training.recorder(folder, state)
+        recorder.restore(model, optimizer, ema)  # a checkpoint that does not fit must not change the run's files
         batches = training.batches(device, 0 if state is None else state["step"])
         finished = state is not None and state["step"] == training.steps
         if finished and distributed.on_main(lambda: is_evaluated(folder / "metrics.jsonl", training.steps)):
@@ -146,7 +148,6 @@ def train(
             table, into = limit_images(cfg.eval, training.test.table), folder / "eval" / f"step_{step}"
             return distributed.on_main(lambda: score(cfg, table, training.test, found, into, stop=stop))
 
-        recorder = training.recorder(folder, state)
         metrics = training.run(model, batches, optimizer, recorder, evaluate_now, ema, stop)
         if evaluated or not (folder / "report.html").exists():
             distributed.on_main(lambda: _report(folder, training))

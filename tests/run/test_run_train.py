@@ -172,6 +172,14 @@ def test_a_checkpoint_from_before_these_settings_is_continued(tmp_path: Path) ->
         torch.testing.assert_close(continued[key], straight[key], rtol=0, atol=0)
 
 
+def test_a_resume_that_fails_leaves_the_files_of_the_run(tmp_path: Path) -> None:
+    train(config("train.steps=2"), tmp_path)
+    before = [(tmp_path / name).read_bytes() for name in ("config.yaml", "env.json", "metrics.jsonl")]
+    with pytest.raises(CheckpointError, match="another shape"):
+        train(config("train.steps=4", "model.width=32"), tmp_path, resume=True, allow_changes=True)
+    assert [(tmp_path / name).read_bytes() for name in ("config.yaml", "env.json", "metrics.jsonl")] == before
+
+
 def test_a_checkpoint_of_another_run_is_not_continued_in_a_folder_with_a_run(tmp_path: Path) -> None:
     for name in ("one", "other"):
         train(config("train.steps=2"), tmp_path / name)
