@@ -39,7 +39,7 @@ class SamplingSettings:
 
     Attributes:
         batch: RoIs of an image; also the divisor of the losses, so that a batch may be spread over processes.
-        fg_fraction: maximum share of foreground among them, of which there may always be one.
+        fg_fraction: maximum share of foreground among them, but at least one RoI.
         fg_iou: overlap with an object from which a RoI is foreground; below it is background.
         bg_iou_low: overlap that background must reach with some object (Fast R-CNN's 0.1).
         add_gt: whether objects are added to the proposals.

@@ -145,5 +145,5 @@ class DensePool(nn.Module):
     """pool(2,2,1): 2x2 max pooling at stride 1, padded right and below so that the map keeps its size (Table 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[N, C, H, W]`` to the same shape, by the maximum over 2x2 cells from each cell on."""
+        """Maps ``[N, C, H, W]`` to the same shape; cell ``(i, j)`` is the maximum over ``(i to i+1, j to j+1)``."""
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)
