@@ -215,11 +215,14 @@ def _find_checkpoint(folder: Path, resume: bool, resume_from: Path | None) -> tu
             _check_never_saved(folder)
             logger.info("%s: no checkpoint yet; starting at step 0", folder)
         return found
-    state = checkpoint.load(resume_from)
     there = checkpoint.latest_step(folder / "checkpoints")
     if there >= 0 and folder.resolve() not in resume_from.resolve().parents:
-        # Its log, evaluations and best checkpoint would be taken for those of the run that is continued.
-        raise ConfigError(f"{folder}: holds another run than that of {resume_from}; choose another --output-dir")
+        # The log, evaluations and best checkpoint there would be taken for those of the run that is continued.
+        raise ConfigError(
+            f"{folder}: has checkpoints, and {resume_from} is none of them; continue them with --resume, or choose "
+            "another --output-dir"
+        )
+    state = checkpoint.load(resume_from)
     if there > state["step"]:
         raise ConfigError(
             f"{folder}: holds later checkpoints than {resume_from}; choose another --output-dir or remove them"

@@ -186,7 +186,8 @@ def test_a_checkpoint_of_another_run_is_not_continued_in_a_folder_with_a_run(tmp
     path, state = newest(tmp_path / "other")
     for step in (state["step"], state["step"] + 2):
         before = (tmp_path / "one/metrics.jsonl").read_bytes()
-        with pytest.raises(ConfigError, match="one: holds another run than that of .*; choose another --output-dir"):
+        refused = f"one: has checkpoints, and {path} is none of them; continue them with --resume, or choose another"
+        with pytest.raises(ConfigError, match=refused):
             train(config(f"train.steps={step}"), tmp_path / "one", resume_from=path)
         assert (tmp_path / "one/metrics.jsonl").read_bytes() == before
     path, _ = newest(tmp_path / "one")
